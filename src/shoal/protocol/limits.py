@@ -1,0 +1,56 @@
+"""Every limit of the system, in one place, with its unit last in its name. Asserts at the end relate them to each other."""
+
+from __future__ import annotations
+
+PROTOCOL_VERSION = 1
+
+# --- frames
+FRAME_HEADER_BYTES = 4
+FRAME_BYTES_MAX = 256 << 20  #: a longer frame is garbage or an attack: the connection is closed
+RECEIVE_BUFFER_BYTES = 256 << 10
+
+# --- values
+INLINE_ARGUMENT_BYTES_MAX = 16 << 10  #: larger arguments go through the store (measured: 32 kB 24 us against 101)
+INLINE_RESULT_BYTES_MAX = 100 << 10  #: larger results are sealed in the store
+
+# --- the hot path
+SPIN_S = 50e-6
+SPIN_GIVE_UP_S = 100e-6  #: no spinning while recent waits take longer than this on average
+SWITCH_INTERVAL_S = 0.0005
+BACKGROUND_TICK_S = 0.005
+QUEUED_WORK_S = 0.0015  #: work kept queued at a worker
+FLUSH_TASKS = 32  #: pushes gathered for one send
+REPLY_FLUSH_S = 0.001
+
+# --- scheduling
+LEASE_IDLE_S = 1.0
+LEASE_SLICE_S = 0.010  #: a lease is revoked after this when others wait
+BLOCKED_AFTER_S = 0.001
+RESOURCE_UNIT = 10_000  #: resources are integers in 1/10,000 of a unit
+WORKER_IDLE_S = 5.0  #: surplus idle workers leave after this
+WORKER_SPARES = 2  #: warm workers kept ready beyond the CPUs' own
+
+# --- objects
+SEGMENT_GROW_BYTES = 64 << 20
+BLOCK_ALIGN_BYTES = 64
+BLOCK_HEADER_BYTES = 64
+PIN_SLOTS_MAX = 1 << 20
+PAGE_HEADER_BYTES = 4096
+EVICTION_GRACE_S = 0.010
+STORE_SHARE_OF_MEMORY = 0.3
+RELEASE_SWEEP_S = 0.02
+
+# --- life and death
+START_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+WORKER_START_TIMEOUT_S = 60.0
+SHUTDOWN_GRACE_S = 0.5
+CALL_TIMEOUT_S = 30.0
+
+# --- defaults of options
+MAX_RETRIES_DEFAULT = 3
+ASYNC_CONCURRENCY_DEFAULT = 1000
+
+assert INLINE_ARGUMENT_BYTES_MAX <= INLINE_RESULT_BYTES_MAX < FRAME_BYTES_MAX
+assert REPLY_FLUSH_S <= QUEUED_WORK_S <= LEASE_SLICE_S < LEASE_IDLE_S
+assert BLOCK_HEADER_BYTES % BLOCK_ALIGN_BYTES == 0

@@ -1,0 +1,582 @@
+"""Every message that crosses a process boundary, and how a user value is written inside one.
+
+Purpose: one table of frames, read by docs/PROTOCOL.md and by the wire tests.
+
+Design: a message is a msgspec struct encoded as an array whose first element is its tag; a frame is a 4-byte little-endian length and
+that array. Tags below 16 are values and peers' messages, 20-49 between a runtime and its node daemon, 50-69 objects, 70-99
+actors and control. A user value inside a message is `Value`:
+
+    bytes        an inline value, as `serialization` wrote it
+    Stored       a place in the shared-memory store
+    Failed       a pickled exception in the place of the value
+    Containing   an inline value that holds ObjectRefs (listed, so that no one need unpickle it to know)
+
+How to extend: add a struct with a free tag, list it in the right union at the end, and give docs/PROTOCOL.md its row. Fields are only
+ever appended, with defaults.
+
+What it does not do: sockets, framing (`wire`), or knowing what a value means (`serialization`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base of all messages."""
+
+
+# ---------------------------------------------------------------- values
+
+
+class Stored(Message, tag=1):
+    """A value in the store: `size` payload bytes behind the block at `offset` of `segment`, valid while the header says `generation`."""
+
+    oid: bytes
+    segment: int
+    offset: int
+    size: int
+    generation: int
+    nested: list[bytes] = []
+
+
+class Failed(Message, tag=2):
+    """An error in the place of a value: `error` is a serialized exception; `retriable` errors are the user's own."""
+
+    error: bytes
+    retriable: bool = False
+
+
+class Containing(Message, tag=3):
+    """An inline value that holds the refs `nested`."""
+
+    blob: bytes
+    nested: list[bytes]
+
+
+Value = bytes | Stored | Failed | Containing
+
+
+class Many(Message, tag=4):
+    """The results of a task with several returns, in order."""
+
+    values: list[Value]
+
+
+# ---------------------------------------------------------------- runtime <-> worker (peer connections)
+
+
+class Hello(Message, tag=5):
+    """First frame of every connection, both ways: who speaks, and which version."""
+
+    protocol_version: int
+    worker_id: bytes
+    job_id: bytes
+    pid: int
+
+
+class DefineFunction(Message, tag=6):
+    """Code for `function_id`; sent once a connection, before the first template that names it."""
+
+    function_id: bytes
+    code: bytes
+
+
+class TaskTemplate(Message, tag=7):
+    """All that the calls of one remote function with one set of options share. `number` is the sender's short name for it."""
+
+    number: int
+    function_id: bytes
+    name: str
+    kind: int  #: one of the KIND_ constants
+    num_returns: int  #: NUM_RETURNS_STREAMING for generators, NUM_RETURNS_DYNAMIC for "dynamic"
+    job_id: bytes = b""
+    depth: int = 0
+    max_calls: int = 0
+    backpressure: int = -1
+    method: str = ""
+    concurrency_group: str = ""
+    options: dict[str, Any] = {}
+
+
+KIND_TASK = 0
+KIND_ACTOR_CALL = 1
+NUM_RETURNS_STREAMING = -1
+NUM_RETURNS_DYNAMIC = -2
+
+
+class PushTasks(Message, tag=8):
+    """Tasks for a leased worker. An item is (seq, template number, task id, attempt, arguments, dependencies).
+
+    `arguments` is a serialized value: the tuple of positional arguments, or a list [args, kwargs]. `dependencies` is None or a list of
+    (position or keyword, Value) that replace the Nones standing there.
+    """
+
+    lease_id: int
+    items: list[tuple[int, int, bytes, int, Value, list[tuple[int | str, Value]] | None]]
+
+
+class RecallTasks(Message, tag=9):
+    """Bounce what has not started."""
+
+    lease_id: int
+
+
+class CancelTask(Message, tag=10):
+    """Cancel a pushed task: drop it when queued, interrupt it when running."""
+
+    lease_id: int
+    seq: int
+    recursive: bool
+
+
+class StreamCredit(Message, tag=11):
+    """The consumer of a stream has taken `consumed` items in all."""
+
+    lease_id: int
+    seq: int
+    consumed: int
+
+
+class TaskReplies(Message, tag=12):
+    """Results, in the order of finishing. An item is (seq, Value or Many); `busy_us` is the time spent in these tasks."""
+
+    lease_id: int
+    items: list[tuple[int, Value | Many]]
+    busy_us: int
+
+
+class TasksBounced(Message, tag=13):
+    """Tasks given back unstarted. With `ended` the lease is over and the submitter forgets it."""
+
+    lease_id: int
+    seqs: list[int]
+    ended: bool
+    reason: str = ""
+
+
+class StreamItem(Message, tag=14):
+    """Item number `index` (from 1) of the stream of task `seq`."""
+
+    lease_id: int
+    seq: int
+    index: int
+    value: Value
+
+
+# ---------------------------------------------------------------- runtime <-> node daemon
+
+
+class Register(Message, tag=20):
+    """A process presents itself. `role` is driver or worker; `startup_token` is what the zygote gave a worker; `job` describes a driver's
+    job: namespace, sys_path, cwd, options, log_to_driver. `address` is where peers reach a worker."""
+
+    role: str
+    worker_id: bytes
+    pid: int
+    address: str
+    startup_token: int = 0
+    job: dict[str, Any] = {}
+
+
+class Registered(Message, tag=21):
+    """The answer. `page_fd` is the file descriptor, in the daemon's process, of this process's page (status, pins)."""
+
+    node_id: bytes
+    job_id: bytes
+    daemon_pid: int
+    page_fd: int
+    namespace: str
+    session_dir: str
+    config: dict[str, Any]
+
+
+class RequestLeases(Message, tag=22):
+    """`backlog` tasks of class `class_no` wait for workers; 0 takes the request back. Repeats replace what was said before.
+
+    A class is all tasks of one sender that any worker granted to it may run: same resources, strategy, environment and depth.
+    `demand` is in 1/10,000 units. `environment` names what the worker process must have (variables), empty for none.
+    """
+
+    class_no: int
+    job_id: bytes
+    demand: dict[str, int]
+    depth: int
+    backlog: int
+    strategy: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    name: str = ""
+
+
+class LeaseGranted(Message, tag=23):
+    """A worker for class `class_no`: connect to `address` and push under `lease_id`."""
+
+    class_no: int
+    lease_id: int
+    worker_id: bytes
+    address: str
+    pid: int
+
+
+class LeasesUnschedulable(Message, tag=24):
+    """No node can ever satisfy the class: what was asked, what there is."""
+
+    class_no: int
+    reason: str
+
+
+class ReturnLease(Message, tag=25):
+    """The submitter needs the lease no more."""
+
+    lease_id: int
+
+
+class LeaseStarted(Message, tag=26):
+    """To a worker: from now on pushes under `lease_id` are yours to run. Always written before the grant is."""
+
+    lease_id: int
+    submitter_id: bytes
+    job_id: bytes
+    demand: dict[str, int]
+    assigned: dict[str, list[int]] = {}  #: accelerator ids by resource name, e.g. {"GPU": [0, 1]}
+    environment: dict[str, Any] = {}
+    depth: int = 0
+
+
+class RevokeLease(Message, tag=27):
+    """To a worker: bounce what has not started, finish what runs, then say LeaseFinished."""
+
+    lease_id: int
+
+
+class LeaseFinished(Message, tag=28):
+    """From a worker: the lease is over, nothing of it runs; with `exiting` the process leaves (max_calls, a changed environment)."""
+
+    lease_id: int
+    exiting: bool = False
+
+
+class Blocked(Message, tag=29):
+    """From a worker: its task waits in get or wait; its CPUs may be lent."""
+
+    lease_id: int
+
+
+class Unblocked(Message, tag=30):
+    """From a worker: its task goes on and has its CPUs again, at once."""
+
+    lease_id: int
+
+
+class WorkerDied(Message, tag=31):
+    """To every process that leased from or shares an actor with the worker: how it ended, and what it had started."""
+
+    worker_id: bytes
+    lease_id: int
+    started_seq: int  #: the last task it had begun under the lease, 0 for none
+    cause: str
+    exit_code: int  #: negative for a signal
+    out_of_memory: bool = False
+
+
+class KillWorker(Message, tag=32):
+    """From the submitter holding `lease_id`: kill its worker (cancel with force) if it still runs task `seq`."""
+
+    lease_id: int
+    seq: int
+
+
+class SignalWorker(Message, tag=33):
+    """From the submitter: interrupt task `seq` (the fast path of cancel)."""
+
+    lease_id: int
+    seq: int
+
+
+class WorkerExiting(Message, tag=34):
+    """From a worker that ends by its own will (exit_actor, max_calls, drained): the reason."""
+
+    reason: str
+
+
+class Shutdown(Message, tag=35):
+    """To a process: leave now. From a driver: its job is over."""
+
+    reason: str
+
+
+class LogLines(Message, tag=36):
+    """To a driver: complete lines that a worker of its job printed. `stream` is 1 (stdout) or 2 (stderr)."""
+
+    pid: int
+    name: str
+    stream: int
+    lines: list[str]
+
+
+class TaskEvents(Message, tag=37):
+    """Trace: (task id, name, attempt, state, start time in s since the epoch, end time, error type), batched and best effort."""
+
+    events: list[tuple[bytes, str, int, str, float, float, str]]
+
+
+class Call(Message, tag=38):
+    """A request for rare things; `method` is "node.x" or "gcs.x"; answered by Answer with the same number."""
+
+    request: int
+    method: str
+    body: dict[str, Any]
+
+
+class Answer(Message, tag=39):
+    """The answer to a Call; `error` is empty or [kind, text]."""
+
+    request: int
+    body: Any
+    error: list[str] = []
+
+
+class Notice(Message, tag=40):
+    """To a driver: a sentence for its user (why something waits, what was spilled)."""
+
+    level: str
+    text: str
+
+
+# ---------------------------------------------------------------- objects
+
+
+class Escape(Message, tag=50):
+    """From an owner: refs to `oids` are about to leave this process, which holds them. `lineage` is the spec that makes them anew."""
+
+    oids: list[bytes]
+    lineage: bytes = b""
+
+
+class Publish(Message, tag=51):
+    """From an owner: the value of an escaped object is known."""
+
+    oid: bytes
+    value: Value
+
+
+class Hold(Message, tag=52):
+    """One more hold on each of `oids` by `holder` (a WorkerID; empty for the sender)."""
+
+    oids: list[bytes]
+    holder: bytes = b""
+
+
+class Release(Message, tag=53):
+    """One hold fewer on each of `oids` by `holder` (a WorkerID; empty for the sender)."""
+
+    oids: list[bytes]
+    holder: bytes = b""
+
+
+class Resolve(Message, tag=54):
+    """Send the value of each of `oids` when it is known. With `stale_generation` the place known before is not valid any more."""
+
+    oids: list[bytes]
+    stale_generation: int = 0
+
+
+class Resolved(Message, tag=55):
+    """The value of an object."""
+
+    oid: bytes
+    value: Value
+
+
+class Sealed(Message, tag=56):
+    """From a writer: new objects in its segment; an item is (oid, segment, offset, size, generation, owner's WorkerID)."""
+
+    items: list[tuple[bytes, int, int, int, int, bytes]]
+
+
+class FreeObjects(Message, tag=57):
+    """From an owner: nobody refers to these stored objects any more."""
+
+    oids: list[bytes]
+
+
+class FreeBlocks(Message, tag=58):
+    """To a writer: blocks of its segment that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their
+    pages and their budget."""
+
+    segment: int
+    blocks: list[tuple[int, int, bool]]
+
+
+class OpenSegment(Message, tag=59):
+    """From a process: it wants a segment to write to, or `need` more bytes of budget for the one it has."""
+
+    request: int
+    need: int
+
+
+class SegmentBudget(Message, tag=60):
+    """The answer: the segment, and bytes granted for it in addition. `granted` 0 means that the pool is full: `reason` says of what."""
+
+    request: int
+    segment: int
+    capacity: int
+    granted: int
+    reason: str = ""
+
+
+class TrimBudget(Message, tag=61):
+    """To a writer: give back up to `want` bytes of free ranges (punch them) and say how much with BudgetReturned."""
+
+    want: int
+
+
+class BudgetReturned(Message, tag=62):
+    """From a writer: bytes of its budget that it gave back."""
+
+    segment: int
+    returned: int
+
+
+# ---------------------------------------------------------------- actors
+
+
+class ActorSpec(Message, tag=70):
+    """All that creates an actor, and creates it again. `arguments` and `dependencies` as in PushTasks."""
+
+    actor_id: bytes
+    class_id: bytes
+    class_name: str
+    job_id: bytes
+    name: str
+    namespace: str
+    demand: dict[str, int]  #: while alive
+    placement: dict[str, int]  #: to be placed
+    arguments: Value
+    dependencies: list[tuple[int | str, Value]] | None
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    max_concurrency: int = 1
+    concurrency_groups: dict[str, int] = {}
+    is_async: bool = False
+    detached: bool = False
+    strategy: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    methods: bytes = b""  #: serialized table of method options, for handles made by name
+    options: dict[str, Any] = {}
+
+
+class CreateActor(Message, tag=71):
+    """Make an actor. Answered by an Answer: body {"actor_id", "existing": ActorSpec or None} or the error ["ActorAlreadyExists", text]."""
+
+    request: int
+    spec: ActorSpec
+    get_if_exists: bool = False
+
+
+class SubscribeActor(Message, tag=72):
+    """Send me the actor's state, now and whenever it changes."""
+
+    actor_id: bytes
+
+
+class ActorState(Message, tag=73):
+    """The state of an actor: pending, alive, restarting, dead. `lease_id` is what calls are pushed under; `cause` a serialized error."""
+
+    actor_id: bytes
+    state: str
+    incarnation: int
+    lease_id: int
+    worker_id: bytes
+    address: str
+    pid: int
+    cause: str = ""
+    creation_error: bytes = b""  #: serialized exception of a failed constructor
+
+
+class BecomeActor(Message, tag=74):
+    """To a worker: construct this actor; calls come under `lease_id` (LeaseStarted came before)."""
+
+    lease_id: int
+    incarnation: int
+    spec: ActorSpec
+
+
+class ActorStarted(Message, tag=75):
+    """From a worker: the constructor returned, or failed with `error` (a serialized exception)."""
+
+    actor_id: bytes
+    incarnation: int
+    error: bytes = b""
+
+
+class KillActor(Message, tag=76):
+    """Kill an actor's process."""
+
+    actor_id: bytes
+    no_restart: bool
+
+
+class TerminateActor(Message, tag=77):
+    """To an actor's worker: nobody holds a handle any more: finish what is queued, then leave."""
+
+    reason: str
+
+
+PeerMessage = (
+    Hello | DefineFunction | TaskTemplate | PushTasks | RecallTasks | CancelTask | StreamCredit | TaskReplies | TasksBounced | StreamItem
+)
+#: what a node daemon sends to the processes of its node
+FromDaemon = (
+    Registered
+    | LeaseGranted
+    | LeasesUnschedulable
+    | LeaseStarted
+    | RevokeLease
+    | WorkerDied
+    | SignalWorker
+    | Shutdown
+    | LogLines
+    | Answer
+    | Notice
+    | Resolved
+    | FreeBlocks
+    | SegmentBudget
+    | TrimBudget
+    | ActorState
+    | BecomeActor
+    | TerminateActor
+)
+#: what the processes of a node send to their daemon
+ToDaemon = (
+    Hello
+    | Register
+    | RequestLeases
+    | ReturnLease
+    | LeaseFinished
+    | Blocked
+    | Unblocked
+    | KillWorker
+    | SignalWorker
+    | WorkerExiting
+    | Shutdown
+    | TaskEvents
+    | Call
+    | Escape
+    | Publish
+    | Hold
+    | Release
+    | Resolve
+    | Sealed
+    | FreeObjects
+    | OpenSegment
+    | BudgetReturned
+    | CreateActor
+    | SubscribeActor
+    | ActorStarted
+    | KillActor
+)
+#: what a runtime may receive, from its daemon or from a peer
+ToRuntime = PeerMessage | FromDaemon

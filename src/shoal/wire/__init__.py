@@ -1,0 +1,1 @@
+"""How bytes travel: framing as a byte machine, without a socket."""
