@@ -494,6 +494,7 @@ class ActorState(Message, tag=73):
     pid: int
     cause: str = ""
     creation_error: bytes = b""  #: serialized exception of a failed constructor
+    death: str = ""  #: why a dead actor is dead: one of the DEATH_ constants of `gcs_messages`
 
 
 class BecomeActor(Message, tag=74):

@@ -1,0 +1,210 @@
+"""Messages between a node daemon and the GCS.
+
+Purpose: the second table of frames; tags 100-129. Values inside (`ActorSpec`, `ActorState`) are those of `messages`.
+
+Design: the node dials, says `Hello` (with its NodeID as the speaker) and `RegisterNode`; the GCS answers `NodeRegistered`. Rare things
+are calls (`GcsCall` / `GcsAnswer`, listed below); what happens to actors is told by typed messages, each with the actor's
+incarnation, so that news of a former life is recognized and dropped. The GCS answers a subscription with the present state at once
+and then with every change; the version only grows, so a subscriber that reconnects ignores what it has seen.
+
+Calls, with their bodies and answers (`?` marks what may be left out):
+
+    gcs.actor_create    spec: ActorSpec, get_if_exists?: bool  -> actor_id, existing: ActorSpec | None   (ActorAlreadyExists)
+    gcs.actor_by_name   name, namespace                        -> actor_id, spec: ActorSpec              (ActorNotFound)
+    gcs.actor_kill      actor_id, no_restart: bool             -> state: str                             (ActorNotFound)
+    gcs.actors_list     job_id?, state?, limit?                -> actors: list of records
+    gcs.actor_story     actor_id                               -> story: list of lines                   (ActorNotFound)
+    gcs.named_actors    namespace?: str (none: all of them)    -> actors: list of {name, namespace, actor_id}
+    gcs.nodes                                                  -> nodes: list of records
+    gcs.register_job    job_id?, namespace, pid, config?       -> job_id   (a fresh one when none was given)
+    gcs.end_job         job_id, reason?                        -> ended: bool
+    gcs.jobs                                                   -> jobs: list of records
+    gcs.function_put    function_id, code                      -> added: bool
+    gcs.function_get    function_id                            -> code: bytes | None
+    gcs.kv_put          namespace, key, value, overwrite?      -> added: bool    (keys and values are bytes)
+    gcs.kv_get          namespace, key                         -> value: bytes | None
+    gcs.kv_del          namespace, key, prefix?: bool          -> deleted: int
+    gcs.kv_exists       namespace, key                         -> exists: bool
+    gcs.kv_list         namespace, prefix                      -> keys: list of bytes
+    gcs.task_events     limit?, job_id?                        -> events: list of records, oldest first; dropped: int
+    gcs.statistics                                             -> one small record
+
+A struct inside an untyped body arrives as a list; `msgspec.convert(body["spec"], ActorSpec)` makes it whole again.
+
+How to extend: a struct with a free tag, listed in its union below; fields are only appended, with defaults.
+
+What it does not do: carry object values or single tasks; the GCS sees batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.protocol.messages import ActorSpec, ActorState, Hello, Message
+
+#: channels of SubscribeKey
+CHANNEL_ACTOR = "actor"  #: key: ActorID; answered by ActorChanged
+CHANNEL_KV = "kv"  #: key: namespace in UTF-8, a zero byte, the key; answered by Published
+
+#: what ActorState.death may say
+DEATH_KILLED = "killed"  #: kill(actor)
+DEATH_CONSTRUCTOR = "constructor"  #: the constructor failed; `creation_error` holds the exception
+DEATH_UNSCHEDULABLE = "unschedulable"  #: no node can ever place it
+DEATH_CRASHED = "crashed"  #: its worker died and no restarts were left
+DEATH_EXITED = "exited"  #: it left by itself
+DEATH_UNREFERENCED = "unreferenced"  #: the last handle went
+DEATH_JOB_ENDED = "job_ended"
+DEATH_FORGOTTEN = "forgotten"  #: the GCS does not know it, or not any more
+
+
+class RegisterNode(Message, tag=100):
+    """From a node: it lives, with `resources` in 1/10,000 units. `address` is where other nodes reach it (its local socket for now)."""
+
+    node_id: bytes
+    pid: int
+    hostname: str
+    address: str
+    resources: dict[str, int]
+    labels: dict[str, str] = {}
+    session_dir: str = ""
+
+
+class NodeRegistered(Message, tag=101):
+    """The answer to RegisterNode."""
+
+    gcs_pid: int
+
+
+class GcsCall(Message, tag=102):
+    """A request for a rare thing; answered by GcsAnswer with the same number, which the caller chose and is not 0."""
+
+    request: int
+    method: str
+    body: dict[str, Any]
+
+
+class GcsAnswer(Message, tag=103):
+    """The answer to a GcsCall; `error` is empty or [kind, text]. Request 0 explains why the GCS closes the connection."""
+
+    request: int
+    body: Any
+    error: list[str] = []
+
+
+class StartActor(Message, tag=104):
+    """To a node: place and construct this actor. Answered by ActorWorkerStarted and then ActorConstructed, or by
+    ActorPlacementRefused, or by ActorWorkerDied. While it waits for resources nothing is said."""
+
+    actor_id: bytes
+    incarnation: int
+    spec: ActorSpec
+
+
+class StopActor(Message, tag=105):
+    """To a node: end this life of the actor, placed or still waiting for a place. With `kill` at once, otherwise the worker
+    finishes what is queued and leaves (TerminateActor). Answered by ActorWorkerDied if it had a worker."""
+
+    actor_id: bytes
+    incarnation: int
+    kill: bool
+    reason: str
+
+
+class ActorChanged(Message, tag=106):
+    """To a node that subscribed to the actor: its state now. `version` grows with every change."""
+
+    version: int
+    state: ActorState
+
+
+class Published(Message, tag=107):
+    """To a node that subscribed to the key: its value now, None when there is none."""
+
+    channel: str
+    key: bytes
+    version: int
+    value: bytes | None
+
+
+class ActorWorkerStarted(Message, tag=108):
+    """From a node: the actor has a worker that now runs its constructor; calls will be pushed to `address` under `lease_id`."""
+
+    actor_id: bytes
+    incarnation: int
+    worker_id: bytes
+    address: str
+    pid: int
+    lease_id: int
+
+
+class ActorConstructed(Message, tag=109):
+    """From a node: the constructor returned, or failed with `error` (a serialized exception)."""
+
+    actor_id: bytes
+    incarnation: int
+    error: bytes = b""
+
+
+class ActorPlacementRefused(Message, tag=110):
+    """From a node: it can never place this actor: what was asked, what there is."""
+
+    actor_id: bytes
+    incarnation: int
+    reason: str
+
+
+class ActorWorkerDied(Message, tag=111):
+    """From a node: the worker of this life of the actor has ended. `intended` when it left by itself (exit_actor, TerminateActor):
+    then the actor is not restarted."""
+
+    actor_id: bytes
+    incarnation: int
+    cause: str
+    intended: bool = False
+    exit_code: int = 0
+
+
+class ActorRefsGone(Message, tag=112):
+    """From a node: no process of it holds a handle of the actor any more, and no message there carries one."""
+
+    actor_id: bytes
+
+
+class SubscribeKey(Message, tag=113):
+    """From a node: send the state of `key` now and whenever it changes. Subscriptions end with the connection, and an actor's with its
+    death."""
+
+    channel: str
+    key: bytes
+
+
+class TaskEventBatch(Message, tag=114):
+    """From a node: `count` trace events of the process `sender`. Batches of a sender are numbered from 1 by `seq`; a repeated batch is
+    ignored. `events` is the msgpack encoding of a list shaped as TaskEvents.events: the GCS stores it unread."""
+
+    sender: bytes
+    seq: int
+    pid: int
+    node_id: bytes
+    job_id: bytes
+    count: int
+    events: bytes
+
+
+#: what the GCS accepts
+ToGcs = (
+    Hello
+    | RegisterNode
+    | GcsCall
+    | ActorWorkerStarted
+    | ActorConstructed
+    | ActorPlacementRefused
+    | ActorWorkerDied
+    | ActorRefsGone
+    | SubscribeKey
+    | TaskEventBatch
+)
+#: what the GCS sends
+FromGcs = NodeRegistered | GcsAnswer | StartActor | StopActor | ActorChanged | Published
+#: what the GCS sends unasked
+GcsPush = StartActor | StopActor | ActorChanged | Published
