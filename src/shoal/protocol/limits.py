@@ -47,6 +47,13 @@ WORKER_START_TIMEOUT_S = 60.0
 SHUTDOWN_GRACE_S = 0.5
 CALL_TIMEOUT_S = 30.0
 
+# --- the GCS
+TASK_EVENTS_MAX = 100_000  #: trace events kept; the oldest are dropped and counted
+TASK_EVENT_SENDERS_MAX = 4096  #: processes whose last batch number is remembered
+ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
+JOBS_ENDED_MAX = 1000
+STORY_LINES_MAX = 64
+
 # --- defaults of options
 MAX_RETRIES_DEFAULT = 3
 ASYNC_CONCURRENCY_DEFAULT = 1000
