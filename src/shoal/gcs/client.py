@@ -1,0 +1,197 @@
+"""The door of the GCS: how a node daemon (or a command-line tool) talks to it.
+
+Purpose: one asyncio connection with calls, messages and pushes.
+
+Design: calls are matched to answers by number; a lost connection fails every waiting call at once and is told to `on_lost` once. Frames written
+within one turn of the loop leave in one send (the transport gathers them).
+
+What it does not do: reconnect (a node whose own GCS died ends; a cluster's node will dial again from here), or block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from shoal.protocol.gcs_messages import FromGcs, GcsAnswer, GcsCall, GcsPush, NodeRegistered, RegisterNode, ToGcs
+from shoal.protocol.limits import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, PROTOCOL_VERSION
+from shoal.protocol.messages import Hello
+from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+
+
+class GcsCallError(Exception):
+    """The GCS refused a call. `kind` is a word programs may test (ActorAlreadyExists, ActorNotFound, BadRequest, ...)."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+        self.text = text
+
+
+class GcsLostError(Exception):
+    """The connection to the GCS is gone, or it did not answer in time."""
+
+
+class GcsClient(asyncio.BufferedProtocol):
+    """One connection to the GCS. Make it with `connect`."""
+
+    def __init__(
+        self,
+        on_push: Callable[[GcsPush], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._decoder: FrameDecoder[Any] = FrameDecoder(FromGcs)
+        self._last_request = 0
+        #: calls sent and not answered, by number
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        #: waits for NodeRegistered
+        self._registration: asyncio.Future[NodeRegistered] | None = None
+        #: why the connection ended; empty while it lives
+        self.lost = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        path: str,
+        speaker_id: bytes,
+        on_push: Callable[[GcsPush], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> GcsClient:
+        """Connect to the socket at `path`, which need not exist yet.
+
+        Args:
+            speaker_id: the NodeID of a daemon, or any id of 16 bytes.
+            on_push: called with what the GCS sends unasked.
+            on_lost: called once with the reason when the connection ends, unless `close` ended it.
+
+        Raises:
+            GcsLostError: nobody answered at `path` within `timeout_s`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        pause_s = 0.001
+        while True:
+            try:
+                _, client = await loop.create_unix_connection(lambda: cls(on_push, on_lost), path)
+                break
+            except OSError as error:
+                if loop.time() >= deadline:
+                    raise GcsLostError(f"no GCS server at {path} within {timeout_s:g} s: {error}") from None
+                await asyncio.sleep(pause_s)
+                pause_s = min(0.05, pause_s * 1.5)
+        client.send(Hello(PROTOCOL_VERSION, speaker_id, b"", os.getpid()))
+        return client
+
+    async def register(self, node: RegisterNode, timeout_s: float = CALL_TIMEOUT_S) -> NodeRegistered:
+        """Present a node and wait for the answer.
+
+        Raises:
+            GcsLostError: the connection ended, or no answer came within `timeout_s`.
+        """
+        self._registration = asyncio.get_running_loop().create_future()
+        self.send(node)
+        return await self._within(self._registration, timeout_s, "RegisterNode")
+
+    async def call(self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """Call a method of the GCS (listed in `gcs_messages`) and return the answer's body.
+
+        Raises:
+            GcsCallError: the GCS refused.
+            GcsLostError: the connection ended, or no answer came within `timeout_s`.
+        """
+        return await self._within(self.call_nowait(method, body), timeout_s, method)
+
+    def call_nowait(self, method: str, body: dict[str, Any] | None = None) -> asyncio.Future[Any]:
+        """Like `call`, but the request is written before this returns: calls are served in the order written."""
+        self._last_request += 1
+        request = self._last_request
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[request] = future
+        try:
+            self.send(GcsCall(request, method, body or {}))
+        except GcsLostError as error:
+            del self._waiting[request]
+            future.set_exception(error)
+        return future
+
+    def send(self, message: ToGcs) -> None:
+        """Write a message that has no answer.
+
+        Raises:
+            GcsLostError: the connection has ended.
+        """
+        if self._transport is None or self.lost:
+            raise GcsLostError(f"the GCS cannot be told {type(message).__name__}: {self.lost or 'not connected'}")
+        self._transport.write(encode_frame(message))
+
+    def close(self) -> None:
+        """End the connection; waiting calls fail. `on_lost` is not called."""
+        self._on_lost = None
+        if self._transport is not None:
+            self._transport.close()
+        self._end("closed by this side")
+
+    async def _within(self, future: asyncio.Future[Any], timeout_s: float, what: str) -> Any:
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            raise GcsLostError(f"the GCS did not answer {what} within {timeout_s:g} s") from None
+
+    # ------------------------------------------------------------ asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]
+        return self._decoder.writable()
+
+    def buffer_updated(self, count: int) -> None:
+        try:
+            for message in self._decoder.received(count):
+                self._take(message)
+        except ProtocolError as error:
+            assert self._transport is not None
+            self._transport.abort()
+            self._end(f"the GCS sent garbage: {error}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(f"the connection to the GCS ended{f': {error}' if error else ''}")
+
+    def _take(self, message: FromGcs) -> None:
+        if type(message) is GcsAnswer:
+            if message.request == 0:
+                self._end(f"the GCS closed the connection: {' '.join(message.error)}")
+                return
+            future = self._waiting.pop(message.request, None)
+            if future is None or future.done():
+                return  # timed out meanwhile
+            if message.error:
+                future.set_exception(GcsCallError(message.error[0], message.error[-1]))
+            else:
+                future.set_result(message.body)
+        elif type(message) is NodeRegistered:
+            if self._registration is not None and not self._registration.done():
+                self._registration.set_result(message)
+        elif self._on_push is not None:
+            self._on_push(message)  # type: ignore[arg-type]
+
+    def _end(self, reason: str) -> None:
+        if self.lost:
+            return
+        self.lost = reason
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        if self._registration is not None:
+            waiting.append(self._registration)
+        for future in waiting:
+            if not future.done():
+                future.set_exception(GcsLostError(reason))
+        if self._on_lost is not None:
+            self._on_lost(reason)
