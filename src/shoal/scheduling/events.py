@@ -1,0 +1,240 @@
+"""What happens to the local scheduler, and what it wants done: the whole conversation between the machine and its shell.
+
+Purpose: the interface of `LocalScheduler`. Events are in the past tense, effects in the imperative.
+
+Design: slots dataclasses; the shell translates messages to events one to one, and effects to messages:
+
+    RequestLeases -> LeasesRequested ...... GrantLease  -> LeaseStarted to the worker, then LeaseGranted to the submitter
+                                            RefuseClass -> LeasesUnschedulable
+    ReturnLease   -> LeaseReturned ........ RevokeLease -> RevokeLease to the worker, answered by LeaseFinished
+    Register      -> WorkerReady .......... StartWorkers, answered by `count` times WorkerReady or WorkerStartFailed
+    pidfd         -> WorkerDied ........... StopWorker, answered by WorkerDied
+    CreateActor   -> ActorPlacementRequested ...... AssignActor -> LeaseStarted, BecomeActor; RefuseActor
+
+Amounts are in 1/10,000 units (`protocol.resources`), times in seconds of one monotonic clock.
+
+What it does not do: anything.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.protocol.resources import Assigned, Resources
+
+Environment = dict[str, Any]
+
+
+def environment_key_of(environment: Environment) -> str:
+    """The name of an environment: workers serve only requests whose key is their own; "" is the plain one."""
+    return json.dumps(environment, sort_keys=True, default=repr) if environment else ""
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(slots=True)
+class LeasesRequested:
+    """Process `process` has `backlog` tasks of class `class_no` that wait for workers.
+
+    Every grant counts as one of the backlog. A repeat replaces what was said before; 0 withdraws. Whoever bounces tasks back to
+    `process` (a revoked lease) leaves it to `process` to say the new backlog.
+    """
+
+    process: bytes
+    class_no: int
+    job_id: bytes
+    demand: Resources
+    depth: int
+    backlog: int
+    strategy: dict[str, Any] = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(slots=True)
+class LeaseReturned:
+    """The submitter needs the lease no more. The worker is asked to finish it (RevokeLease) before anybody else gets it."""
+
+    lease_id: int
+
+
+@dataclass(slots=True)
+class LeaseFinished:
+    """The worker says that nothing of the lease runs; with `exiting` its process leaves and is never used again."""
+
+    lease_id: int
+    exiting: bool = False
+
+
+@dataclass(slots=True)
+class WorkerReady:
+    """A worker process has registered and can take a lease."""
+
+    worker_id: bytes
+    environment_key: str = ""
+
+
+@dataclass(slots=True)
+class WorkerDied:
+    """A worker that had registered is dead, whatever it was doing. For one that had not: WorkerStartFailed."""
+
+    worker_id: bytes
+
+
+@dataclass(slots=True)
+class WorkerStartFailed:
+    """One of the workers asked for did not come up: died before it registered, or was not there in WORKER_START_TIMEOUT_S."""
+
+    environment_key: str
+    reason: str
+
+
+@dataclass(slots=True)
+class ProcessDied:
+    """A submitter (driver or worker) is dead: its requests vanish and its leases are revoked. A dead worker needs WorkerDied too."""
+
+    process: bytes
+
+
+@dataclass(slots=True)
+class WorkerBlocked:
+    """The lease's (or actor's) only running task waits in get or wait: its CPUs may be lent."""
+
+    lease_id: int
+
+
+@dataclass(slots=True)
+class WorkerUnblocked:
+    """The task goes on at once."""
+
+    lease_id: int
+
+
+@dataclass(slots=True)
+class ActorPlacementRequested:
+    """An actor needs a worker of its own: `placement` must be free for it to be placed, `demand` is held while it lives."""
+
+    actor_id: bytes
+    incarnation: int
+    job_id: bytes
+    placement: Resources
+    demand: Resources
+    strategy: dict[str, Any] = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(slots=True)
+class ActorPlacementWithdrawn:
+    """The actor needs no worker any more. (One that has its worker ends by WorkerDied.)"""
+
+    actor_id: bytes
+
+
+@dataclass(slots=True)
+class Tick:
+    """Time has passed: to be sent when `LocalScheduler.tick_at` is reached."""
+
+
+Event = (
+    LeasesRequested
+    | LeaseReturned
+    | LeaseFinished
+    | WorkerReady
+    | WorkerDied
+    | WorkerStartFailed
+    | ProcessDied
+    | WorkerBlocked
+    | WorkerUnblocked
+    | ActorPlacementRequested
+    | ActorPlacementWithdrawn
+    | Tick
+)
+
+
+# ---------------------------------------------------------------- effects
+
+
+@dataclass(slots=True)
+class GrantLease:
+    """Tell the worker (LeaseStarted), then the submitter (LeaseGranted)."""
+
+    process: bytes
+    class_no: int
+    lease_id: int
+    worker_id: bytes
+    job_id: bytes
+    demand: Resources
+    assigned: Assigned
+    environment: Environment
+    depth: int
+
+
+#: why a lease is revoked
+REVOKED_SLICE = "others wait"
+REVOKED_RETURNED = "returned"
+REVOKED_SUBMITTER_DIED = "submitter died"
+
+
+@dataclass(slots=True)
+class RevokeLease:
+    """Tell the worker to bounce what has not started, finish what runs, and answer LeaseFinished. `reason` is a REVOKED_ constant."""
+
+    worker_id: bytes
+    lease_id: int
+    reason: str
+
+
+@dataclass(slots=True)
+class RefuseClass:
+    """The class can never run on this node; it is forgotten."""
+
+    process: bytes
+    class_no: int
+    reason: str
+
+
+@dataclass(slots=True)
+class StartWorkers:
+    """Start `count` workers for `environment`."""
+
+    environment_key: str
+    environment: Environment
+    count: int
+
+
+@dataclass(slots=True)
+class StopWorker:
+    """Ask an idle worker to leave; it gets no lease any more."""
+
+    worker_id: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class AssignActor:
+    """Make `worker_id` the actor's own worker: LeaseStarted, then BecomeActor."""
+
+    actor_id: bytes
+    incarnation: int
+    lease_id: int
+    worker_id: bytes
+    job_id: bytes
+    demand: Resources
+    assigned: Assigned
+    environment: Environment
+
+
+@dataclass(slots=True)
+class RefuseActor:
+    """The actor can never run on this node; it is forgotten."""
+
+    actor_id: bytes
+    incarnation: int
+    reason: str
+
+
+Effect = GrantLease | RevokeLease | RefuseClass | StartWorkers | StopWorker | AssignActor | RefuseActor
