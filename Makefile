@@ -1,0 +1,57 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh machine with only Python 3.11+ (and its venv module).
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
+RAY_VENV ?= .venv-ray
+STAMP = $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint format bench bench-quick venv clean
+
+help:
+	@echo "make demo         evolution strategies on CartPole: one page of user code"
+	@echo "make test         the test suite"
+	@echo "make lint         ruff, mypy, import contracts"
+	@echo "make format       let ruff format and fix what it can"
+	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
+	@echo "make bench-quick  the same, ours and the stdlib pools only, shorter"
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11+ with venv found; install one or run: make PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo,bench]'
+	@touch $(STAMP)
+
+venv: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/evolution_strategies.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+	PYTHONPATH=src $(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(RAY_VENV)/.installed:
+	@test -x $(RAY_VENV)/bin/python || $(BIN)/python -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.60.*' numpy psutil
+	@touch $@
+
+bench: $(STAMP) $(RAY_VENV)/.installed
+	$(BIN)/python benchmarks/engine.py --ray $(RAY_VENV)/bin/python --json out/engine.jsonl
+
+bench-quick: $(STAMP)
+	$(BIN)/python benchmarks/engine.py --quick --no-dask --json out/engine.jsonl
+
+clean:
+	rm -rf $(VENV) $(RAY_VENV) out build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,51 @@
+"""What every test shares: one warm engine for the tests that only use the API, and fresh ones for those that break things.
+
+`shoal_shared` starts a session once per test process (it costs 0.3 s) and is what most tests want. `shoal_start` is a factory for a session of
+the test's own, stopped at its end, whatever happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SHARED_OPTIONS: dict[str, Any] = {"num_cpus": 4, "ignore_reinit_error": True}
+
+
+@pytest.fixture
+def shoal_shared() -> Iterator[ModuleType]:
+    """The module `shoal`, initialized with 4 (logical) CPUs; left running for the next test."""
+    import shoal
+
+    if not shoal.is_initialized():
+        shoal.init(**SHARED_OPTIONS)
+    yield shoal
+
+
+@pytest.fixture
+def shoal_start() -> Iterator[Callable[..., ModuleType]]:
+    """`shoal_start(**init_options)` gives the module with a session of this test's own."""
+    import shoal
+
+    shoal.shutdown()
+
+    def start(**options: Any) -> ModuleType:
+        shoal.init(**options)
+        return shoal
+
+    yield start
+    shoal.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stop_at_the_end() -> Iterator[None]:
+    """Stop a session that a test left running, before the interpreter's own teardown."""
+    yield
+    import sys
+
+    shoal = sys.modules.get("shoal")
+    if shoal is not None and hasattr(shoal, "shutdown"):
+        shoal.shutdown()
