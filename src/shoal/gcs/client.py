@@ -96,7 +96,8 @@ class GcsClient(asyncio.BufferedProtocol):
         """
         self._registration = asyncio.get_running_loop().create_future()
         self.send(node)
-        return await self._within(self._registration, timeout_s, "RegisterNode")
+        answer: NodeRegistered = await self._within(self._registration, timeout_s, "RegisterNode")
+        return answer
 
     async def call(self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """Call a method of the GCS (listed in `gcs_messages`) and return the answer's body.
@@ -180,7 +181,7 @@ class GcsClient(asyncio.BufferedProtocol):
             if self._registration is not None and not self._registration.done():
                 self._registration.set_result(message)
         elif self._on_push is not None:
-            self._on_push(message)  # type: ignore[arg-type]
+            self._on_push(message)
 
     def _end(self, reason: str) -> None:
         if self.lost:

@@ -294,15 +294,17 @@ class ObjectDirectory:
             row = self._objects.get(oid)
             if row is None:
                 row = self._objects[oid] = ObjectRow()
-            elif row.known and row.owner:
+            elif row.owner == sender:
                 continue  # said before
+            fresh.append(oid)
+            if row.owner:
+                continue  # a second owner is no more than a holder
             row.known = True
             row.owner = sender
             row.lineage = event.lineage
             self._asked.pop(oid, None)
             if row.value is None:
                 owed[oid] = None
-            fresh.append(oid)
         self._count(held, fresh, 1)
 
     def _on_held(self, event: Held, effects: list[Effect]) -> None:
@@ -360,6 +362,8 @@ class ObjectDirectory:
         if nested or row.nested:
             self._contain(nested)
             former, row.nested = row.nested, nested
+            for inner in former:
+                self._objects[inner].stamp = self._issued  # no token covers a container that lives on
             self._uncontain(former, self._candidates)
         if row.waiters is not None:
             self._answer_waiters(oid, row, value, effects)
