@@ -46,7 +46,7 @@ def test_a_pipe_is_delivered_named_and_kept(tmp_path) -> None:
         loop = asyncio.get_running_loop()
         read_end, write_end = os.pipe()
         path = str(tmp_path / "worker-7.err")
-        stream = LogStream(read_end, 7, 2, path, lambda *batch: delivered.append(batch), loop)
+        stream = LogStream(read_end, 2, lambda: path, lambda *batch: delivered.append(batch), 7, loop)
         os.write(write_end, b"plain\n" + NAME_MARKER + b"f\none\ntwo\nunfin")
         await asyncio.sleep(0.01)
         os.write(write_end, b"ished")

@@ -7,9 +7,12 @@ Design: one `LogStream` a pipe. A wake-up reads once (READ_BYTES at most), so th
 lines of that read leave as one batch. A line `\\x01shoal:name:<text>` is not printed: it names the lines that follow. The tail of
 stderr is kept for death notices.
 
-    pipe -> read <= 64 kB -> split -> file (capped, one older part kept) + deliver(pid, name, stream, lines) + tail
+    pipe -> read <= 64 kB -> split -> file (capped, one older part kept) + deliver(worker, name, stream, lines) + tail
 
-What it does not do: choose the driver or drop lines for a slow one (`deliver` belongs to the caller), or format.
+`LogRouter` sends them to the drivers of the job. A driver that does not read (busy in a long computation) must not stop the workers, so
+past DRIVER_WAITING_BYTES_MAX its lines are dropped, counted, and the count is told when it reads again; the file has them all.
+
+What it does not do: format or colour lines, or merge equal ones (the driver does).
 """
 
 from __future__ import annotations
@@ -18,10 +21,15 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from shoal.protocol.messages import LogLines
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
+
+    from shoal.node.io.processes import Driver, Worker
 
 log = logging.getLogger("shoal.node")
 
@@ -32,9 +40,10 @@ READ_BYTES = 64 << 10
 LINE_BYTES_MAX = 64 << 10  #: a longer line is cut in pieces
 FILE_BYTES_MAX = 10 << 20
 TAIL_LINES = 20
+DRIVER_WAITING_BYTES_MAX = 8 << 20
 DRAIN_READS_MAX = 1024  #: bounds what is read after a worker's death, if a child of it still writes
 
-Deliver = Callable[[int, str, int, list[str]], None]  #: (pid, name, stream, lines)
+Deliver = Callable[[Any, str, int, list[str]], None]  #: (worker, name, stream, lines)
 
 
 class LineSplitter:
@@ -87,12 +96,12 @@ class LineSplitter:
 
 
 class CappedFile:
-    """Appends to `path`; past FILE_BYTES_MAX the file becomes `<path>.1` (replacing an older one) and a new one begins."""
+    """Appends to a file, named by `path()` at the first line; past FILE_BYTES_MAX it becomes `<path>.1` (replacing an older one)."""
 
-    __slots__ = ("_fd", "_size", "path")
+    __slots__ = ("_fd", "_path", "_size")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: Callable[[], str]) -> None:
+        self._path = path
         self._fd = -1  # opened at the first line: most workers print nothing
         self._size = 0
 
@@ -104,13 +113,13 @@ class CappedFile:
             if self._size > FILE_BYTES_MAX:
                 os.close(self._fd)
                 self._fd = -1
-                os.replace(self.path, self.path + ".1")
+                os.replace(self._path(), self._path() + ".1")
             if self._fd == -1:
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                self._fd = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
                 self._size = 0
             self._size += os.write(self._fd, block)
         except OSError as error:
-            log.warning("cannot write %s: %s; its further lines reach drivers only", self.path, error)
+            log.warning("cannot write %s: %s; its further lines reach drivers only", self._path(), error)
             self.close()
             self._fd = -2
 
@@ -127,21 +136,27 @@ class LogStream:
     Args:
         fd: the read end; owned by the stream from now on.
         stream: STDOUT or STDERR.
-        path: file that keeps the lines; "" for none.
-        deliver: gets every batch of lines, in order.
+        path: names the file that keeps the lines, when there are any; a pid may not be known before.
+        deliver: gets every batch of lines, in order, and `worker` with it.
     """
 
-    __slots__ = ("_deliver", "_file", "_loop", "_splitter", "fd", "pid", "stream")
+    __slots__ = ("_deliver", "_file", "_loop", "_splitter", "_worker", "fd", "stream")
 
     def __init__(
-        self, fd: int, pid: int, stream: int, path: str, deliver: Deliver, loop: asyncio.AbstractEventLoop
+        self,
+        fd: int,
+        stream: int,
+        path: Callable[[], str],
+        deliver: Deliver,
+        worker: Any,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         os.set_blocking(fd, False)
         self.fd = fd
-        self.pid = pid
         self.stream = stream
         self._splitter = LineSplitter()
-        self._file = CappedFile(path) if path else None
+        self._file = CappedFile(path)
+        self._worker = worker
         self._deliver = deliver
         self._loop = loop
         loop.add_reader(fd, self._read_ready)
@@ -171,12 +186,11 @@ class LogStream:
 
     def _take(self, runs: list[tuple[str, bytes]]) -> None:
         for name, block in runs:
-            if self._file is not None:
-                self._file.write(block)
+            self._file.write(block)
             lines = block.decode("utf-8", "replace").split("\n")
             lines.pop()
             self._splitter.tail.extend(lines[-TAIL_LINES:])
-            self._deliver(self.pid, name, self.stream, lines)
+            self._deliver(self._worker, name, self.stream, lines)
 
     def drain(self) -> None:
         """Read all that is there: after the worker's death, before it is announced."""
@@ -192,5 +206,27 @@ class LogStream:
         os.close(self.fd)
         self.fd = -1
         self._take(self._splitter.finish())
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
+
+
+class LogRouter:
+    """Lines of workers to the drivers of their jobs. `drivers()` lists the drivers there are."""
+
+    __slots__ = ("_drivers",)
+
+    def __init__(self, drivers: Callable[[], Iterable[Driver]]) -> None:
+        self._drivers = drivers
+
+    def deliver(self, worker: Worker, name: str, stream: int, lines: list[str]) -> None:
+        """Send `lines` to every driver of the job that `worker` works (or worked last) for."""
+        for driver in self._drivers():
+            if driver.job_id != worker.job_id or not driver.log_to_driver or driver.connection is None:
+                continue
+            if driver.connection.waiting_bytes > DRIVER_WAITING_BYTES_MAX:
+                driver.lines_dropped[worker.pid] = driver.lines_dropped.get(worker.pid, 0) + len(lines)
+                continue
+            dropped = driver.lines_dropped.pop(worker.pid, 0)
+            if dropped:
+                note = f"[{dropped} lines are not shown: they came faster than this program read them; the session's log file has them]"
+                lines = [note, *lines]
+            driver.send(LogLines(worker.pid, name, stream, lines))
