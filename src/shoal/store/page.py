@@ -1,0 +1,131 @@
+"""One small shared page per process: which task it has started, and which blocks of the store it reads.
+
+Purpose: two facts that must survive the process's sudden death and cost no message: (lease, seq) of the task being run, which decides
+whether its retry is charged; and the *pins*, which keep the daemon from giving a block's memory to somebody else.
+
+Layout (native byte order; both sides are on one machine):
+
+    0     u64 lease_id, u64 seq, u64 lease_id ^ seq     the started task; all zero: none
+    32    u64 slots_used                                slots at or above this number were never used
+    4096  slots of 16 bytes: u64 segment, u64 offset    segment 0: empty
+
+A slot has no generation: a reader writes its slot *first* and then checks the block's header. A slot that names a block which
+somebody else got meanwhile delays a reuse for a moment and does no harm.
+
+Design: the process takes the lowest free slot, so that the daemon scans only as many as were ever used at one time. All methods are safe in
+threads. The daemon creates the page and drops it, with its pins, when the process dies.
+
+What it does not do: know blocks or sizes (`client`), decide about eviction (`node.store_table`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import struct
+import threading
+
+from shoal.protocol.limits import PAGE_HEADER_BYTES, PIN_SLOTS_MAX
+from shoal.store.mapping import Mapping, create_shared_memory, open_shared_memory
+
+_STARTED = struct.Struct("@QQQ")
+_pack_started = _STARTED.pack_into
+_SLOTS_USED_INDEX = 4  #: index in u64 units
+SLOT_BYTES = 16
+PAGE_NAME = "shoal-page"
+_READ_ATTEMPTS = 100
+
+
+class PinSlotsExhausted(RuntimeError):
+    """The process reads more blocks at one time than it has slots."""
+
+
+class ProcessPage:
+    """The page of one process, on either side. Make one with `create` (daemon) or `open` (process)."""
+
+    #: `fd` is the daemon's descriptor, -1 in the process; `_free_slots` is a heap of emptied slots, `_slots_used` the count ever used.
+    __slots__ = ("_free_slots", "_lock", "_mapping", "_slots", "_slots_used", "_view", "_words", "fd")
+
+    def __init__(self, mapping: Mapping, fd: int) -> None:
+        assert mapping.size_bytes == PAGE_HEADER_BYTES + PIN_SLOTS_MAX * SLOT_BYTES, "a page of another version"
+        self.fd = fd
+        self._mapping = mapping
+        self._view = mapping.view
+        self._words = mapping.view[:PAGE_HEADER_BYTES].cast("Q")
+        self._slots = mapping.view[PAGE_HEADER_BYTES:].cast("Q")
+        self._lock = threading.Lock()
+        self._free_slots: list[int] = []
+        self._slots_used = 0
+
+    @classmethod
+    def create(cls) -> ProcessPage:
+        """A new page; the caller is the daemon and owns `fd`."""
+        fd = create_shared_memory(PAGE_NAME, PAGE_HEADER_BYTES + PIN_SLOTS_MAX * SLOT_BYTES)
+        return cls(Mapping(fd, writable=True), fd)
+
+    @classmethod
+    def open(cls, daemon_pid: int, fd: int) -> ProcessPage:
+        """The page that process `daemon_pid` made for us. Raises FileNotFoundError when the daemon is gone."""
+        opened = open_shared_memory(daemon_pid, fd, PAGE_NAME, writable=True)
+        try:
+            return cls(Mapping(opened, writable=True), -1)
+        finally:
+            os.close(opened)
+
+    # ---------------------------------------------------------------- the started task
+
+    def set_started(self, lease_id: int, seq: int) -> None:
+        """From now on task `seq` of `lease_id` counts as started. Measured: 0.15 us."""
+        _pack_started(self._view, 0, lease_id, seq, lease_id ^ seq)
+
+    def clear_started(self) -> None:
+        """No task is running."""
+        _pack_started(self._view, 0, 0, 0, 0)
+
+    def read_started(self) -> tuple[int, int]:
+        """(lease_id, seq) of the task begun last, (0, 0) for none. Reads again while the writer is in the middle of writing."""
+        lease_id = seq = 0
+        for _ in range(_READ_ATTEMPTS):
+            lease_id, seq, check = _STARTED.unpack_from(self._view, 0)
+            if lease_id ^ seq == check:
+                break
+        # A writer killed between two of its three stores leaves them torn for good: what stands there was about to start.
+        return lease_id, seq
+
+    # ---------------------------------------------------------------- pins
+
+    def pin(self, segment: int, offset: int) -> int:
+        """Name a block in a free slot and return the slot. The caller checks the block's header *afterwards*."""
+        with self._lock:
+            if self._free_slots:
+                slot = heapq.heappop(self._free_slots)
+            else:
+                slot = self._slots_used
+                if slot == PIN_SLOTS_MAX:
+                    raise PinSlotsExhausted(
+                        f"this process (pid {os.getpid()}) reads {PIN_SLOTS_MAX} stored objects at one time, the most it can; "
+                        "delete some of the arrays or values that shoal.get returned"
+                    )
+                self._slots_used = self._words[_SLOTS_USED_INDEX] = slot + 1
+            # The offset first: a half-written slot must not look like a pin of another block of that segment.
+            self._slots[2 * slot + 1] = offset
+            self._slots[2 * slot] = segment
+            return slot
+
+    def unpin(self, slot: int) -> None:
+        """Empty a slot that `pin` returned."""
+        with self._lock:
+            self._slots[2 * slot] = 0
+            heapq.heappush(self._free_slots, slot)
+
+    def pins(self) -> set[tuple[int, int]]:
+        """(segment, offset) of every block pinned now: the daemon's side. Costs 0.1 us a slot ever used."""
+        used = min(self._words[_SLOTS_USED_INDEX], PIN_SLOTS_MAX)
+        slots = self._slots[: 2 * used].tolist()
+        return {pair for pair in zip(slots[::2], slots[1::2], strict=True) if pair[0]}
+
+    def close(self) -> None:
+        """Close the daemon's descriptor; the mapping goes with the last reference to the page."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
