@@ -150,7 +150,7 @@ class GcsClient(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]
+    def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.writable()
 
     def buffer_updated(self, count: int) -> None:
@@ -166,7 +166,7 @@ class GcsClient(asyncio.BufferedProtocol):
         self._end(f"the connection to the GCS ended{f': {error}' if error else ''}")
 
     def _take(self, message: FromGcs) -> None:
-        if type(message) is GcsAnswer:
+        if isinstance(message, GcsAnswer):
             if message.request == 0:
                 self._end(f"the GCS closed the connection: {' '.join(message.error)}")
                 return
@@ -177,7 +177,7 @@ class GcsClient(asyncio.BufferedProtocol):
                 future.set_exception(GcsCallError(message.error[0], message.error[-1]))
             else:
                 future.set_result(message.body)
-        elif type(message) is NodeRegistered:
+        elif isinstance(message, NodeRegistered):
             if self._registration is not None and not self._registration.done():
                 self._registration.set_result(message)
         elif self._on_push is not None:

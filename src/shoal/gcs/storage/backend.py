@@ -1,0 +1,60 @@
+"""What the GCS asks of a place that keeps its tables.
+
+Purpose: the seam between the tables, which live in memory and decide, and durability.
+
+Design: rows are bytes under (table, key). The GCS commits the writes of one or more transitions at once, and sends what depends on them only
+after `commit` returned. It reads when it starts (`scan`), and single rows that it did not keep in memory (`get`). Coroutines, because some
+backends are on a network; the shard itself never waits inside a transition.
+
+How to extend: implement `Backend`, give it a name in `open_backend`, and add it to tests/gcs/test_storage_conformance.py.
+
+What it does not do: know what is in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(slots=True)
+class Write:
+    """One row becomes `value`; None deletes it."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+class StorageError(Exception):
+    """The backend cannot do what was asked; the text says why and what to do."""
+
+
+class Backend(Protocol):
+    """A store of rows. All methods raise StorageError when the backend fails."""
+
+    async def commit(self, writes: Sequence[Write]) -> None:
+        """Make all writes durable, in order, or none of them."""
+
+    async def get(self, table: str, key: bytes) -> bytes | None:
+        """One row, None if there is none."""
+
+    async def scan(self, table: str) -> list[tuple[bytes, bytes]]:
+        """All (key, value) of a table, ordered by key."""
+
+    async def close(self) -> None:
+        """Release what the backend holds; nothing is called after this."""
+
+
+def open_backend(storage: str) -> Backend:
+    """The backend that `storage` names.
+
+    Raises:
+        StorageError: nothing is known under this name.
+    """
+    from shoal.gcs.storage.memory import MemoryBackend
+
+    if storage == "memory":
+        return MemoryBackend()
+    raise StorageError(f"there is no GCS storage {storage!r}; known is: 'memory'")
