@@ -20,16 +20,15 @@ What it does not do: know blocks or sizes (`client`), decide about eviction (`no
 
 from __future__ import annotations
 
-import heapq
 import os
 import struct
 import threading
+from heapq import heappop, heappush
 
 from shoal.protocol.limits import PAGE_HEADER_BYTES, PIN_SLOTS_MAX
 from shoal.store.mapping import Mapping, create_shared_memory, open_shared_memory
 
 _STARTED = struct.Struct("@QQQ")
-_pack_started = _STARTED.pack_into
 _SLOTS_USED_INDEX = 4  #: index in u64 units
 SLOT_BYTES = 16
 PAGE_NAME = "shoal-page"
@@ -75,12 +74,15 @@ class ProcessPage:
     # ---------------------------------------------------------------- the started task
 
     def set_started(self, lease_id: int, seq: int) -> None:
-        """From now on task `seq` of `lease_id` counts as started. Measured: 0.15 us."""
-        _pack_started(self._view, 0, lease_id, seq, lease_id ^ seq)
+        """From now on task `seq` of `lease_id` counts as started. Measured: 0.2 us."""
+        words = self._words
+        words[0] = lease_id
+        words[1] = seq
+        words[2] = lease_id ^ seq
 
     def clear_started(self) -> None:
         """No task is running."""
-        _pack_started(self._view, 0, 0, 0, 0)
+        self.set_started(0, 0)
 
     def read_started(self) -> tuple[int, int]:
         """(lease_id, seq) of the task begun last, (0, 0) for none. Reads again while the writer is in the middle of writing."""
@@ -96,27 +98,32 @@ class ProcessPage:
 
     def pin(self, segment: int, offset: int) -> int:
         """Name a block in a free slot and return the slot. The caller checks the block's header *afterwards*."""
+        # heappop and heappush are single C calls, hence atomic under the interpreter's lock.
+        try:
+            slot = heappop(self._free_slots)
+        except IndexError:
+            slot = self._add_slot()
+        slots = self._slots
+        # The offset first: a half-written slot must not look like a pin of another block of that segment.
+        slots[2 * slot + 1] = offset
+        slots[2 * slot] = segment
+        return slot
+
+    def _add_slot(self) -> int:
         with self._lock:
-            if self._free_slots:
-                slot = heapq.heappop(self._free_slots)
-            else:
-                slot = self._slots_used
-                if slot == PIN_SLOTS_MAX:
-                    raise PinSlotsExhausted(
-                        f"this process (pid {os.getpid()}) reads {PIN_SLOTS_MAX} stored objects at one time, the most it can; "
-                        "delete some of the arrays or values that shoal.get returned"
-                    )
-                self._slots_used = self._words[_SLOTS_USED_INDEX] = slot + 1
-            # The offset first: a half-written slot must not look like a pin of another block of that segment.
-            self._slots[2 * slot + 1] = offset
-            self._slots[2 * slot] = segment
+            slot = self._slots_used
+            if slot == PIN_SLOTS_MAX:
+                raise PinSlotsExhausted(
+                    f"this process (pid {os.getpid()}) reads {PIN_SLOTS_MAX} stored objects at one time, the most it can; "
+                    "delete some of the arrays or values that shoal.get returned"
+                )
+            self._slots_used = self._words[_SLOTS_USED_INDEX] = slot + 1
             return slot
 
     def unpin(self, slot: int) -> None:
         """Empty a slot that `pin` returned."""
-        with self._lock:
-            self._slots[2 * slot] = 0
-            heapq.heappush(self._free_slots, slot)
+        self._slots[2 * slot] = 0
+        heappush(self._free_slots, slot)
 
     def pins(self) -> set[tuple[int, int]]:
         """(segment, offset) of every block pinned now: the daemon's side. Costs 0.1 us a slot ever used."""
