@@ -52,7 +52,11 @@ def this_interpreter() -> InterpreterPlan:
     except OSError:  # the current folder was deleted
         here = "/"
     path = [os.path.join(here, entry) for entry in sys.path if isinstance(entry, str)]
-    finders = [name for name, module in list(sys.modules.items()) if name.startswith("__editable__") and hasattr(module, "install")]
+    finders = [
+        name
+        for name, module in list(sys.modules.items())
+        if name.startswith("__editable__") and hasattr(module, "install")
+    ]
     return InterpreterPlan(
         executable=executable,
         import_path=list(dict.fromkeys(path)),
@@ -119,6 +123,8 @@ def boot(plan: dict[str, Any]) -> None:
     from shoal.system.start_plan import entry_function
 
     os.close(PLAN_FD)
+    for fd in range(PLAN_FD + 1, plan["first_free_fd"]):
+        os.set_inheritable(fd, False)  # what user code executes must not keep them open
     for name in plan["interpreter"]["finders"]:
         try:
             __import__(name)

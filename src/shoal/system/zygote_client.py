@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -72,9 +73,7 @@ class ZygoteClient:
         """For `add_reader`; call `read_replies` when it is readable."""
         return self._sock.fileno()
 
-    def spawn(
-        self, token: int, worker_id: bytes, environment: dict[str, Any], stdout_fd: int, stderr_fd: int
-    ) -> None:
+    def spawn(self, token: int, worker_id: bytes, environment: dict[str, Any], stdout_fd: int, stderr_fd: int) -> None:
         """Ask for a worker whose stdout and stderr are the two fds; the caller closes its copies whenever it likes.
 
         Args:
@@ -143,7 +142,8 @@ class ZygoteClient:
 def respawn_zygote(start: DaemonStart) -> tuple[socket.socket, int]:
     """Start another zygote in place of one that died: a fresh interpreter (the daemon has an event loop, so it must not fork on).
 
-    Returns at once; requests can be sent at once and are answered in about 0.1 s.
+    Returns at once; requests can be sent at once and are answered in about 0.1 s. The second zygote imports no warm modules: they
+    may be why the first one died.
 
     Returns:
         The daemon's end of its control socket (for a new `ZygoteClient`), and its pid, a child of this process.
@@ -151,13 +151,14 @@ def respawn_zygote(start: DaemonStart) -> tuple[socket.socket, int]:
     Raises:
         OSError: it cannot be started.
     """
+    cold = replace(start.zygote, entries=replace(start.zygote.entries, warm=[]))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         try:
             pid = spawn_interpreter(
                 start.zygote.interpreter,
                 "shoal.launch.zygote:main",
-                to_plain(start.zygote),
+                to_plain(cold),
                 log_path=start.log_path or os.devnull,
                 kept_fds={"control_fd": theirs.fileno(), "alive_fd": start.alive_fd},
             )

@@ -1,0 +1,244 @@
+"""Start one head node (daemon, zygote, GCS server) from the driver, and end it.
+
+Purpose: `start_head(HeadOptions())` returns in about 0.1 s with a node that listens, and `HeadNode.stop()` leaves nothing behind.
+
+Design: the session's folder and its lock are made here and the lock is handed on, so there is no moment in which a living session looks dead.
+The node process tells by one JSON line that it listens; when it dies instead, its log's end becomes the error. Every process of the
+session holds the write end of a pipe whose read end is here: its end means that the last one is gone.
+
+                     session folder, lock, log
+    driver --spawn--> node process --fork--> zygote --double fork--> workers
+       |                 |    `------fork--> GCS server
+       |<-- ready line --'
+       `<-- end of the alive pipe when all of them are gone
+
+What it does not do: connect to the node (`runtime`), or register itself at exit (`api`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.protocol.limits import SHUTDOWN_GRACE_S, START_TIMEOUT_S
+from shoal.system.interpreter import spawn_interpreter, this_interpreter
+from shoal.system.janitor import create_session, remove_session
+from shoal.system.process import exit_text, open_pidfd, reap, require_linux, wait_readable
+from shoal.system.start_plan import EntryPoints, InterpreterPlan, to_plain
+
+_LOG_TAIL_BYTES = 4000
+_READY_BYTES_MAX = 64 << 10
+_ALL_GONE_S = 1.0
+
+
+class NodeStartError(RuntimeError):
+    """The node could not be started; the text says why and ends with its log."""
+
+
+@dataclass(slots=True)
+class HeadOptions:
+    """What a head node shall be. None means: find out from this machine."""
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    #: custom resources by name
+    resources: dict[str, float] = field(default_factory=dict)
+    #: size of the object store in bytes
+    object_store_memory: int | None = None
+    #: memory that tasks can ask for, in bytes
+    memory: int | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    #: further settings for the daemon, plain values; they become keys of `DaemonStart.options`
+    settings: dict[str, Any] = field(default_factory=dict)
+    #: the node ends with this process, its starter; 0 for a node that stays until it is told to end
+    driver_pid: int = field(default_factory=os.getpid)
+    #: where the folder of all sessions is
+    parent_dir: str = "/tmp"
+    #: the functions that make up the node
+    entries: EntryPoints = field(default_factory=EntryPoints)
+    #: None: like this process
+    interpreter: InterpreterPlan | None = None
+    start_timeout_s: float = START_TIMEOUT_S
+
+
+class HeadNode:
+    """A running head node, as its starter sees it. All methods are safe from any thread.
+
+    Attributes:
+        pid: the node daemon's.
+        session_dir: the private folder of the session.
+        node_socket: where to connect.
+        gcs_socket: where the GCS server listens.
+        ready: what the daemon said when it was ready.
+    """
+
+    def __init__(self, pid: int, pidfd: int, alive_fd: int, session_dir: str, ready: dict[str, Any]) -> None:
+        self.pid = pid
+        self.session_dir = session_dir
+        self.node_socket = os.path.join(session_dir, "node.sock")
+        self.gcs_socket = os.path.join(session_dir, "gcs.sock")
+        self.ready = ready
+        self._pidfd = pidfd
+        self._alive_fd = alive_fd
+        self._starter_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._status: int | None = None
+
+    def is_alive(self) -> bool:
+        """Whether the daemon runs."""
+        return not self._stopped and not wait_readable(self._pidfd, 0.0)
+
+    def exit_reason(self) -> str:
+        """How the daemon ended, for people ("killed by SIGKILL (9)"); "running" if it has not."""
+        if self.is_alive():
+            return "running"
+        self._reap()
+        return "ended" if self._status is None else exit_text(self._status)
+
+    def log_tail(self) -> str:
+        """The end of what daemon, zygote and GCS server have logged; empty when the folder is gone."""
+        return _tail(os.path.join(self.session_dir, "node.log"))
+
+    def stop(self, grace_s: float = SHUTDOWN_GRACE_S) -> None:
+        """End the node and everything it started, and wait until it is gone. Idempotent; does nothing in a fork of the starter.
+
+        Args:
+            grace_s: time for the daemon to end by itself before it is killed.
+        """
+        if os.getpid() != self._starter_pid:
+            return
+        with self._lock:
+            if self._stopped:
+                return
+            _send(self._pidfd, signal.SIGTERM)
+            if not wait_readable(self._pidfd, grace_s):
+                _send(self._pidfd, signal.SIGKILL)
+                wait_readable(self._pidfd, 5.0)
+            # The last process of the session closes the pipe: nobody ever writes to it.
+            wait_readable(self._alive_fd, _ALL_GONE_S)
+            self._reap()
+            remove_session(self.session_dir)
+            self._stopped = True
+            os.close(self._pidfd)
+            os.close(self._alive_fd)
+
+    def _reap(self) -> None:
+        if self._status is None:
+            self._status = reap(self.pid)
+
+
+def start_head(options: HeadOptions) -> HeadNode:
+    """Start a head node on this machine and wait until it listens.
+
+    Raises:
+        UnsupportedSystemError: not this operating system, or not with so few open files.
+        PermissionError: the folder for sessions is another user's.
+        NodeStartError: the node died or did not listen in time.
+    """
+    require_linux()
+    interpreter = options.interpreter or this_interpreter()
+    session_dir, lock_fd = create_session(options.parent_dir)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
+    handed_on = [lock_fd, ready_write, alive_write]
+    log_path = os.path.join(session_dir, "node.log")
+    pid, pidfd = 0, -1
+    try:
+        plan = {
+            "session_dir": session_dir,
+            "log_path": log_path,
+            "driver_pid": options.driver_pid,
+            "entries": to_plain(options.entries),
+            "options": _plain_options(options),
+        }
+        kept_fds = {"ready_fd": ready_write, "lock_fd": lock_fd, "alive_fd": alive_write}
+        pid = spawn_interpreter(
+            interpreter, "shoal.launch.node_process:main", plan, log_path=log_path, kept_fds=kept_fds
+        )
+        pidfd = open_pidfd(pid)
+        while handed_on:
+            os.close(handed_on.pop())
+        ready = _wait_ready(ready_read, pid, pidfd, log_path, options.start_timeout_s)
+    except BaseException:
+        # Also for Ctrl-C: a half-started node must not stay.
+        if pidfd >= 0:
+            _send(pidfd, signal.SIGKILL)
+            wait_readable(pidfd, 5.0)
+            os.close(pidfd)
+            reap(pid)
+        for fd in handed_on:
+            os.close(fd)
+        if pid:
+            wait_readable(alive_read, _ALL_GONE_S)
+        os.close(alive_read)
+        remove_session(session_dir)
+        raise
+    finally:
+        os.close(ready_read)
+    return HeadNode(pid, pidfd, alive_read, session_dir, ready)
+
+
+def _plain_options(options: HeadOptions) -> dict[str, Any]:
+    return {
+        **options.settings,
+        "num_cpus": options.num_cpus,
+        "num_gpus": options.num_gpus,
+        "resources": dict(options.resources),
+        "object_store_memory": options.object_store_memory,
+        "memory": options.memory,
+        "labels": dict(options.labels),
+    }
+
+
+def _wait_ready(ready_fd: int, pid: int, pidfd: int, log_path: str, timeout_s: float) -> dict[str, Any]:
+    """The daemon's ready line as a dict."""
+    line = b""
+    deadline = time.monotonic() + timeout_s
+    while not line.endswith(b"\n"):
+        if not wait_readable(ready_fd, deadline - time.monotonic()):
+            raise NodeStartError(
+                f"the node did not listen within {timeout_s:g} s (the machine may be overloaded).{_log_text(log_path)}"
+            )
+        piece = os.read(ready_fd, _READY_BYTES_MAX)
+        if not piece:
+            raise NodeStartError(f"the node died while starting: {_end_of(pid, pidfd)}.{_log_text(log_path)}")
+        line += piece
+    ready: dict[str, Any] = json.loads(line)
+    if "error" in ready:
+        raise NodeStartError(f"the node could not start: {ready['error']}{_log_text(log_path)}")
+    return ready
+
+
+def _end_of(pid: int, pidfd: int) -> str:
+    if pidfd >= 0:
+        wait_readable(pidfd, 1.0)
+    status = reap(pid)
+    return "it closed its start pipe" if status is None else exit_text(status)
+
+
+def _log_text(log_path: str) -> str:
+    tail = _tail(log_path)
+    return f"\nIts log ends with:\n{tail}" if tail else "\nIts log is empty."
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - _LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _send(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,161 @@
+"""The node process, from its first line to the daemon's: fork the zygote, then the GCS server, then become the daemon.
+
+Purpose: three roles out of one interpreter start, in the order that makes the first worker early.
+
+Design: until the last step nothing may start a thread or an event loop, because this process forks. What workers need is imported before the
+first fork, and shared; what only the daemon or the GCS needs is imported after.
+
+What it does not do: wait for anything, or know what a daemon does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from shoal.launch import zygote
+from shoal.protocol.limits import STORE_SHARE_OF_MEMORY
+from shoal.system.janitor import guard_session, remove_session
+from shoal.system.machine import cpus_available, gpus_available, memory_available_bytes
+from shoal.system.process import (
+    become_subreaper,
+    close_all_except,
+    open_pidfd,
+    raise_file_limit,
+    set_process_title,
+)
+from shoal.system.start_plan import DaemonStart, EntryPoints, InterpreterPlan, ZygoteStart, entry_function
+
+
+def main(plan: dict[str, Any]) -> NoReturn:
+    """Entry of the node process; `plan` is what `head.start_head` wrote."""
+    set_process_title("shoal:node")
+    ready_fd, session_dir = plan["ready_fd"], plan["session_dir"]
+    code = 1
+    try:
+        start = _start_children(plan)
+        entry_function(start.zygote.entries.daemon)(start)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException as error:
+        traceback.print_exc()
+        _tell(ready_fd, error)
+    finally:
+        # Children die with this process; the folder too if the daemon could not see to it.
+        remove_session(session_dir)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _start_children(plan: dict[str, Any]) -> DaemonStart:
+    raise_file_limit()
+    become_subreaper()
+    driver_fd = _watch_driver(plan["driver_pid"])
+    session_dir = plan["session_dir"]
+    zygote_start = ZygoteStart(
+        interpreter=InterpreterPlan(**plan["interpreter"]),
+        entries=EntryPoints(**plan["entries"]),
+        session_dir=session_dir,
+        node_socket=os.path.join(session_dir, "node.sock"),
+        daemon_pid=os.getpid(),
+    )
+    zygote.preload(zygote_start)
+    zygote_pid, zygote_fd = _fork_zygote(zygote_start, plan["alive_fd"])
+    gcs_socket = os.path.join(session_dir, "gcs.sock")
+    gcs_pid = _fork_gcs(zygote_start.entries.gcs, gcs_socket, plan)
+    return DaemonStart(
+        session_dir=session_dir,
+        node_socket=zygote_start.node_socket,
+        gcs_socket=gcs_socket,
+        gcs_pid=gcs_pid,
+        zygote_pid=zygote_pid,
+        zygote_fd=zygote_fd,
+        ready_fd=plan["ready_fd"],
+        driver_pid=plan["driver_pid"],
+        driver_fd=driver_fd,
+        options=resolve_options(plan["options"]),
+        zygote=zygote_start,
+        alive_fd=plan["alive_fd"],
+        log_path=plan["log_path"],
+    )
+
+
+def _watch_driver(driver_pid: int) -> int:
+    if driver_pid == 0:
+        return -1
+    driver_fd = open_pidfd(driver_pid)
+    # The driver is our parent, so a pid that was given to another process since is found out.
+    if driver_fd < 0 or os.getppid() != driver_pid:
+        raise SystemExit(0)
+    return driver_fd
+
+
+def _fork_zygote(start: ZygoteStart, alive_fd: int) -> tuple[int, int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        zygote.serve(start, theirs.detach(), alive_fd)
+    theirs.close()
+    return pid, ours.detach()
+
+
+def _fork_gcs(entry: str, socket_path: str, plan: dict[str, Any]) -> int:
+    daemon_pid = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        set_process_title("shoal:gcs")
+        close_all_except([plan["alive_fd"]])
+        guard_session(daemon_pid, plan["session_dir"])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        entry_function(entry)(socket_path, storage=plan["options"].get("gcs_storage", "memory"), parent_pid=daemon_pid)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def resolve_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with what the user left open (None) filled in from this machine."""
+    memory_bytes = options.get("memory")
+    store_bytes = options.get("object_store_memory")
+    total_bytes = memory_available_bytes()
+    if store_bytes is None:
+        store_bytes = int(total_bytes * STORE_SHARE_OF_MEMORY)
+    filled = {
+        "num_cpus": _or(options.get("num_cpus"), cpus_available),
+        "num_gpus": _or(options.get("num_gpus"), gpus_available),
+        "resources": dict(options.get("resources") or {}),
+        "labels": dict(options.get("labels") or {}),
+        "memory": int(memory_bytes) if memory_bytes is not None else max(0, total_bytes - int(store_bytes)),
+        "object_store_memory": int(store_bytes),
+    }
+    return {**options, **filled}
+
+
+def _or(value: float | None, detect: Any) -> float:
+    return float(detect() if value is None else value)
+
+
+def _tell(ready_fd: int, error: BaseException) -> None:
+    """Tell the starter, if it still listens; otherwise the log has it."""
+    line = json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n"
+    try:
+        os.write(ready_fd, line.encode())
+    except OSError:
+        pass
