@@ -1,0 +1,254 @@
+"""The GCS server process: a Unix socket in front of one shard.
+
+Purpose: carry bytes to `GcsShard` and perform its effects.
+
+Design: one uvloop thread. What needs no write is sent at once. Writes are gathered while a commit runs and committed together, and sends wait
+for the writes before them (group commit), so the order of answers is the order of requests. The process ends, and removes the session's
+folder, when the node daemon (its parent) has died; SIGTERM ends it in order.
+
+A bad frame closes its connection and nothing else. A storage that fails ends the process: what it promised could not be kept.
+
+What it does not do: decide anything (`shard`); listen on TCP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import uvloop
+
+from shoal.gcs.shard import CloseConnection, ConnectionLost, Effect, GcsShard, MessageReceived, Send
+from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
+from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
+from shoal.protocol.limits import FRAME_BYTES_MAX
+from shoal.system.janitor import remove_session
+from shoal.system.process import open_pidfd, set_process_title, wait_readable
+from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+
+LISTEN_BACKLOG = 128
+
+
+class _Peer(asyncio.BufferedProtocol):
+    """The socket of one connection."""
+
+    def __init__(self, server: GcsServer) -> None:
+        self._server = server
+        self._decoder: FrameDecoder[Any] = FrameDecoder(ToGcs)
+        self.number = 0
+        self.transport: asyncio.Transport | None = None
+        #: why this side closed it
+        self.closing = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._server.add_peer(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.writable()
+
+    def buffer_updated(self, count: int) -> None:
+        try:
+            for message in self._decoder.received(count):
+                if self.closing:
+                    return
+                self._server.take(self.number, message)
+        except ProtocolError as error:
+            self.close(str(error))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.remove_peer(self, self.closing or (str(error) if error else "the connection was closed"))
+
+    def send(self, frame: bytearray) -> None:
+        """Write a frame, unless the other side has stopped reading for too long."""
+        transport = self.transport
+        if transport is None or self.closing:
+            return
+        transport.write(frame)
+        if transport.get_write_buffer_size() > FRAME_BYTES_MAX:
+            self.closing = "it does not read what it is sent"
+            transport.abort()
+
+    def close(self, reason: str) -> None:
+        """Say why and close."""
+        if not self.closing and self.transport is not None:
+            self.send(encode_frame(GcsAnswer(0, None, ["ConnectionRefused", reason])))
+            self.closing = reason
+            self.transport.close()
+
+
+class GcsServer:
+    """The shell around one shard. Use: `await start()`, then `await stop()`; `failed` is set when the storage failed."""
+
+    def __init__(self, socket_path: str, backend: Backend) -> None:
+        self._socket_path = socket_path
+        self._backend = backend
+        self.shard = GcsShard(os.getpid())
+        self._peers: dict[int, _Peer] = {}
+        self._last_number = 0
+        self._listener: asyncio.Server | None = None
+        #: gathered while a commit runs
+        self._writes: list[Write] = []
+        self._after_writes: list[Send | CloseConnection] = []
+        self._commit: asyncio.Task[None] | None = None
+        self.failed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Read the tables and listen.
+
+        Raises:
+            StorageError: the tables cannot be read.
+            OSError: the socket cannot be bound.
+        """
+        for table in GcsShard.STORED_TABLES:
+            for key, value in await self._backend.scan(table):
+                self.shard.restore(table, key, value)
+        listening = _bind(self._socket_path)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_unix_server(lambda: _Peer(self), sock=listening, backlog=LISTEN_BACKLOG)
+
+    async def stop(self) -> None:
+        """Stop listening, finish what is being committed, close everything."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._commit is not None:
+            await asyncio.wait([self._commit])
+        for peer in list(self._peers.values()):
+            if peer.transport is not None:
+                peer.transport.abort()
+        await self._backend.close()
+        try:
+            os.unlink(self._socket_path)
+        except OSError:
+            pass
+
+    # ------------------------------------------------------------ connections
+
+    def add_peer(self, peer: _Peer) -> None:
+        """A connection came."""
+        self._last_number += 1
+        peer.number = self._last_number
+        self._peers[peer.number] = peer
+
+    def remove_peer(self, peer: _Peer, cause: str) -> None:
+        """A connection ended."""
+        del self._peers[peer.number]
+        self._perform(self.shard.handle(ConnectionLost(peer.number, cause), time.time()))
+
+    def take(self, number: int, message: ToGcs) -> None:
+        """A connection sent a message."""
+        try:
+            effects = self.shard.handle(MessageReceived(number, message), time.time())
+        except Exception as error:  # a bug of ours: it must not take the other connections with it
+            what = message.method if isinstance(message, GcsCall) else type(message).__name__
+            print(f"shoal:gcs: internal error in {what}; please report it", file=sys.stderr)
+            traceback.print_exc()
+            if isinstance(message, GcsCall):
+                text = f"internal error of the GCS, please report it: {type(error).__name__}: {error}"
+                self._perform([Send(number, GcsAnswer(message.request, None, ["InternalError", text]))])
+            return
+        self._perform(effects)
+
+    # ------------------------------------------------------------ effects
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if type(effect) is Write:
+                self._writes.append(effect)
+        for effect in effects:
+            if type(effect) is not Write:
+                if self._writes or self._commit is not None:
+                    self._after_writes.append(effect)  # type: ignore[arg-type]
+                else:
+                    self._emit(effect)  # type: ignore[arg-type]
+        if self._writes and self._commit is None:
+            self._commit = asyncio.get_running_loop().create_task(self._commit_all())
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._writes or self._after_writes:
+                writes, self._writes = self._writes, []
+                sends, self._after_writes = self._after_writes, []
+                if writes:
+                    await self._backend.commit(writes)
+                for effect in sends:
+                    self._emit(effect)
+        except StorageError as error:
+            print(f"shoal:gcs: the storage failed, so the GCS ends: {error}", file=sys.stderr)
+            self.failed.set()
+            return  # `_commit` stays set: nothing is sent any more
+        self._commit = None
+
+    def _emit(self, effect: Send | CloseConnection) -> None:
+        peer = self._peers.get(effect.connection)
+        if peer is None:
+            return
+        if type(effect) is Send:
+            peer.send(encode_frame(effect.message))
+        else:
+            assert type(effect) is CloseConnection
+            peer.close(effect.reason)
+
+
+def _bind(path: str) -> socket.socket:
+    """A listening socket that only this user can reach. A socket left by a server that died is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    former_mask = os.umask(0o177)
+    try:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        listening.bind(path)
+        listening.listen(LISTEN_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    finally:
+        os.umask(former_mask)
+    return listening
+
+
+async def _serve(socket_path: str, storage: str, parent_pid: int) -> int:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    parent_fd = open_pidfd(parent_pid) if parent_pid else -1
+    if parent_fd >= 0:
+        loop.add_reader(parent_fd, ended.set)
+    elif parent_pid:
+        ended.set()
+    server = GcsServer(socket_path, open_backend(storage))
+    await server.start()
+    waits = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(server.failed.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await server.stop()
+    if parent_pid and (parent_fd < 0 or wait_readable(parent_fd, 0.0)):
+        remove_session(os.path.dirname(os.path.abspath(socket_path)))
+    return 1 if server.failed.is_set() else 0
+
+
+def main(socket_path: str, storage: str = "memory", parent_pid: int = 0) -> int:
+    """Serve on a Unix socket until SIGTERM or the death of the daemon.
+
+    Args:
+        socket_path: where to listen; its folder is the session's, removed when the daemon has died.
+        storage: the name of a storage backend.
+        parent_pid: the node daemon: its end is the end of this process too; 0 for none.
+
+    Returns:
+        The exit code: 0 after SIGTERM, 1 when the storage failed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
+    set_process_title("shoal:gcs")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(socket_path, storage, parent_pid))

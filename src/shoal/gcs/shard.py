@@ -1,0 +1,496 @@
+"""One shard of the GCS as a pure machine: connections in, answers and pushes out.
+
+Purpose: compose the tables and the actor manager, serve calls, and keep subscriptions.
+
+Design: `handle(event, now) -> list[Effect]`. Of one returned batch every `Write` must be durable before any `Send` leaves: nobody learns of a
+change that a crash could undo. A connection says Hello first and, if it is a node's, RegisterNode; only nodes may report on actors. A request
+that cannot be served is answered with an error and changes nothing; what is not a request and makes no sense closes the connection.
+
+How to extend: a call gets a method and a row in `_CALLS` (and in the table of `gcs_messages`); a message gets a row in `_MESSAGES`.
+
+What it does not do: sockets, clocks, waiting for storage (`io.server`); deciding what happens to actors (`actor_manager`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from shoal.gcs.actor_manager import (
+    ActorKillAsked,
+    ActorManager,
+    ActorRecord,
+    ActorRequested,
+    AnnounceActor,
+    JobEnded,
+    NodeJoined,
+    NodeLost,
+    SendToNode,
+    StoreActor,
+)
+from shoal.gcs.actor_manager import Event as ActorEvent
+from shoal.gcs.storage.backend import Write
+from shoal.gcs.tables import Functions, Jobs, KeyValues, Nodes, TableError, TaskEvents
+from shoal.protocol.gcs_messages import (
+    CHANNEL_ACTOR,
+    CHANNEL_KV,
+    ActorChanged,
+    ActorConstructed,
+    ActorPlacementRefused,
+    ActorRefsGone,
+    ActorWorkerDied,
+    ActorWorkerStarted,
+    FromGcs,
+    GcsAnswer,
+    GcsCall,
+    NodeRegistered,
+    Published,
+    RegisterNode,
+    SubscribeKey,
+    TaskEventBatch,
+    ToGcs,
+)
+from shoal.protocol.limits import PROTOCOL_VERSION, TASK_EVENTS_MAX
+from shoal.protocol.messages import ActorSpec, Hello
+
+ACTORS_TABLE = "actors"
+LIST_ROWS_MAX = 10_000  #: rows of a listing whose caller names no limit
+
+
+# ---------------------------------------------------------------- events and effects
+
+
+@dataclass(slots=True)
+class MessageReceived:
+    """A connection sent a message. The first event of a connection; numbers are never used again."""
+
+    connection: int
+    message: ToGcs
+
+
+@dataclass(slots=True)
+class ConnectionLost:
+    """A connection ended, from whichever side. A node whose connection ended is dead."""
+
+    connection: int
+    cause: str
+
+
+Event = MessageReceived | ConnectionLost
+
+
+@dataclass(slots=True)
+class Send:
+    """Send a message, after the writes of this batch are durable."""
+
+    connection: int
+    message: FromGcs
+
+
+@dataclass(slots=True)
+class CloseConnection:
+    """Say why (GcsAnswer 0) and close. A ConnectionLost follows."""
+
+    connection: int
+    reason: str
+
+
+Effect = Write | Send | CloseConnection
+
+
+class Connection:
+    """What the shard knows of a connection. Written by GcsShard alone."""
+
+    __slots__ = ("node_id", "speaker_id", "subscriptions")
+
+    def __init__(self, speaker_id: bytes) -> None:
+        self.speaker_id = speaker_id
+        #: the node that registered on it; empty for others
+        self.node_id = b""
+        #: (channel, key) it subscribed to: the other direction of GcsShard._subscribers
+        self.subscriptions: dict[tuple[str, bytes], None] = {}
+
+
+class GcsShard:
+    """The state of one shard. Only `handle` and, before it, `restore` change it.
+
+    Args:
+        gcs_pid: told to nodes.
+    """
+
+    def __init__(self, gcs_pid: int) -> None:
+        self.gcs_pid = gcs_pid
+        self.actors = ActorManager()
+        self.jobs = Jobs()
+        self.nodes = Nodes()
+        self.functions = Functions()
+        self.kv = KeyValues()
+        self.task_events = TaskEvents()
+        #: connections that said Hello
+        self._connections: dict[int, Connection] = {}
+        #: node -> the connection it registered on
+        self._node_connections: dict[bytes, int] = {}
+        #: (channel, key) -> connections, in the order of subscribing; never empty
+        self._subscribers: dict[tuple[str, bytes], dict[int, None]] = {}
+        #: version of the last publication outside the actors' channel: microseconds since the epoch, made to grow
+        self._version = 0
+
+    # ------------------------------------------------------------ start
+
+    #: tables to read and hand to `restore` at start
+    STORED_TABLES = (Jobs.TABLE, Functions.TABLE, KeyValues.TABLE, ACTORS_TABLE)
+
+    def restore(self, table: str, key: bytes, value: bytes) -> None:
+        """Take back a stored row; before the first event."""
+        if table == Jobs.TABLE:
+            self.jobs.restore(value)
+        elif table == Functions.TABLE:
+            self.functions.restore(key, value)
+        elif table == KeyValues.TABLE:
+            self.kv.restore(key, value)
+        elif table == ACTORS_TABLE:
+            self.actors.restore(msgspec.msgpack.decode(value, type=ActorRecord))
+
+    # ------------------------------------------------------------ the door
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in an event of time `now` (s since the epoch); what to do about it (see the top for the order)."""
+        effects: list[Effect] = []
+        if type(event) is ConnectionLost:
+            self._on_lost(event, now, effects)
+            return effects
+        assert type(event) is MessageReceived
+        number, message = event.connection, event.message
+        connection = self._connections.get(number)
+        if connection is None:
+            if type(message) is Hello:
+                self._on_hello(number, message, effects)
+            else:
+                effects.append(CloseConnection(number, "the first frame of a connection must be Hello"))
+            return effects
+        handler = _MESSAGES.get(type(message))
+        if handler is None:
+            effects.append(CloseConnection(number, f"{type(message).__name__} is out of place here"))
+        elif type(message) in _FROM_NODES and not connection.node_id:
+            effects.append(CloseConnection(number, f"{type(message).__name__} is for nodes: RegisterNode comes first"))
+        else:
+            handler(self, number, message, now, effects)
+        return effects
+
+    def statistics(self) -> dict[str, Any]:
+        """Sizes of everything."""
+        return {
+            "actors": self.actors.statistics(),
+            "jobs": len(self.jobs.rows()),
+            "nodes": len(self._node_connections),
+            "connections": len(self._connections),
+            "subscriptions": sum(len(numbers) for numbers in self._subscribers.values()),
+            "functions": len(self.functions),
+            "kv": len(self.kv),
+            "task_events": len(self.task_events),
+            "task_events_dropped": self.task_events.dropped,
+        }
+
+    # ------------------------------------------------------------ connections
+
+    def _on_hello(self, number: int, message: Hello, effects: list[Effect]) -> None:
+        if message.protocol_version != PROTOCOL_VERSION:
+            theirs, ours = message.protocol_version, PROTOCOL_VERSION
+            reason = f"protocol version {theirs} spoken to a GCS of version {ours}: run the same shoal on all sides"
+            effects.append(CloseConnection(number, reason))
+            return
+        self._connections[number] = Connection(message.worker_id)
+
+    def _on_register_node(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
+        former = self._node_connections.get(message.node_id)
+        if former is not None and former != number:
+            effects.append(CloseConnection(number, f"node {message.node_id.hex()} is connected already"))
+            return
+        self._connections[number].node_id = message.node_id
+        self._node_connections[message.node_id] = number
+        self.nodes.join(message, now)
+        effects.append(Send(number, NodeRegistered(self.gcs_pid)))
+        self._on_actor_event(NodeJoined(message.node_id), now, effects)
+
+    def _on_lost(self, event: ConnectionLost, now: float, effects: list[Effect]) -> None:
+        connection = self._connections.pop(event.connection, None)
+        if connection is None:
+            return
+        for topic in connection.subscriptions:
+            self._forget_subscriber(topic, event.connection)
+        node_id = connection.node_id
+        if node_id:
+            del self._node_connections[node_id]
+            self.nodes.leave(node_id, event.cause, now)
+            for job_id in self.jobs.running_on(node_id):
+                self._end_job(job_id, f"the node of its driver died: {event.cause}", now, effects)
+            self._on_actor_event(NodeLost(node_id, event.cause), now, effects)
+
+    # ------------------------------------------------------------ publishing
+
+    def _on_subscribe(self, number: int, message: SubscribeKey, now: float, effects: list[Effect]) -> None:
+        topic = (message.channel, message.key)
+        if message.channel == CHANNEL_ACTOR:
+            version, state = self.actors.state_of(message.key)
+            effects.append(Send(number, ActorChanged(version, state)))
+            if state.state == "dead":
+                return
+        elif message.channel == CHANNEL_KV:
+            value = self.kv.get(message.key)
+            effects.append(Send(number, Published(CHANNEL_KV, message.key, self._version, value)))
+        else:
+            effects.append(CloseConnection(number, f"there is no channel {message.channel!r}"))
+            return
+        self._subscribers.setdefault(topic, {})[number] = None
+        self._connections[number].subscriptions[topic] = None
+
+    def _publish(self, channel: str, key: bytes, message: ActorChanged | Published, effects: list[Effect]) -> None:
+        for number in self._subscribers.get((channel, key), ()):
+            effects.append(Send(number, message))
+
+    def _publish_kv(self, row_key: bytes, value: bytes | None, now: float, effects: list[Effect]) -> None:
+        self._version = max(self._version + 1, int(now * 1e6))
+        self._publish(CHANNEL_KV, row_key, Published(CHANNEL_KV, row_key, self._version, value), effects)
+
+    def _forget_subscriber(self, topic: tuple[str, bytes], number: int) -> None:
+        numbers = self._subscribers[topic]
+        del numbers[number]
+        if not numbers:
+            del self._subscribers[topic]
+
+    # ------------------------------------------------------------ actors
+
+    def _on_actor_message(self, number: int, message: ActorEvent, now: float, effects: list[Effect]) -> None:
+        self._on_actor_event(message, now, effects)
+
+    def _on_actor_event(self, event: ActorEvent, now: float, effects: list[Effect]) -> None:
+        for effect in self.actors.handle(event, now):
+            if type(effect) is StoreActor:
+                stored = None if effect.record is None else msgspec.msgpack.encode(effect.record)
+                effects.append(Write(ACTORS_TABLE, effect.actor_id, stored))
+            elif type(effect) is SendToNode:
+                number = self._node_connections.get(effect.node_id)
+                assert number is not None, "the actor manager knows only nodes that are connected"
+                effects.append(Send(number, effect.message))
+            elif type(effect) is AnnounceActor:
+                actor_id = effect.state.actor_id
+                self._publish(CHANNEL_ACTOR, actor_id, ActorChanged(effect.version, effect.state), effects)
+                if effect.final:
+                    topic = (CHANNEL_ACTOR, actor_id)
+                    for number in self._subscribers.pop(topic, ()):
+                        del self._connections[number].subscriptions[topic]
+
+    # ------------------------------------------------------------ task events
+
+    def _on_task_events(self, number: int, message: TaskEventBatch, now: float, effects: list[Effect]) -> None:
+        self.task_events.add(message)
+
+    # ------------------------------------------------------------ calls
+
+    def _on_call(self, number: int, message: GcsCall, now: float, effects: list[Effect]) -> None:
+        call = _CALLS.get(message.method)
+        try:
+            if call is None:
+                raise TableError("UnknownMethod", f"the GCS has no method {message.method!r}")
+            body = call(self, number, message.body, now, effects)
+        except TableError as error:
+            effects.append(Send(number, GcsAnswer(message.request, None, [error.kind, error.text])))
+            return
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+            # Calls read their body before they change anything, so nothing was done.
+            text = f"{message.method} does not understand its body: {type(error).__name__}: {error}"
+            effects.append(Send(number, GcsAnswer(message.request, None, ["BadRequest", text])))
+            return
+        effects.append(Send(number, GcsAnswer(message.request, body)))
+
+    def _actor_create(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        spec = msgspec.convert(body["spec"], ActorSpec)
+        if self.actors.get(spec.actor_id) is not None:  # said before
+            return {"actor_id": spec.actor_id, "existing": None}
+        holder = self.actors.find(spec.namespace, spec.name) if spec.name else None
+        if holder is not None:
+            if body.get("get_if_exists"):
+                return {"actor_id": holder.spec.actor_id, "existing": _without_arguments(holder.spec)}
+            held_by = f"{holder.spec.class_name} {holder.spec.actor_id.hex()}, which is {holder.state}"
+            text = (
+                f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by actor {held_by}; "
+                "use get_if_exists=True to get it, or kill it first"
+            )
+            raise TableError("ActorAlreadyExists", text)
+        self._on_actor_event(ActorRequested(spec, self._connections[number].node_id), now, effects)
+        return {"actor_id": spec.actor_id, "existing": None}
+
+    def _actor_by_name(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        name, namespace = str(body["name"]), str(body["namespace"])
+        record = self.actors.find(namespace, name)
+        if record is None:
+            text = f"there is no actor named {name!r} in namespace {namespace!r}"
+            elsewhere = [other for other, known, _ in self.actors.names() if known == name]
+            if elsewhere:
+                text += f" (there is one in {', '.join(map(repr, elsewhere))})"
+            raise TableError("ActorNotFound", text)
+        return {"actor_id": record.spec.actor_id, "spec": _without_arguments(record.spec)}
+
+    def _actor_kill(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        record = self._actor(body)
+        self._on_actor_event(ActorKillAsked(record.spec.actor_id, bool(body["no_restart"])), now, effects)
+        return {"state": record.state}
+
+    def _actors_list(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        job_id, state = body.get("job_id"), body.get("state")
+        rows = [
+            record.row()
+            for record in self.actors.records()
+            if (job_id is None or record.spec.job_id == job_id) and (state is None or record.state == state)
+        ]
+        return {"actors": rows[-int(body.get("limit") or LIST_ROWS_MAX) :]}
+
+    def _actor_story(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"story": self.actors.story(self._actor(body).spec.actor_id)}
+
+    def _actor(self, body: dict[str, Any]) -> ActorRecord:
+        actor_id = _bytes(body, "actor_id")
+        record = self.actors.get(actor_id)
+        if record is None:
+            raise TableError("ActorNotFound", f"the GCS knows no actor {actor_id.hex()}")
+        return record
+
+    def _named_actors(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        wanted = body.get("namespace")
+        return {
+            "actors": [
+                {"namespace": namespace, "name": name, "actor_id": actor_id}
+                for namespace, name, actor_id in self.actors.names()
+                if wanted is None or namespace == wanted
+            ]
+        }
+
+    def _nodes(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"nodes": self.nodes.rows()}
+
+    def _jobs(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"jobs": self.jobs.rows()}
+
+    def _register_job(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        writes: list[Write] = []
+        job = self.jobs.register(body.get("job_id"), self._connections[number].node_id, body, now, writes)
+        effects.extend(writes)
+        return {"job_id": job.job_id}
+
+    def _end_job_called(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        job_id, reason = _bytes(body, "job_id"), str(body.get("reason") or "its driver left")
+        return {"ended": self._end_job(job_id, reason, now, effects)}
+
+    def _end_job(self, job_id: bytes, reason: str, now: float, effects: list[Effect]) -> bool:
+        writes: list[Write] = []
+        ended = self.jobs.end(job_id, reason, now, writes)
+        effects.extend(writes)
+        # Also for a job that had ended: a worker of it may have made an actor meanwhile.
+        self._on_actor_event(JobEnded(job_id, reason), now, effects)
+        return ended
+
+    def _function_put(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        writes: list[Write] = []
+        added = self.functions.put(_bytes(body, "function_id"), _bytes(body, "code"), writes)
+        effects.extend(writes)
+        return {"added": added}
+
+    def _function_get(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"code": self.functions.get(_bytes(body, "function_id"))}
+
+    def _kv_put(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        row_key, value = _row_key(body), _bytes(body, "value")
+        writes: list[Write] = []
+        added = self.kv.put(row_key, value, bool(body.get("overwrite", True)), writes)
+        effects.extend(writes)
+        if added:
+            self._publish_kv(row_key, value, now, effects)
+        return {"added": added}
+
+    def _kv_get(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"value": self.kv.get(_row_key(body))}
+
+    def _kv_del(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        writes: list[Write] = []
+        deleted = self.kv.delete(_row_key(body), bool(body.get("prefix")), writes)
+        effects.extend(writes)
+        for row_key in deleted:
+            self._publish_kv(row_key, None, now, effects)
+        return {"deleted": len(deleted)}
+
+    def _kv_exists(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return {"exists": self.kv.get(_row_key(body)) is not None}
+
+    def _kv_list(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        space = KeyValues.row_key(str(body["namespace"]), b"")
+        return {
+            "keys": [
+                key[len(space) :]
+                for key in self.kv.keys(space + (_bytes(body, "prefix") if body.get("prefix") else b""))
+            ]
+        }
+
+    def _task_events(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        limit = int(body.get("limit") or TASK_EVENTS_MAX)
+        return {"events": self.task_events.rows(limit, body.get("job_id")), "dropped": self.task_events.dropped}
+
+    def _statistics(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        return self.statistics()
+
+
+def _bytes(body: dict[str, Any], key: str) -> bytes:
+    value = body[key]
+    if not isinstance(value, bytes):
+        raise TypeError(f"{key} must be bytes, not {type(value).__name__}")
+    return value
+
+
+def _row_key(body: dict[str, Any]) -> bytes:
+    return KeyValues.row_key(str(body["namespace"]), _bytes(body, "key"))
+
+
+def _without_arguments(spec: ActorSpec) -> ActorSpec:
+    """What a handle needs of a spec."""
+    return msgspec.structs.replace(spec, arguments=b"", dependencies=None)
+
+
+_MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]] = {
+    GcsCall: GcsShard._on_call,
+    RegisterNode: GcsShard._on_register_node,
+    SubscribeKey: GcsShard._on_subscribe,
+    TaskEventBatch: GcsShard._on_task_events,
+    ActorWorkerStarted: GcsShard._on_actor_message,
+    ActorConstructed: GcsShard._on_actor_message,
+    ActorPlacementRefused: GcsShard._on_actor_message,
+    ActorWorkerDied: GcsShard._on_actor_message,
+    ActorRefsGone: GcsShard._on_actor_message,
+}
+
+_FROM_NODES = frozenset(
+    {ActorWorkerStarted, ActorConstructed, ActorPlacementRefused, ActorWorkerDied, ActorRefsGone, TaskEventBatch}
+)
+
+_CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
+    "gcs.actor_create": GcsShard._actor_create,
+    "gcs.actor_by_name": GcsShard._actor_by_name,
+    "gcs.actor_kill": GcsShard._actor_kill,
+    "gcs.actors_list": GcsShard._actors_list,
+    "gcs.actor_story": GcsShard._actor_story,
+    "gcs.named_actors": GcsShard._named_actors,
+    "gcs.nodes": GcsShard._nodes,
+    "gcs.jobs": GcsShard._jobs,
+    "gcs.register_job": GcsShard._register_job,
+    "gcs.end_job": GcsShard._end_job_called,
+    "gcs.function_put": GcsShard._function_put,
+    "gcs.function_get": GcsShard._function_get,
+    "gcs.kv_put": GcsShard._kv_put,
+    "gcs.kv_get": GcsShard._kv_get,
+    "gcs.kv_del": GcsShard._kv_del,
+    "gcs.kv_exists": GcsShard._kv_exists,
+    "gcs.kv_list": GcsShard._kv_list,
+    "gcs.task_events": GcsShard._task_events,
+    "gcs.statistics": GcsShard._statistics,
+}
