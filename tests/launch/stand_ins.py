@@ -51,7 +51,7 @@ def worker_main(start: WorkerStart) -> int:
         "executable": sys.executable,
         "time": time.time(),
     }
-    if facts["numpy"]:
+    if "numpy.random" in sys.modules:
         import numpy
 
         facts["numpy_random"] = float(numpy.random.random())

@@ -40,6 +40,7 @@ from shoal.system.zygote_client import REQUEST_BYTES_MAX, SpawnReply, SpawnReque
 
 WARM_AFTER_IDLE_S = 0.25
 _REPARENT_TIMEOUT_S = 10.0
+_PARENT_ENDS_S = 1.0
 _BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -53,7 +54,7 @@ def preload(start: ZygoteStart) -> None:
 def main(plan: dict[str, Any]) -> NoReturn:
     """Entry of a zygote in a fresh interpreter (`respawn_zygote`)."""
     control_fd, alive_fd = plan["control_fd"], plan["alive_fd"]
-    names = ZygoteStart.__slots__  # type: ignore[attr-defined]
+    names = ZygoteStart.__slots__
     start = zygote_start_of({name: plan[name] for name in names})
     preload(start)
     serve(start, control_fd, alive_fd)
@@ -74,6 +75,10 @@ def serve(start: ZygoteStart, control_fd: int, alive_fd: int) -> NoReturn:
         traceback.print_exc()
         _flush()
     finally:
+        # A dying process closes its files first and gives away its children later, so the end of the socket comes early.
+        deadline = time.monotonic() + (_PARENT_ENDS_S if code == 0 else 0.0)
+        while not _parent_gone(start) and time.monotonic() < deadline:
+            time.sleep(0.001)
         if _parent_gone(start):
             remove_session(start.session_dir)
         os._exit(code)
@@ -243,7 +248,7 @@ def _fresh_output() -> None:
     The streams are made anew: those of the zygote believe that they write to a log file.
     """
     for name, fd in (("stdout", 1), ("stderr", 2)):
-        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        stream = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

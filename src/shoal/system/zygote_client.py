@@ -114,7 +114,7 @@ class ZygoteClient:
         return replies
 
     def close(self) -> None:
-        """Let go of the zygote, which then ends (and removes the session folder). Idempotent."""
+        """Let go of the zygote, which then ends. Idempotent."""
         self.closed = True
         self._flush()
         self._sock.close()
