@@ -4,7 +4,7 @@ Reading order: `format` (the bytes), `values` (the hot path), `code` (functions,
 serializers), `failures` (exceptions), `explain` (why something cannot be serialized).
 """
 
-from shoal.serialization.code import dumps_code
+from shoal.serialization.code import dumps_code, loads_code
 from shoal.serialization.custom import deregister_serializer, register_serializer
 from shoal.serialization.explain import explain_unserializable
 from shoal.serialization.failures import dumps_error, loads_error
@@ -22,6 +22,7 @@ __all__ = [
     "dumps_error",
     "explain_unserializable",
     "loads",
+    "loads_code",
     "loads_error",
     "register_serializer",
 ]

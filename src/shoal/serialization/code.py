@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 from cloudpickle import cloudpickle as _cloud
 
+from shoal.protocol.errors import ShoalError
 from shoal.serialization import custom, values
 
 _CAPSULES_MAX = 10_000
@@ -72,13 +73,18 @@ def dumps_code(code: Any) -> tuple[bytes, list[Any] | None]:
         try:
             file = io.BytesIO()
             ByValuePickler(file, None).dump(custom.with_serializers(code))
-        except values.ShoalError:
+        except ShoalError:
             raise
         except Exception as error:
             from shoal.serialization.explain import explain_unserializable
 
             raise explain_unserializable(code, error) from error
     return file.getvalue(), collected or None
+
+
+def loads_code(code: bytes | memoryview) -> Any:
+    """The function or class in `code`, and the serializers that came with it registered."""
+    return values.loads(code)
 
 
 def refresh_by_value_modules() -> None:

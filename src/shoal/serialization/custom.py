@@ -25,9 +25,7 @@ registered: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any], bytes |
 _deserializer_of: dict[bytes, Callable[[Any], Any]] = {}
 
 
-def register_serializer(
-    cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]
-) -> None:
+def register_serializer(cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]) -> None:
     """Use `serializer(obj)` for instances of exactly `cls`, and `deserializer(what it returned)` where they are read.
 
     Raises:
@@ -108,7 +106,7 @@ def _unload(code: Any, capsules: list[bytes]) -> Any:
 
 
 def _swap_plain_path() -> None:
-    values.plain_dumps = _dumps_with_table if registered else values._c_dumps
+    values.plain_dumps = _dumps_with_table if registered else values.c_dumps
 
 
 def _dumps_with_table(value: Any, protocol: int, *, buffer_callback: Callable[[Any], Any]) -> bytes:

@@ -15,9 +15,8 @@ What it does not do: know what a reference is, or copy values between processes.
 
 from __future__ import annotations
 
+import _pickle
 import threading
-from _pickle import dumps as _c_dumps
-from _pickle import loads as _c_loads
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pickle import PickleBuffer
@@ -43,6 +42,9 @@ _ARRAY_SCAN_BYTES_MIN = 100
 
 Blob = bytes | Serialized
 
+c_dumps = _pickle.dumps
+_c_loads = _pickle.loads
+
 
 class _Progress(threading.local):
     #: what the dumps in progress in this thread has collected (buffers and references); None when there is none
@@ -53,7 +55,7 @@ class _Progress(threading.local):
 
 _progress = _Progress()
 #: replaced by `custom` while serializers are registered, so that the plain path does not pay for them
-plain_dumps: Callable[..., bytes] = _c_dumps
+plain_dumps: Callable[..., bytes] = c_dumps
 #: names of modules that travel by value; maintained by `code`
 by_value_needles: tuple[bytes, ...] = ()
 
