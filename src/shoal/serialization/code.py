@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import enum
 import io
-import sys
 import types
 from collections.abc import Callable
+from pickle import PickleBuffer
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -88,13 +88,8 @@ def loads_code(code: bytes | memoryview) -> Any:
 
 
 def refresh_by_value_modules() -> None:
-    """Look which modules workers cannot import: registered with cloudpickle, or made by hand without a file or loader."""
-    names = set(cloudpickle.list_registry_pickle_by_value())
-    for name, module in list(sys.modules.items()):
-        if type(module) is types.ModuleType and module.__dict__.get("__spec__") is None and name != "__main__":
-            if module.__dict__.get("__file__") is None and name not in sys.builtin_module_names:
-                names.add(name)
-    values.by_value_needles = tuple(sorted(name.encode() for name in names))
+    """Look which modules users have registered with cloudpickle, because workers cannot import them."""
+    values.by_value_needles = tuple(sorted(name.encode() for name in cloudpickle.list_registry_pickle_by_value()))
 
 
 # ---------------------------------------------------------------- classes
@@ -192,7 +187,20 @@ def _can_be_kept(cls: type) -> bool:
 
 def _reduce_array(array: Any) -> Any:
     """Arrays leave their memory out of the pickle; those with gaps in it are copied together first."""
+    dtype = array.dtype
+    if dtype.hasobject or not dtype.itemsize:
+        return array.__reduce_ex__(5)
     flags = array.flags
-    if not (flags.c_contiguous or flags.f_contiguous or array.dtype.hasobject):
+    if not (flags.c_contiguous or flags.f_contiguous):
         array = array.copy()
-    return array.__reduce_ex__(5)
+    if dtype.kind not in "mMV":
+        return array.__reduce_ex__(5)
+    # Dates and some structures have no buffer format, so numpy would put them into the pickle.
+    order = "C" if array.flags.c_contiguous else "F"
+    return _restore_array, (PickleBuffer(array.ravel(order=order).view("u1")), dtype, array.shape, order)
+
+
+def _restore_array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
+    import numpy
+
+    return numpy.frombuffer(buffer, dtype="u1").view(dtype).reshape(shape, order=order)

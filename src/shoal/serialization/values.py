@@ -39,6 +39,7 @@ RAW_BYTES_MIN = 4096  #: shorter bytes are cheaper as a pickle
 _SCAN_BYTES_MIN = 28
 #: nor a shorter one an array that numpy pickled in band
 _ARRAY_SCAN_BYTES_MIN = 100
+_SECOND_PASS_BYTES_MAX = 256 << 10
 
 Blob = bytes | Serialized
 
@@ -110,7 +111,10 @@ def _must_travel_by_value(head: bytes) -> bool:
     if b"__main__" in head:
         return True
     if len(head) >= _ARRAY_SCAN_BYTES_MIN and b"_reconstruct" in head:
-        return True  # an array that is not contiguous, or an object array: the other pickler finds out which
+        # An array that numpy put into the pickle because it has gaps or holds objects or dates: the other pickler gets most of them
+        # out again. Not worth a second pass over many objects (a data frame of strings).
+        if len(head) < _SECOND_PASS_BYTES_MAX or b"\x8c\x02O8" not in head:
+            return True
     return any(needle in head for needle in by_value_needles)
 
 
