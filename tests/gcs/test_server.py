@@ -37,18 +37,18 @@ NODE = b"n" * 16
 
 
 def actor_spec(number: int = 1, **changes: Any) -> ActorSpec:
-    fields: dict[str, Any] = dict(
-        actor_id=number.to_bytes(16, "big"),
-        class_id=b"c" * 16,
-        class_name="Counter",
-        job_id=b"\0\0\0\1",
-        name="",
-        namespace="space",
-        demand={},
-        placement={"CPU": 10_000},
-        arguments=b"args",
-        dependencies=None,
-    )
+    fields: dict[str, Any] = {
+        "actor_id": number.to_bytes(16, "big"),
+        "class_id": b"c" * 16,
+        "class_name": "Counter",
+        "job_id": b"\0\0\0\1",
+        "name": "",
+        "namespace": "space",
+        "demand": {},
+        "placement": {"CPU": 10_000},
+        "arguments": b"args",
+        "dependencies": None,
+    }
     return ActorSpec(**{**fields, **changes})
 
 
