@@ -1,10 +1,10 @@
-"""What happens to the local scheduler, and what it wants done: the whole conversation between the machine and its shell.
+"""What happens to the local scheduler, and what it wants done: the conversation between the machine and its shell.
 
 Purpose: the interface of `LocalScheduler`. Events are in the past tense, effects in the imperative.
 
 Design: slots dataclasses; the shell translates messages to events one to one, and effects to messages:
 
-    RequestLeases -> LeasesRequested ...... GrantLease  -> LeaseStarted to the worker, then LeaseGranted to the submitter
+    RequestLeases -> LeasesRequested ...... GrantLease  -> LeaseStarted (worker), then LeaseGranted (submitter)
                                             RefuseClass -> LeasesUnschedulable
     ReturnLease   -> LeaseReturned ........ RevokeLease -> RevokeLease to the worker, answered by LeaseFinished
     Register      -> WorkerReady .......... StartWorkers, answered by `count` times WorkerReady or WorkerStartFailed
@@ -39,8 +39,8 @@ def environment_key_of(environment: Environment) -> str:
 class LeasesRequested:
     """Process `process` has `backlog` tasks of class `class_no` that wait for workers.
 
-    Every grant counts as one of the backlog. A repeat replaces what was said before; 0 withdraws. Whoever bounces tasks back to
-    `process` (a revoked lease) leaves it to `process` to say the new backlog.
+    Every grant counts as one of the backlog. A repeat replaces what was said before; 0 withdraws. When a lease ends and its
+    tasks bounce, it is for `process` to say its new backlog.
     """
 
     process: bytes
@@ -56,7 +56,7 @@ class LeasesRequested:
 
 @dataclass(slots=True)
 class LeaseReturned:
-    """The submitter needs the lease no more. The worker is asked to finish it (RevokeLease) before anybody else gets it."""
+    """The submitter needs the lease no more. The worker finishes it (RevokeLease) before others get it."""
 
     lease_id: int
 
@@ -86,7 +86,7 @@ class WorkerDied:
 
 @dataclass(slots=True)
 class WorkerStartFailed:
-    """One of the workers asked for did not come up: died before it registered, or was not there in WORKER_START_TIMEOUT_S."""
+    """One worker asked for did not come up: it died before it registered, or took longer than WORKER_START_TIMEOUT_S."""
 
     environment_key: str
     reason: str
@@ -94,7 +94,7 @@ class WorkerStartFailed:
 
 @dataclass(slots=True)
 class ProcessDied:
-    """A submitter (driver or worker) is dead: its requests vanish and its leases are revoked. A dead worker needs WorkerDied too."""
+    """A submitter (driver or worker) is dead: its requests vanish, its leases are revoked. For a worker: WorkerDied too."""
 
     process: bytes
 
@@ -115,7 +115,7 @@ class WorkerUnblocked:
 
 @dataclass(slots=True)
 class ActorPlacementRequested:
-    """An actor needs a worker of its own: `placement` must be free for it to be placed, `demand` is held while it lives."""
+    """An actor needs a worker of its own: `placement` must be free at that time, `demand` is held while it lives."""
 
     actor_id: bytes
     incarnation: int
@@ -181,7 +181,10 @@ REVOKED_SUBMITTER_DIED = "submitter died"
 
 @dataclass(slots=True)
 class RevokeLease:
-    """Tell the worker to bounce what has not started, finish what runs, and answer LeaseFinished. `reason` is a REVOKED_ constant."""
+    """Tell the worker to bounce what has not started, finish what runs, and answer LeaseFinished.
+
+    `reason` is one of the REVOKED_ constants.
+    """
 
     worker_id: bytes
     lease_id: int

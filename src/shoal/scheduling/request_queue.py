@@ -1,0 +1,195 @@
+"""Who waits for workers, in which order.
+
+Purpose: the waiting side of the local scheduler, kept sorted so that choosing the next grant looks at a few heads, not at everybody.
+
+Design: a *scheduling class* is all tasks of one submitter that any worker granted to it may run; an actor waiting for its worker is
+one too. Classes of one job with the same needs and environment share a *lane*: when one of them cannot be served now, none can.
+
+    RequestQueue -- jobs --> JobQueue -- lanes --> Lane -- entries --> [(-depth, turn, class), ...]   best first
+
+A turn is a number that only grows: a class gets a new one when it begins to wait and at every grant, so classes of equal depth take
+turns. Actors come before all tasks of their job.
+
+What it does not do: know what is free (`grant_policy` compares), or change anything by itself.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import merge
+from typing import Any
+
+from shoal.protocol.resources import ACCELERATOR_RESOURCES, CPU, Resources
+from shoal.scheduling.events import Environment
+from shoal.scheduling.worker_pool import EnvironmentPool
+
+ACTOR_DEPTH = 1 << 30  #: actors stand before all tasks of their job
+ACTOR_CLASS_NO = -1
+
+
+@dataclass(slots=True, eq=False)
+class JobQueue:
+    """One job's waiting classes and what it holds."""
+
+    job_id: bytes
+    #: units of CPU held by the job's leases and actors now, without what blocked ones have lent
+    cpu_granted: int = 0
+    #: turn of the job's last grant; among jobs that hold equally much the one served longest ago comes first
+    last_turn: int = 0
+    #: classes and leases that refer to this job; at 0 it is forgotten
+    references: int = 0
+    #: only lanes that have entries
+    lanes: dict[tuple[Any, ...], Lane] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """The waiting classes of one job that need the same: `entries` is sorted, best first."""
+
+    job: JobQueue
+    key: tuple[Any, ...]
+    need: Resources
+    pool: EnvironmentPool
+    #: whether free amounts are not enough and ids must be free too
+    accelerated: bool
+    #: the resource looked at first: the scarce one at the last look
+    probe: str
+    probe_units: int
+    entries: list[tuple[int, int, SchedulingClass]] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class SchedulingClass:
+    """What one submitter asked for and has, or one actor that waits. It lives while `backlog` or `leases` is positive."""
+
+    key: tuple[bytes, int]  #: (process, class_no), or (actor id, ACTOR_CLASS_NO)
+    job: JobQueue
+    need: Resources  #: must be free to be granted
+    hold: Resources  #: is taken by a grant; more than `need` in nothing
+    depth: int
+    pool: EnvironmentPool
+    environment: Environment
+    strategy: dict[str, Any]
+    name: str
+    incarnation: int = -1  #: of the actor; -1 for tasks
+    backlog: int = 0  #: leases wanted in addition to those held
+    leases: int = 0  #: held now
+    blocked: int = 0  #: of these, blocked
+    turn: int = 0
+    waiting_since: float = 0.0  #: of its first, or since its last grant
+    grant_after: float = 0.0  #: not before this (a class that grows beyond the CPUs grows slowly)
+    lane: Lane | None = None  #: while it waits
+    rests_until: float = 0.0  #: no reservation for it before this
+    patience_s: float = 0.0  #: how long its last reservation was, 0 for none since its last grant
+
+    @property
+    def is_actor(self) -> bool:
+        """Whether this is an actor's placement."""
+        return self.incarnation >= 0
+
+
+class RequestQueue:
+    """All that wait. `jobs` and `waiting` are read by the policy; only the methods change them."""
+
+    __slots__ = ("_turn", "jobs", "waiting")
+
+    def __init__(self) -> None:
+        #: jobs that wait or hold, in order of first appearance
+        self.jobs: dict[bytes, JobQueue] = {}
+        #: classes that wait, in order of `waiting_since`
+        self.waiting: dict[tuple[bytes, int], SchedulingClass] = {}
+        self._turn = 0
+
+    def refer(self, job_id: bytes) -> JobQueue:
+        """The job's queue, with one more reference."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            job = self.jobs[job_id] = JobQueue(job_id)
+        job.references += 1
+        return job
+
+    def release(self, job: JobQueue) -> None:
+        """One reference fewer."""
+        job.references -= 1
+        assert job.references >= 0
+        if not job.references:
+            assert not job.lanes and not job.cpu_granted, f"job {job.job_id.hex()} is forgotten with something left"
+            del self.jobs[job.job_id]
+
+    def push(self, waiter: SchedulingClass, now: float) -> None:
+        """`waiter` begins to wait."""
+        assert waiter.lane is None and waiter.backlog > 0
+        waiter.waiting_since = now
+        waiter.pool.waiting += 1
+        self.waiting[waiter.key] = waiter
+        self._enter(waiter)
+
+    def withdraw(self, waiter: SchedulingClass) -> None:
+        """`waiter` waits no more."""
+        waiter.pool.waiting -= 1
+        del self.waiting[waiter.key]
+        self._leave(waiter)
+
+    def granted(self, waiter: SchedulingClass, now: float) -> None:
+        """`waiter` got one of what it waits for: it goes behind its equals, or waits no more."""
+        waiter.backlog -= 1
+        self._turn += 1
+        waiter.job.last_turn = self._turn
+        if not waiter.backlog:
+            self.withdraw(waiter)
+            return
+        waiter.waiting_since = now
+        waiter.patience_s = 0.0
+        del self.waiting[waiter.key]
+        self.waiting[waiter.key] = waiter
+        lane = waiter.lane
+        assert lane is not None
+        entries = lane.entries
+        del entries[bisect_left(entries, (-waiter.depth, waiter.turn))]
+        waiter.turn = self._turn
+        insort(entries, (-waiter.depth, waiter.turn, waiter))
+
+    def in_order(self) -> Iterator[SchedulingClass]:
+        """Everybody, in the order in which they would be served if everything fitted."""
+        for job in self.jobs_in_order():
+            lanes = [lane.entries for lane in job.lanes.values()]
+            for entry in lanes[0] if len(lanes) == 1 else merge(*lanes):
+                yield entry[2]
+
+    def jobs_in_order(self) -> list[JobQueue]:
+        """Jobs with waiting classes: those that hold the fewest CPUs first, then those served longest ago."""
+        jobs = [job for job in self.jobs.values() if job.lanes]
+        if len(jobs) > 1:
+            jobs.sort(key=_job_order)
+        return jobs
+
+    def _enter(self, waiter: SchedulingClass) -> None:
+        self._turn += 1
+        waiter.turn = self._turn
+        key = (waiter.pool.key, *sorted(waiter.need.items()))
+        lanes = waiter.job.lanes
+        lane = lanes.get(key)
+        if lane is None:
+            need = waiter.need
+            accelerated = any(name in ACCELERATOR_RESOURCES for name in need)
+            lane = Lane(waiter.job, key, need, waiter.pool, accelerated, CPU, need.get(CPU, 0))
+            lanes[key] = lane
+        waiter.lane = lane
+        insort(lane.entries, (-waiter.depth, waiter.turn, waiter))
+
+    def _leave(self, waiter: SchedulingClass) -> None:
+        lane = waiter.lane
+        assert lane is not None
+        entries = lane.entries
+        index = bisect_left(entries, (-waiter.depth, waiter.turn))
+        assert entries[index][2] is waiter
+        del entries[index]
+        if not entries:
+            del lane.job.lanes[lane.key]
+        waiter.lane = None
+
+
+def _job_order(job: JobQueue) -> tuple[int, int]:
+    return job.cpu_granted, job.last_turn
