@@ -45,6 +45,7 @@ def worker_main(start: WorkerStart) -> int:
         "ppid": os.getppid(),
         "sid": os.getsid(0),
         "random": random.random(),
+        "hash": hash("a text"),
         "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
         "env": os.environ.get("SHOAL_TEST_VARIABLE", ""),
         "numpy": "numpy" in sys.modules,

@@ -125,6 +125,7 @@ def test_a_worker_is_a_clean_child_of_the_daemon(head: HeadNode) -> None:
     assert first["sid"] == first["pid"], "it leads its own session"
     assert first["env"] == "value 10" and second["env"] == "value 11"
     assert first["random"] != second["random"]
+    assert first["hash"] == second["hash"]
     assert first["executable"] == sys.executable, "a virtual environment stays visible"
     # 0, 1, 2, the pipe that tells of life, its own socket, the listing itself
     assert len(first["fds"]) == 6, first["fds"]
@@ -219,9 +220,11 @@ def test_kill_of_the_daemon(head: HeadNode, victims: list[str]) -> None:
 
 def test_kill_of_the_zygote(head: HeadNode) -> None:
     before = ask(head.node_socket, "facts")
+    hash_before = ask(head.node_socket, "spawn 29 wait")["hash"]
     os.kill(before["zygote"], signal.SIGKILL)
     fact = ask(head.node_socket, "spawn 30 wait")
     assert fact["ppid"] == head.pid
+    assert fact["hash"] == hash_before, "all workers of a session partition alike"
     after = ask(head.node_socket, "facts")
     assert after["zygote"] != before["zygote"]
     assert psutil.Process(after["zygote"]).cmdline()[0] == "shoal:zygote"

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from shoal.launch import zygote
 from shoal.protocol.limits import STORE_SHARE_OF_MEMORY
-from shoal.system.janitor import guard_session, remove_session
+from shoal.system.janitor import guard_session, kill_children, remove_session
 from shoal.system.machine import cpus_available, gpus_available, memory_available_bytes
 from shoal.system.process import (
     become_subreaper,
@@ -47,7 +47,8 @@ def main(plan: dict[str, Any]) -> NoReturn:
         traceback.print_exc()
         _tell(ready_fd, error)
     finally:
-        # Children die with this process; the folder too if the daemon could not see to it.
+        # After a normal end there is nothing left to do here.
+        kill_children()
         remove_session(session_dir)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

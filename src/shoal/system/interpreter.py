@@ -1,11 +1,12 @@
 """Start a fresh Python interpreter that sees the modules this one sees.
 
 Purpose: the node process must not inherit the state of the user's program (threads, open files, imported packages), so it is exec'ed, and
-fast: `-I -S` on the real binary with `sys.path` handed over takes 15 ms where a venv's interpreter with `site` takes 30-60.
+fast: `-S` on the real binary with `sys.path` handed over takes 15 ms where a venv's interpreter with `site` takes 30-60.
 
 Design: `posix_spawn` (no copy of the user's page tables, safe beside threads) into a new session with default signal handlers. The plan
 travels in a memfd, written with `marshal`, which needs no import; file descriptors to be kept are named in the plan and get the numbers
-from 4 up; everything else that was inheritable is closed before the entry function runs.
+from 4 up; everything else that was inheritable is closed before the entry function runs. PYTHON* variables hold as everywhere (no `-E`), and
+PYTHONHASHSEED is chosen once a session, so that `hash` of a string is the same in all workers: users partition by it.
 
 What it does not do: wait for the process or speak with it.
 """
@@ -63,6 +64,7 @@ def this_interpreter() -> InterpreterPlan:
         shown_executable=sys.executable or executable,
         prefix=sys.prefix,
         exec_prefix=sys.exec_prefix,
+        flags=_flags(),
         finders=sorted(finders),
     )
 
@@ -106,8 +108,8 @@ def spawn_interpreter(
         ]
         return os.posix_spawn(
             interpreter.executable,
-            [interpreter.executable, "-I", "-S", "-c", BOOT_CODE],
-            os.environ,
+            [interpreter.executable, "-s", "-P", "-S", *interpreter.flags, "-c", BOOT_CODE],
+            {"PYTHONHASHSEED": str(int.from_bytes(os.urandom(4), "little")), **os.environ},
             file_actions=actions,
             setsid=True,
             setsigmask=[],
@@ -132,6 +134,15 @@ def boot(plan: dict[str, Any]) -> None:
         except Exception as error:  # noqa: BLE001 - one broken editable install must not stop the node
             print(f"shoal: the import hook {name} could not be installed: {error!r}", file=sys.stderr)
     entry_function(plan["entry"])(plan)
+
+
+def _flags() -> list[str]:
+    flags = ["-O"] * min(2, sys.flags.optimize)
+    if sys.dont_write_bytecode:
+        flags.append("-B")
+    if sys.flags.utf8_mode:
+        flags += ["-X", "utf8"]
+    return flags + [f"-W{option}" for option in sys.warnoptions]
 
 
 def _plain(interpreter: InterpreterPlan) -> dict[str, Any]:

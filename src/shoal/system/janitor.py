@@ -157,13 +157,16 @@ def end_children(
     if wait_ended([gcs_pid], grace_s):
         send_signal(gcs_pid, signal.SIGKILL)
     left = wait_ended([zygote_pid, gcs_pid, *workers], 1.0)
-    _kill_orphans()
+    kill_children()
     remove_session(session_dir)
     return left
 
 
-def _kill_orphans() -> None:
-    """Kill the children that are left: as subreaper a daemon inherits what its workers started, and workers that nobody had heard of."""
+def kill_children() -> None:
+    """Kill and reap every child of this process.
+
+    As subreaper a daemon inherits what its workers started, and workers that nobody had heard of.
+    """
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         pids: list[int] = []

@@ -30,6 +30,8 @@ class InterpreterPlan:
     shown_executable: str
     prefix: str
     exec_prefix: str
+    #: options of the command line that change what code means (-O, -B, -W, -X utf8)
+    flags: list[str] = field(default_factory=list)
     #: modules whose `install()` puts import hooks of editable installs into place (no `.pth` file is read there)
     finders: list[str] = field(default_factory=list)
 
