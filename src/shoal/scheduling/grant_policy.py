@@ -3,7 +3,8 @@
 Purpose: three functions of what there is; they change nothing but the look-up hints of lanes and the notes in `NodeView`.
 
 Design.
-*Next* (`choose_next`): jobs that hold the fewest CPUs first, within a job the deepest class, among equals by turns. Deepest first runs
+*Next* (`choose_next`): jobs that hold the fewest CPUs first, within a job the deepest class, among equals the one that has
+fewest leases, then by turns. Deepest first runs
 children before more parents start; parents that wait lend their CPUs, so somebody can always run.
 
 *Revocation* (`choose_victims`): a lease is pipelined, so a submitter could keep its workers for ever. When somebody's needs do not
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 
 from shoal.protocol.limits import LEASE_IDLE_S, LEASE_SLICE_S
 from shoal.protocol.resources import CPU, AcceleratorPool, Assigned, Resources, add, fits, subtract
-from shoal.scheduling.request_queue import JobQueue, Lane, RequestQueue, SchedulingClass
+from shoal.scheduling.request_queue import Entry, JobQueue, Lane, RequestQueue, SchedulingClass
 from shoal.scheduling.worker_pool import Worker
 
 LEASE_SLICE_LONG_S = 5 * LEASE_SLICE_S
@@ -103,7 +104,7 @@ def choose_next(queue: RequestQueue, view: NodeView, now: float) -> SchedulingCl
 
 def _best_of_job(job: JobQueue, view: NodeView, now: float) -> SchedulingClass | None:
     """The first class of the job's order that can be granted."""
-    best: tuple[int, int, SchedulingClass] | None = None
+    best: Entry | None = None
     get = view.available.get
     for lane in job.lanes.values():
         if get(lane.probe, 0) < lane.probe_units or not _lane_fits(lane, view, None):
@@ -114,11 +115,11 @@ def _best_of_job(job: JobQueue, view: NodeView, now: float) -> SchedulingClass |
         for entry in lane.entries:
             if best is not None and best < entry:
                 break
-            if entry[2].grant_after <= now:
+            if entry[3].grant_after <= now:
                 best = entry
                 break
-            view.growth_at = min(view.growth_at or entry[2].grant_after, entry[2].grant_after)
-    return None if best is None else best[2]
+            view.growth_at = min(view.growth_at or entry[3].grant_after, entry[3].grant_after)
+    return None if best is None else best[3]
 
 
 def _lane_fits(lane: Lane, view: NodeView, holder: SchedulingClass | None) -> bool:
@@ -149,7 +150,7 @@ def count_lacking_workers(queue: RequestQueue, view: NodeView, limit: int, now: 
             if lane.pool.idle or not _ids_fit(lane, view):
                 continue
             key = lane.pool.key
-            for _, _, waiter in lane.entries:
+            for _, _, _, waiter in lane.entries:
                 count = wanted.get(key, 0)
                 backlog = waiter.backlog if waiter.grant_after <= now else 0
                 backlog = min(backlog, max(1, view.cpus - waiter.leases + waiter.blocked)) if not waiter.is_actor else 1

@@ -326,6 +326,7 @@ class LocalScheduler:
             self._running -= 1
             holder.job.cpu_granted -= lease.cpu_units
         holder.leases -= 1
+        self._queue.leases_changed(holder)
         if holder.is_actor:
             self._actors -= 1
             subtract(self._held_by_actors, lease.hold)
@@ -368,6 +369,7 @@ class LocalScheduler:
             return
         lease.blocked = True
         lease.holder.blocked += 1
+        self._queue.leases_changed(lease.holder)
         self._blocked += 1
         self._active.pop(lease.lease_id, None)
         if lease.cpu_units:
@@ -381,6 +383,7 @@ class LocalScheduler:
             return
         lease.blocked = False
         lease.holder.blocked -= 1
+        self._queue.leases_changed(lease.holder)
         self._blocked -= 1
         if not lease.revoked and not lease.holder.is_actor:
             self._active[lease.lease_id] = lease
@@ -578,14 +581,19 @@ class LocalScheduler:
     def _check_queue(self) -> None:
         queue = self._queue
         entries = [entry for job in queue.jobs.values() for lane in job.lanes.values() for entry in lane.entries]
-        assert sorted(each.turn for each in queue.waiting.values()) == sorted(entry[1] for entry in entries)
+        assert sorted(entry[2] for entry in entries) == sorted(
+            each.entry[2] for each in queue.waiting.values() if each.entry
+        )
         since = [each.waiting_since for each in queue.waiting.values()]
         assert since == sorted(since), "the queue has lost its order"
         for waiter in queue.waiting.values():
             assert waiter.backlog > 0 and waiter.lane is not None and self._classes[waiter.key] is waiter
         for job in queue.jobs.values():
             for lane in job.lanes.values():
-                assert lane.entries and lane.entries == sorted(lane.entries, key=lambda entry: entry[:2])
+                assert lane.entries and lane.entries == sorted(lane.entries, key=lambda entry: entry[:3])
+                for depth, running, _, waiter in lane.entries:
+                    assert waiter.lane is lane
+                    assert (depth, running) == (-waiter.depth, waiter.leases - waiter.blocked)
             mine = [each for each in self._leases.values() if each.holder.job is job]
             assert job.cpu_granted == sum(each.cpu_units for each in mine if not each.blocked)
         for holder in [*self._classes.values(), *(lease.holder for lease in self._leases.values())]:

@@ -5,10 +5,11 @@ Purpose: the waiting side of the local scheduler, kept sorted so that choosing t
 Design: a *scheduling class* is all tasks of one submitter that any worker granted to it may run; an actor waiting for its worker is
 one too. Classes of one job with the same needs and environment share a *lane*: when one of them cannot be served now, none can.
 
-    RequestQueue -- jobs --> JobQueue -- lanes --> Lane -- entries --> [(-depth, turn, class), ...]   best first
+    RequestQueue -- jobs --> JobQueue -- lanes --> Lane -- entries --> [(-depth, running, turn, class), ...]   best first
 
-A turn is a number that only grows: a class gets a new one when it begins to wait and at every grant, so classes of equal depth take
-turns. Actors come before all tasks of their job.
+`running` is the number of leases that the class has and that are not blocked: among equally deep classes the poorest comes first.
+A turn is a number that only grows: a class gets a new one when it begins to wait and at every grant, so equals take turns.
+Actors come before all tasks of their job.
 
 What it does not do: know what is free (`grant_policy` compares), or change anything by itself.
 """
@@ -57,7 +58,7 @@ class Lane:
     #: the resource looked at first: the scarce one at the last look
     probe: str
     probe_units: int
-    entries: list[tuple[int, int, SchedulingClass]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +78,7 @@ class SchedulingClass:
     backlog: int = 0  #: leases wanted in addition to those held
     leases: int = 0  #: held now
     blocked: int = 0  #: of these, blocked
-    turn: int = 0
+    entry: Entry | None = None  #: its place in its lane while it waits
     waiting_since: float = 0.0  #: of its first, or since its last grant
     grant_after: float = 0.0  #: not before this (a class that grows beyond the CPUs grows slowly)
     lane: Lane | None = None  #: while it waits
@@ -88,6 +89,10 @@ class SchedulingClass:
     def is_actor(self) -> bool:
         """Whether this is an actor's placement."""
         return self.incarnation >= 0
+
+
+#: (-depth, running, turn, class): the turn differs always, so classes are never compared
+Entry = tuple[int, int, int, SchedulingClass]
 
 
 class RequestQueue:
@@ -144,19 +149,19 @@ class RequestQueue:
         waiter.patience_s = 0.0
         del self.waiting[waiter.key]
         self.waiting[waiter.key] = waiter
-        lane = waiter.lane
-        assert lane is not None
-        entries = lane.entries
-        del entries[bisect_left(entries, (-waiter.depth, waiter.turn))]
-        waiter.turn = self._turn
-        insort(entries, (-waiter.depth, waiter.turn, waiter))
+        self._place(waiter, self._turn)
+
+    def leases_changed(self, waiter: SchedulingClass) -> None:
+        """One of the leases of `waiter` ended, blocked or went on."""
+        if waiter.entry is not None:
+            self._place(waiter, waiter.entry[2])
 
     def in_order(self) -> Iterator[SchedulingClass]:
         """Everybody, in the order in which they would be served if everything fitted."""
         for job in self.jobs_in_order():
             lanes = [lane.entries for lane in job.lanes.values()]
             for entry in lanes[0] if len(lanes) == 1 else merge(*lanes):
-                yield entry[2]
+                yield entry[3]
 
     def jobs_in_order(self) -> list[JobQueue]:
         """Jobs with waiting classes: those that hold the fewest CPUs first, then those served longest ago."""
@@ -167,7 +172,6 @@ class RequestQueue:
 
     def _enter(self, waiter: SchedulingClass) -> None:
         self._turn += 1
-        waiter.turn = self._turn
         key = (waiter.pool.key, *sorted(waiter.need.items()))
         lanes = waiter.job.lanes
         lane = lanes.get(key)
@@ -177,18 +181,30 @@ class RequestQueue:
             lane = Lane(waiter.job, key, need, waiter.pool, accelerated, CPU, need.get(CPU, 0))
             lanes[key] = lane
         waiter.lane = lane
-        insort(lane.entries, (-waiter.depth, waiter.turn, waiter))
+        self._place(waiter, self._turn)
 
-    def _leave(self, waiter: SchedulingClass) -> None:
+    def _place(self, waiter: SchedulingClass, turn: int) -> None:
+        """Put `waiter` where it belongs in its lane now."""
         lane = waiter.lane
         assert lane is not None
         entries = lane.entries
-        index = bisect_left(entries, (-waiter.depth, waiter.turn))
-        assert entries[index][2] is waiter
-        del entries[index]
+        entry = (-waiter.depth, waiter.leases - waiter.blocked, turn, waiter)
+        if waiter.entry is not None:
+            if len(entries) == 1:
+                entries[0] = waiter.entry = entry
+                return
+            del entries[bisect_left(entries, waiter.entry)]
+        waiter.entry = entry
+        insort(entries, entry)
+
+    def _leave(self, waiter: SchedulingClass) -> None:
+        lane = waiter.lane
+        assert lane is not None and waiter.entry is not None
+        entries = lane.entries
+        del entries[bisect_left(entries, waiter.entry)]
         if not entries:
             del lane.job.lanes[lane.key]
-        waiter.lane = None
+        waiter.lane = waiter.entry = None
 
 
 def _job_order(job: JobQueue) -> tuple[int, int]:
