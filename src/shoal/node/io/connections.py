@@ -62,6 +62,7 @@ class Connection:
         "fd",
         "peer",
         "sock",
+        "spoke",
     )
 
     def __init__(
@@ -77,6 +78,7 @@ class Connection:
         self.fd = sock.fileno()
         #: who speaks here; set by the owner of the table of processes, None until registered
         self.peer: Any = None
+        self.spoke = False  #: at least one message came; set by the owner
         self.closed = False
         self.dirty = False  #: is in the outbox's list of this iteration
         self._outbox = outbox

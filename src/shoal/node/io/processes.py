@@ -101,6 +101,8 @@ class Worker(Process):
     submitters: dict[bytes, None] = field(default_factory=dict)
     actor_id: bytes = b""
     incarnation: int = 0
+    #: it said WorkerExiting, or was asked to drain: an actor that ends so is not restarted
+    exits_by_itself: bool = False
     #: the memory watch chose it
     out_of_memory: bool = False
 
@@ -220,3 +222,25 @@ class WatchTable:
                 self._strangers[result.si_pid] = End(os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10)
                 if len(self._strangers) > STRANGERS_MAX:
                     del self._strangers[next(iter(self._strangers))]
+
+
+class ProcessTable:
+    """The registered processes that live. Written by `daemon` alone."""
+
+    __slots__ = ("by_id",)
+
+    def __init__(self) -> None:
+        self.by_id: dict[bytes, Process] = {}
+
+    def worker(self, worker_id: bytes) -> Worker | None:
+        """The worker of that id, if it lives."""
+        process = self.by_id.get(worker_id)
+        return process if isinstance(process, Worker) else None
+
+    def drivers(self) -> list[Driver]:
+        """The drivers there are, in the order of registering."""
+        return [process for process in self.by_id.values() if isinstance(process, Driver)]
+
+    def workers(self) -> list[Worker]:
+        """The registered workers, in the order of registering."""
+        return [process for process in self.by_id.values() if isinstance(process, Worker)]

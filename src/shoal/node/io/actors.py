@@ -1,0 +1,216 @@
+"""Actors on this node: between their callers, their workers, the local scheduler and the GCS.
+
+Purpose: the node's part in an actor's life. The GCS decides (its actor manager); this shell places, constructs, ends and tells.
+
+    process --CreateActor--> | --gcs.actor_create--> GCS --StartActor--> | --ActorPlacementRequested--> local scheduler
+    callers <--ActorState--- | <-----ActorChanged--- GCS <--Actor...---- | <--AssignActor-- : LeaseStarted, BecomeActor -> worker
+
+Design: one `Placed` record for every life that the GCS sent here, from StartActor to the worker's death. States of actors that processes here
+follow are kept, so that a second subscriber is answered at once.
+
+What it does not do: restart, name, or count handles (GCS and object directory do).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.leases import Leases
+from shoal.node.io.processes import End, Process, ProcessTable, Worker
+from shoal.node.io.workers import WorkerPool
+from shoal.protocol import messages
+from shoal.protocol.gcs_messages import (
+    CHANNEL_ACTOR,
+    ActorChanged,
+    ActorConstructed,
+    ActorPlacementRefused,
+    ActorRefsGone,
+    ActorWorkerDied,
+    ActorWorkerStarted,
+    StartActor,
+    StopActor,
+    SubscribeKey,
+)
+from shoal.protocol.limits import SHUTDOWN_GRACE_S
+from shoal.protocol.messages import ActorSpec, ActorState, Answer, BecomeActor, TerminateActor
+from shoal.scheduling import events
+
+log = logging.getLogger("shoal.node")
+
+DEAD = "dead"
+
+
+@dataclass(slots=True)
+class Placed:
+    """One life of an actor on this node."""
+
+    incarnation: int
+    spec: ActorSpec
+    #: None while it waits for a worker
+    worker: Worker | None = None
+
+
+@dataclass(slots=True)
+class Followed:
+    """An actor whose state processes of this node want to know."""
+
+    state: ActorState | None = None
+    subscribers: dict[bytes, None] = field(default_factory=dict)
+
+
+class Actors:
+    """All actors that live here or are called from here."""
+
+    def __init__(self, table: ProcessTable, pool: WorkerPool, leases: Leases, gcs: GcsLink) -> None:
+        self._table = table
+        self._pool = pool
+        self._leases = leases
+        self._gcs = gcs
+        self._placed: dict[bytes, Placed] = {}
+        self._followed: dict[bytes, Followed] = {}
+
+    # ---------------------------------------------------------------- from processes
+
+    def on_create(self, process: Process, message: messages.CreateActor) -> None:
+        """A process wants an actor."""
+
+        def answered(body: Any, error: list[str]) -> None:
+            process.send(Answer(message.request, body, error))
+
+        self._gcs.call("gcs.actor_create", {"spec": message.spec, "get_if_exists": message.get_if_exists}, answered)
+
+    def on_subscribe(self, process: Process, message: messages.SubscribeActor) -> None:
+        """A process wants to know an actor's state, now and later."""
+        followed = self._followed.get(message.actor_id)
+        if followed is None:
+            followed = self._followed[message.actor_id] = Followed()
+            self._gcs.send(SubscribeKey(CHANNEL_ACTOR, message.actor_id))
+        followed.subscribers[process.worker_id] = None
+        if followed.state is not None:
+            process.send(followed.state)
+
+    def on_started(self, process: Process, message: messages.ActorStarted) -> None:
+        """A worker's constructor returned or failed."""
+        placed = self._placed.get(message.actor_id)
+        if placed is None or placed.worker is not process or placed.incarnation != message.incarnation:
+            return
+        self._gcs.send(ActorConstructed(message.actor_id, message.incarnation, message.error))
+        if message.error:
+            self._pool.stop(placed.worker, "its constructor raised an exception", SHUTDOWN_GRACE_S)
+
+    def on_kill(self, process: Process, message: messages.KillActor) -> None:
+        """Somebody kills an actor. The GCS knows where it is."""
+        self._gcs.call("gcs.actor_kill", {"actor_id": message.actor_id, "no_restart": message.no_restart})
+
+    def handles_gone(self, actor_id: bytes) -> None:
+        """Nobody on this node holds a handle any more."""
+        self._gcs.send(ActorRefsGone(actor_id))
+
+    # ---------------------------------------------------------------- from the GCS
+
+    def on_start(self, message: StartActor) -> None:
+        """An actor is to live here."""
+        spec = message.spec
+        self._placed[message.actor_id] = Placed(message.incarnation, spec)
+        self._leases.handle(
+            events.ActorPlacementRequested(
+                message.actor_id,
+                message.incarnation,
+                spec.job_id,
+                spec.placement,
+                spec.demand,
+                spec.strategy,
+                spec.environment,
+                spec.class_name,
+            )
+        )
+
+    def on_stop(self, message: StopActor) -> None:
+        """An actor's life here is to end."""
+        placed = self._placed.get(message.actor_id)
+        if placed is None or placed.incarnation != message.incarnation:
+            return
+        worker = placed.worker
+        if worker is None:
+            del self._placed[message.actor_id]
+            self._leases.handle(events.ActorPlacementWithdrawn(message.actor_id))
+        elif message.kill:
+            self._pool.kill(worker, message.reason)
+        else:
+            worker.leaving = worker.leaving or message.reason
+            worker.exits_by_itself = True
+            worker.send(TerminateActor(message.reason))
+
+    def on_changed(self, message: ActorChanged) -> None:
+        """An actor that somebody here follows has changed."""
+        state = message.state
+        followed = self._followed.get(state.actor_id)
+        if followed is None:
+            return
+        followed.state = state
+        for worker_id in followed.subscribers:
+            process = self._table.by_id.get(worker_id)
+            if process is not None:
+                process.send(state)
+        if state.state == DEAD:
+            # Nothing more will come; whoever asks later asks the GCS anew.
+            del self._followed[state.actor_id]
+
+    # ---------------------------------------------------------------- from the scheduler
+
+    def on_effect(self, effect: events.AssignActor | events.RefuseActor) -> None:
+        """A worker was found, or never will be."""
+        placed = self._placed.get(effect.actor_id)
+        if placed is None or placed.incarnation != effect.incarnation:
+            if isinstance(effect, events.AssignActor):
+                self._leases.workers.pop(effect.lease_id, None)
+                worker = self._table.worker(effect.worker_id)
+                if worker is not None:
+                    self._pool.stop(worker, "the actor it was meant for is not wanted any more")
+            return
+        if isinstance(effect, events.RefuseActor):
+            del self._placed[effect.actor_id]
+            self._gcs.send(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason))
+            return
+        worker = self._table.worker(effect.worker_id)
+        if worker is None:
+            return  # dying: the machine hears of it next
+        placed.worker = worker
+        worker.actor_id = effect.actor_id
+        worker.incarnation = effect.incarnation
+        self._leases.start_lease(worker, effect, b"", 0)
+        worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec))
+        started = ActorWorkerStarted(
+            effect.actor_id, effect.incarnation, worker.worker_id, worker.address, worker.pid, effect.lease_id
+        )
+        assert worker.connection is not None, "a registered worker has a connection"
+        worker.connection.when_written(lambda: self._gcs.send(started))
+
+    # ---------------------------------------------------------------- lives
+
+    def subscribers_of(self, worker: Worker) -> list[bytes]:
+        """Who follows the actor that lives in `worker`."""
+        followed = self._followed.get(worker.actor_id)
+        return list(followed.subscribers) if followed is not None else []
+
+    def process_died(self, process: Process, end: End, cause: str) -> None:
+        """A registered process is dead."""
+        for followed in self._followed.values():
+            followed.subscribers.pop(process.worker_id, None)
+        if not isinstance(process, Worker) or not process.actor_id:
+            return
+        placed = self._placed.get(process.actor_id)
+        if placed is not None and placed.worker is process:
+            del self._placed[process.actor_id]
+            self._gcs.send(
+                ActorWorkerDied(
+                    process.actor_id, process.incarnation, cause, process.exits_by_itself, end.exit_code or 0
+                )
+            )
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {"placed": len(self._placed), "followed": len(self._followed)}

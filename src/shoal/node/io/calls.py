@@ -1,0 +1,140 @@
+"""Rare requests: `Call` messages of processes, answered here ("node.x") or by the GCS ("gcs.x").
+
+Purpose: one table of the node's methods, and the way to the GCS for everything else.
+
+    node.explain    class_no: int    -> str: why tasks of this class of the caller wait
+    node.resources                   -> total, available: {name: float}
+    node.workers                     -> workers: list of rows
+    node.stats                       -> one record per part of the daemon
+    node.ping                        -> {}
+
+How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse.
+
+What it does not do: anything on the path of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from shoal.node.io.connections import Connection
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.leases import Leases
+from shoal.node.io.processes import Process, ProcessTable, Worker
+from shoal.protocol.gcs_messages import TaskEventBatch
+from shoal.protocol.messages import Answer, Call, TaskEvents
+from shoal.protocol.resources import to_floats
+
+
+class CallError(Exception):
+    """A call is refused: `kind` is a word that programs may test."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Calls:
+    """Answers to Call messages. `statistics` lists the daemon's parts by name, each a function that makes its record."""
+
+    def __init__(
+        self,
+        node_id: bytes,
+        table: ProcessTable,
+        leases: Leases,
+        gcs: GcsLink,
+        statistics: dict[str, Callable[[], Any]],
+    ) -> None:
+        self._node_id = node_id
+        self._table = table
+        self._leases = leases
+        self._gcs = gcs
+        self._statistics = statistics
+        #: batches of trace events sent for each process
+        self._event_batches: dict[bytes, int] = {}
+
+    def on_call(self, connection: Connection, message: Call) -> None:
+        """Answer a call, now or when the GCS has."""
+        if message.method.startswith("gcs."):
+
+            def answered(body: Any, error: list[str]) -> None:
+                connection.send(Answer(message.request, body, error))
+
+            self._gcs.call(message.method, message.body, answered)
+            return
+        method = _METHODS.get(message.method)
+        error: list[str] = []
+        body: Any = None
+        if method is None:
+            error = ["BadRequest", f"the node has no method {message.method!r}; it has {', '.join(sorted(_METHODS))}"]
+        else:
+            try:
+                body = method(self, connection.peer, message.body)
+            except CallError as refusal:
+                error = [refusal.kind, str(refusal)]
+            except (KeyError, TypeError, ValueError) as problem:
+                error = ["BadRequest", f"{message.method} with {sorted(message.body)}: {problem!r}"]
+        connection.send(Answer(message.request, body, error))
+
+    def on_task_events(self, process: Process, message: TaskEvents) -> None:
+        """Trace events go on to the GCS."""
+        seq = self._event_batches.get(process.worker_id, 0) + 1
+        self._event_batches[process.worker_id] = seq
+        packed = msgspec.msgpack.encode(message.events)
+        self._gcs.send(
+            TaskEventBatch(
+                process.worker_id, seq, process.pid, self._node_id, process.job_id, len(message.events), packed
+            )
+        )
+
+    def process_died(self, process: Process) -> None:
+        """A process is dead."""
+        self._event_batches.pop(process.worker_id, None)
+
+    # ---------------------------------------------------------------- methods
+
+    def _explain(self, process: Process | None, body: dict[str, Any]) -> Any:
+        if process is None:
+            raise CallError("BadRequest", "only a registered process has classes")
+        return self._leases.machine.explain(process.worker_id, int(body["class_no"]))
+
+    def _resources(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        machine = self._leases.machine
+        return {"total": to_floats(machine.total()), "available": to_floats(machine.available())}
+
+    def _workers(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        return {"workers": [worker_row(worker) for worker in self._table.workers()]}
+
+    def _stats(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        return {name: make() for name, make in self._statistics.items()}
+
+    def _ping(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        return {}
+
+
+def worker_row(worker: Worker) -> dict[str, Any]:
+    """What listings show of a worker."""
+    started = worker.page.read_started() if worker.page is not None else (0, 0)
+    return {
+        "worker_id": worker.worker_id,
+        "pid": worker.pid,
+        "job_id": worker.job_id,
+        "address": worker.address,
+        "lease_id": worker.lease_id,
+        "started_seq": started[1] if started[0] == worker.lease_id else 0,
+        "actor_id": worker.actor_id,
+        "environment": worker.environment,
+        "leaving": worker.leaving,
+    }
+
+
+_METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
+    "node.explain": Calls._explain,
+    "node.resources": Calls._resources,
+    "node.workers": Calls._workers,
+    "node.stats": Calls._stats,
+    "node.ping": Calls._ping,
+}

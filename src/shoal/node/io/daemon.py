@@ -1,0 +1,445 @@
+"""The node daemon: the one process of a node that everyone on it speaks with.
+
+Purpose: wire the pure machines (local scheduler, object directory, store table) to sockets, processes and the GCS; begin and end the node.
+
+Design: one thread, one uvloop. Every part owns its state and its file; this one owns who is registered, the table of messages (`_HANDLERS`),
+the order in which a death is told, and the end:
+
+    a process ends -> its socket is read to the end -> WorkerDied to those concerned -> scheduler, actors, objects, store forget it
+
+    the home driver is gone, or SIGTERM -> no more connections -> Shutdown to everyone -> every child killed and reaped -> folder removed
+
+How to extend: a new message needs a method in the part that owns the matter and a row in `_HANDLERS`.
+
+What it does not do: decide anything about leases, objects or actors; run user code; wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import uvloop
+
+from shoal.node.io.actors import Actors
+from shoal.node.io.calls import Calls
+from shoal.node.io.connections import Connection, Listener, Outbox
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.leases import Leases
+from shoal.node.io.logs import LogRouter
+from shoal.node.io.objects import Objects
+from shoal.node.io.processes import Driver, End, Process, ProcessTable, WatchTable, Worker
+from shoal.node.io.workers import WorkerPool, death_text
+from shoal.node.object_directory import ObjectDirectory
+from shoal.protocol import messages
+from shoal.protocol.gcs_messages import ActorChanged, RegisterNode, StartActor, StopActor
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
+from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
+from shoal.protocol.resources import to_units
+from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.serialization.failures import dumps_error
+from shoal.store.page import ProcessPage
+from shoal.system.janitor import end_children
+from shoal.system.start_plan import DaemonStart
+
+log = logging.getLogger("shoal.node")
+
+
+class StoreAbsent:
+    """In the place of the store's shell until it is wired."""
+
+    def free(self, oid: bytes) -> None: ...
+    def ensure_resident(self, oid: bytes, process: bytes) -> None: ...
+    def process_died(self, process: Process) -> None: ...
+    def on_sealed(self, process: Process, message: messages.Sealed) -> None: ...
+    def on_free_objects(self, process: Process, message: messages.FreeObjects) -> None: ...
+    def on_budget_returned(self, process: Process, message: messages.BudgetReturned) -> None: ...
+    def on_open_segment(self, process: Process, message: messages.OpenSegment) -> None:
+        process.send(messages.SegmentBudget(message.request, 0, 0, 0, "the store is not wired yet"))
+
+
+class NodeDaemon:
+    """The daemon of one node. `listen`, then `run` until the node ends, then `finish`."""
+
+    def __init__(self, start: DaemonStart, loop: asyncio.AbstractEventLoop) -> None:
+        self.start = start
+        self.loop = loop
+        self.node_id = os.urandom(16)
+        self.resources = total_resources(start.options)
+        self.ending = ""  #: why the node ends; "" while it does not
+        self._jobs = 0
+        self._connections: dict[int, Connection] = {}
+        self._listener: Listener | None = None
+
+        self.table = ProcessTable()
+        self.outbox = Outbox(loop)
+        self.watches = WatchTable(loop)
+        self.gcs = GcsLink(self._on_gcs_push, self._on_gcs_lost)
+        self.pool = WorkerPool(
+            start, self.watches, LogRouter(self.table.drivers), self._on_start_failed, self._on_worker_exit
+        )
+        machine = LocalScheduler(self.resources)
+        self.leases = Leases(machine, self.table, self.pool, loop, lambda effect: self.actors.on_effect(effect))
+        self.actors = Actors(self.table, self.pool, self.leases, self.gcs)
+        self.store = StoreAbsent()
+        self.objects = Objects(
+            ObjectDirectory(dumps_error),
+            self.table,
+            self.store,
+            loop,
+            lambda: self._connections.values(),
+            self.actors.handles_gone,
+        )
+        self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self._statistics())
+        self._handlers: dict[type, Callable[[Any, Any], None]] = {
+            kind: find(self) for kind, find in _HANDLERS.items()
+        }
+
+    def _statistics(self) -> dict[str, Callable[[], Any]]:
+        return {
+            "scheduler": lambda: asdict(self.leases.machine.statistics()),
+            "objects": lambda: self.objects.machine.statistics(),
+            "actors": self.actors.statistics,
+            "node": lambda: {"processes": len(self.table.by_id), "connections": len(self._connections)},
+        }
+
+    # ---------------------------------------------------------------- begin
+
+    def listen(self) -> None:
+        """Accept processes, watch what must be watched, start the first workers.
+
+        Raises:
+            OSError: the socket cannot be made.
+        """
+        start, loop = self.start, self.loop
+        os.makedirs(os.path.join(start.session_dir, "logs"), mode=0o700, exist_ok=True)
+        self._listener = Listener(start.node_socket, loop, self._accepted)
+        loop.add_signal_handler(signal.SIGTERM, self.end, "it was told to (SIGTERM)")
+        loop.add_signal_handler(signal.SIGINT, self.end, "it was told to (SIGINT)")
+        # uvloop keeps SIGCHLD from `add_signal_handler`, but lets Python's own handlers run at once.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon(self.watches.reap_strangers))
+        if start.driver_fd >= 0:
+            self.watches.watch(
+                start.driver_pid, lambda _end: self.end("its driver is gone"), is_child=False, pidfd=start.driver_fd
+            )
+        self.watches.watch(start.gcs_pid, lambda end: self._on_gcs_lost(f"it died ({end.exit_code})"))
+        self.gcs.start(
+            loop,
+            start.gcs_socket,
+            RegisterNode(
+                self.node_id,
+                os.getpid(),
+                socket.gethostname(),
+                start.node_socket,
+                self.resources,
+                start.options["labels"],
+                start.session_dir,
+            ),
+        )
+        self.leases.begin()
+
+    # ---------------------------------------------------------------- connections
+
+    def _accepted(self, sock: socket.socket) -> None:
+        connection = Connection(sock, self.outbox, self._on_message, self._on_lost)
+        self._connections[connection.fd] = connection
+        self.loop.call_later(CONNECT_TIMEOUT_S, self._close_silent, connection)
+
+    def _close_silent(self, connection: Connection) -> None:
+        if connection.peer is None and not connection.spoke and not connection.closed:
+            connection.close(f"it said nothing for {CONNECT_TIMEOUT_S:g} s")
+
+    def _on_message(self, connection: Connection, message: Any) -> None:
+        connection.spoke = True
+        process = connection.peer
+        kind = type(message)
+        if process is not None:
+            handler = self._handlers.get(kind)
+            if handler is not None:
+                handler(process, message)
+                return
+        if kind is messages.Call:
+            self.calls.on_call(connection, message)
+        elif kind is Hello:
+            self._on_hello(connection, message)
+        elif kind is Register and process is None:
+            self._on_register(connection, message)
+        else:
+            connection.close(f"it sent {kind.__name__}, which does not belong here")
+
+    def _on_hello(self, connection: Connection, message: Hello) -> None:
+        if message.protocol_version != PROTOCOL_VERSION:
+            self._refuse(
+                connection,
+                f"process {message.pid} speaks protocol version {message.protocol_version}, this node {PROTOCOL_VERSION}: "
+                "run the same version of shoal everywhere",
+            )
+
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        connection.send(Shutdown(reason))
+        connection.flush()
+        connection.close(reason)
+
+    def _on_lost(self, connection: Connection, reason: str) -> None:
+        del self._connections[connection.fd]
+        process = connection.peer
+        if process is None or process.dead or self.ending:
+            return
+        if isinstance(process, Driver):
+            self._driver_left(process, reason or "it closed its connection")
+        else:
+            # It may be on its way out; if it is not, it is of no use any more.
+            if reason:
+                process.leaving = process.leaving or f"its connection to the node was closed: {reason}"
+            self.pool.kill_later(process, SHUTDOWN_GRACE_S)
+
+    # ---------------------------------------------------------------- registration
+
+    def _on_register(self, connection: Connection, message: Register) -> None:
+        if message.worker_id in self.table.by_id:
+            self._refuse(connection, f"process {message.pid} registers with the id of another process")
+            return
+        process: Process
+        if message.role == "driver":
+            process = self._new_driver(message)
+        else:
+            worker = self.pool.claim(message.startup_token, message.worker_id)
+            if worker is None:
+                self._refuse(connection, f"process {message.pid} is no worker that this node has started")
+                return
+            worker.pid = message.pid
+            worker.address = message.address
+            process = worker
+        connection.peer = process
+        process.connection = connection
+        process.page = ProcessPage.create()
+        self.table.by_id[process.worker_id] = process
+        self.objects.joined(process)
+        connection.send(
+            Registered(
+                self.node_id,
+                process.job_id,
+                os.getpid(),
+                process.page.fd,
+                process.namespace,
+                self.start.session_dir,
+                self._config(),
+            )
+        )
+        connection.flush()
+        if isinstance(process, Worker):
+            self.leases.worker_ready(process)
+
+    def _new_driver(self, message: Register) -> Driver:
+        job = message.job
+        self._jobs += 1
+        driver = Driver(
+            message.worker_id,
+            message.pid,
+            job_id=self._jobs.to_bytes(4, "big"),
+            namespace=job.get("namespace") or os.urandom(16).hex(),
+            address=message.address,
+            is_home=message.pid == self.start.driver_pid,
+            log_to_driver=bool(job.get("log_to_driver", True)),
+        )
+        if not driver.is_home:
+            driver.watch = self.watches.watch(
+                message.pid, lambda _end: self._driver_left(driver, "its process ended"), is_child=False
+            )
+        self.gcs.call(
+            "gcs.register_job",
+            {"job_id": driver.job_id, "namespace": driver.namespace, "pid": driver.pid, "config": job},
+        )
+        return driver
+
+    def _config(self) -> dict[str, Any]:
+        """What every process of the node may want to know of it."""
+        options = self.start.options
+        return {
+            "num_cpus": options["num_cpus"],
+            "num_gpus": options["num_gpus"],
+            "object_store_memory": options["object_store_memory"],
+            "resources": self.resources,
+            "log_path": self.start.log_path,
+            "gcs_pid": self.start.gcs_pid,
+            "options": options,
+        }
+
+    # ---------------------------------------------------------------- ends of processes
+
+    def _on_start_failed(self, environment_key: str, reason: str) -> None:
+        self.leases.start_failed(environment_key, reason)
+
+    def _on_worker_exit(self, worker: Worker, end: End) -> None:
+        """A registered worker is dead and its pipes are read."""
+        if worker.connection is not None:
+            worker.connection.drain()
+        cause = death_text(worker, end)
+        lease_id, seq = worker.page.read_started() if worker.page is not None else (0, 0)
+        if worker.lease_id and lease_id != worker.lease_id:
+            lease_id, seq = worker.lease_id, 0
+        died = WorkerDied(worker.worker_id, lease_id, seq, cause, end.exit_code or 0, worker.out_of_memory)
+        for process_id in {**worker.submitters, **dict.fromkeys(self.actors.subscribers_of(worker))}:
+            process = self.table.by_id.get(process_id)
+            if process is not None and process is not worker:
+                process.send(died)
+        if not worker.leaving:
+            log.warning("%s", cause)
+        self._forget(worker, end, cause)
+
+    def _driver_left(self, driver: Driver, reason: str) -> None:
+        """A driver ended its job, or ended."""
+        if driver.dead:
+            return
+        if driver.is_home:
+            self.end(f"its driver left: {reason}")
+            return
+        if driver.connection is not None:
+            driver.connection.drain()
+        log.info("driver %d left: %s", driver.pid, reason)
+        self.gcs.call("gcs.end_job", {"job_id": driver.job_id, "reason": reason})
+        self._forget(driver, End(), f"the driver {driver.pid} left: {reason}")
+        for worker in self.table.workers():
+            # Its tasks are of no use to anybody; its actors are the GCS's to end.
+            if worker.job_id == driver.job_id and worker.lease_id and not worker.actor_id:
+                self.pool.kill(worker, f"its job ended: {reason}")
+
+    def _forget(self, process: Process, end: End, cause: str) -> None:
+        if process.dead:
+            return
+        process.dead = True
+        del self.table.by_id[process.worker_id]
+        self.leases.process_died(process)
+        self.actors.process_died(process, end, cause)
+        self.objects.process_died(process, cause)
+        self.store.process_died(process)
+        self.calls.process_died(process)
+        if process.connection is not None:
+            process.connection.close("")
+            process.connection = None
+        if process.page is not None:
+            process.page.close()
+            process.page = None
+        if process.watch is not None:
+            process.watch.cancel()
+
+    def on_exiting(self, process: Process, message: messages.WorkerExiting) -> None:
+        """A worker leaves by its own will."""
+        if isinstance(process, Worker):
+            process.leaving = process.leaving or message.reason
+            process.exits_by_itself = True
+
+    def on_shutdown(self, process: Process, message: Shutdown) -> None:
+        """A driver's job is over."""
+        if isinstance(process, Driver):
+            self._driver_left(process, message.reason or "shutdown() was called")
+
+    # ---------------------------------------------------------------- the GCS
+
+    def _on_gcs_push(self, message: Any) -> None:
+        kind = type(message)
+        if kind is StartActor:
+            self.actors.on_start(message)
+        elif kind is StopActor:
+            self.actors.on_stop(message)
+        elif kind is ActorChanged:
+            self.actors.on_changed(message)
+
+    def _on_gcs_lost(self, reason: str) -> None:
+        if not self.ending:
+            self.end(f"its GCS server was lost: {reason}")
+
+    # ---------------------------------------------------------------- the end
+
+    def end(self, reason: str) -> None:
+        """The node ends, once."""
+        if self.ending:
+            return
+        self.ending = reason
+        log.info("the node ends: %s", reason)
+        if self._listener is not None:
+            self._listener.close()
+        for process in list(self.table.by_id.values()):
+            process.send(Shutdown(f"the node ends: {reason}"))
+        self.outbox.flush()
+        self.loop.stop()
+
+    def finish(self) -> None:
+        """End all children and remove the session's folder."""
+        self.gcs.close()
+        worker_pids = self.pool.close()
+        left = end_children(self.start.session_dir, self.pool.zygote_pid, self.start.gcs_pid, worker_pids)
+        if left:
+            log.error("processes %s did not end", left)
+
+
+#: what each message of a registered process is for
+_HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
+    messages.RequestLeases: lambda d: d.leases.on_request,
+    messages.ReturnLease: lambda d: d.leases.on_return,
+    messages.LeaseFinished: lambda d: d.leases.on_finished,
+    messages.Blocked: lambda d: d.leases.on_blocked,
+    messages.Unblocked: lambda d: d.leases.on_unblocked,
+    messages.KillWorker: lambda d: d.leases.on_kill,
+    messages.SignalWorker: lambda d: d.leases.on_signal,
+    messages.WorkerExiting: lambda d: d.on_exiting,
+    messages.Shutdown: lambda d: d.on_shutdown,
+    messages.TaskEvents: lambda d: d.calls.on_task_events,
+    messages.Escape: lambda d: d.objects.on_escape,
+    messages.Publish: lambda d: d.objects.on_publish,
+    messages.Hold: lambda d: d.objects.on_hold,
+    messages.Release: lambda d: d.objects.on_release,
+    messages.Resolve: lambda d: d.objects.on_resolve,
+    messages.Sealed: lambda d: d.store.on_sealed,
+    messages.FreeObjects: lambda d: d.store.on_free_objects,
+    messages.OpenSegment: lambda d: d.store.on_open_segment,
+    messages.BudgetReturned: lambda d: d.store.on_budget_returned,
+    messages.CreateActor: lambda d: d.actors.on_create,
+    messages.SubscribeActor: lambda d: d.actors.on_subscribe,
+    messages.ActorStarted: lambda d: d.actors.on_started,
+    messages.KillActor: lambda d: d.actors.on_kill,
+}
+
+
+def total_resources(options: dict[str, Any]) -> dict[str, int]:
+    """The node's resources in 1/10,000 units, out of the options it was started with."""
+    return to_units(
+        {
+            "CPU": options["num_cpus"],
+            "GPU": options["num_gpus"],
+            "memory": options["memory"],
+            "object_store_memory": options["object_store_memory"],
+            **options["resources"],
+        }
+    )
+
+
+def main(start: DaemonStart) -> None:
+    """Be the daemon of a node until it ends. Called once in a process of its own by `launch.node_process`."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_log_loop_error)
+    daemon = NodeDaemon(start, loop)
+    daemon.listen()
+    os.write(start.ready_fd, json.dumps({"ok": True, "node_id": daemon.node_id.hex()}).encode() + b"\n")
+    os.close(start.ready_fd)
+    try:
+        loop.run_forever()
+    finally:
+        daemon.finish()
+
+
+def _log_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A callback raised: nothing may die silently, and the node goes on."""
+    log.error("internal error: %s; please report it", context.get("message"), exc_info=context.get("exception"))

@@ -1,0 +1,240 @@
+"""The local scheduler's shell: messages become its events, its effects become messages.
+
+Purpose: leases requested, granted, revoked, returned; workers started and stopped as the machine says; tasks killed or interrupted.
+
+Design: events are queued while effects are performed, so the machine is never entered twice. One timer stands at the machine's `tick_at`, and none
+when it wants none. The order that matters is kept here: `LeaseStarted` is in the worker's socket before `LeaseGranted` is written.
+
+    RequestLeases -> LeasesRequested -> machine -> GrantLease -> LeaseStarted -> (in the kernel) -> LeaseGranted
+
+How to extend: a new message gets a method, listed by `daemon` in its table; a new effect a row in `_PERFORM`.
+
+What it does not do: decide (`scheduling.local_scheduler`), or know why a process died (`daemon`).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.io.processes import Process, ProcessTable, Worker
+from shoal.node.io.workers import WorkerPool
+from shoal.protocol import messages
+from shoal.protocol.messages import KillWorker, LeaseGranted, LeaseStarted, LeasesUnschedulable, SignalWorker
+from shoal.scheduling import events
+from shoal.scheduling.local_scheduler import LocalScheduler
+
+if TYPE_CHECKING:
+    import asyncio
+
+#: workers receive this when the task they run shall be interrupted
+INTERRUPT_SIGNAL = signal.SIGUSR1
+
+
+class Leases:
+    """Who works for whom on this node.
+
+    Args:
+        on_actor: gets AssignActor and RefuseActor effects.
+    """
+
+    def __init__(
+        self,
+        machine: LocalScheduler,
+        table: ProcessTable,
+        pool: WorkerPool,
+        loop: asyncio.AbstractEventLoop,
+        on_actor: Callable[[Any], None],
+    ) -> None:
+        self.machine = machine
+        self._table = table
+        self._pool = pool
+        self._loop = loop
+        self._on_actor = on_actor
+        self._events: deque[Any] = deque()
+        self._busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        #: worker of every lease (also of actors) that was granted and has not ended
+        self.workers: dict[int, Worker] = {}
+
+    # ---------------------------------------------------------------- the machine's door
+
+    def handle(self, event: Any) -> None:
+        """Give the machine an event and do what it says, also when called from within what it says."""
+        self._events.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._events:
+                for effect in self.machine.handle(self._events.popleft(), self._loop.time()):
+                    _PERFORM[type(effect)](self, effect)
+        finally:
+            self._busy = False
+        self._arm()
+
+    def _arm(self) -> None:
+        """Keep the timer no later than the machine wants it; one that fires too early is set again."""
+        at = self.machine.tick_at
+        if at == math.inf:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self.machine.tick_at <= self._loop.time():
+            self.handle(events.Tick())
+        else:
+            self._arm()
+
+    def begin(self) -> None:
+        """The node is up: let the machine start its first workers."""
+        self.handle(events.Tick())
+
+    # ---------------------------------------------------------------- messages
+
+    def on_request(self, process: Process, message: messages.RequestLeases) -> None:
+        """A submitter has a backlog."""
+        self.handle(
+            events.LeasesRequested(
+                process.worker_id,
+                message.class_no,
+                message.job_id,
+                message.demand,
+                message.depth,
+                message.backlog,
+                message.strategy,
+                message.environment,
+                message.name,
+            )
+        )
+
+    def on_return(self, process: Process, message: messages.ReturnLease) -> None:
+        """A submitter needs a lease no more."""
+        if message.lease_id in self.workers:
+            self.handle(events.LeaseReturned(message.lease_id))
+
+    def on_finished(self, process: Process, message: messages.LeaseFinished) -> None:
+        """A worker ended its lease."""
+        worker = self.workers.get(message.lease_id)
+        if worker is not process:
+            return
+        del self.workers[message.lease_id]
+        worker.lease_id = 0
+        if message.exiting:
+            worker.leaving = worker.leaving or "it left after its last task"
+        self.handle(events.LeaseFinished(message.lease_id, message.exiting))
+
+    def on_blocked(self, process: Process, message: messages.Blocked) -> None:
+        """A worker's task waits."""
+        if self.workers.get(message.lease_id) is process:
+            self.handle(events.WorkerBlocked(message.lease_id))
+
+    def on_unblocked(self, process: Process, message: messages.Unblocked) -> None:
+        """A worker's task goes on."""
+        if self.workers.get(message.lease_id) is process:
+            self.handle(events.WorkerUnblocked(message.lease_id))
+
+    def on_kill(self, process: Process, message: KillWorker) -> None:
+        """A task is cancelled with force."""
+        worker = self._running(message)
+        if worker is not None:
+            self._pool.kill(worker, "killed by shoal.cancel(force=True)")
+
+    def on_signal(self, process: Process, message: SignalWorker) -> None:
+        """A task is to be interrupted."""
+        worker = self._running(message)
+        if worker is not None and worker.watch is not None:
+            worker.watch.kill(INTERRUPT_SIGNAL)
+
+    def _running(self, message: KillWorker | SignalWorker) -> Worker | None:
+        """The worker that runs exactly this task now."""
+        worker = self.workers.get(message.lease_id)
+        if worker is None or worker.page is None or worker.page.read_started() != (message.lease_id, message.seq):
+            return None
+        return worker
+
+    # ---------------------------------------------------------------- lives
+
+    def worker_ready(self, worker: Worker) -> None:
+        """A worker has registered."""
+        self.handle(events.WorkerReady(worker.worker_id, worker.environment_key))
+
+    def process_died(self, process: Process) -> None:
+        """A registered process is dead; those concerned were told."""
+        if isinstance(process, Worker):
+            if process.lease_id:
+                self.workers.pop(process.lease_id, None)
+            self.handle(events.WorkerDied(process.worker_id))
+        self.handle(events.ProcessDied(process.worker_id))
+
+    def start_failed(self, environment_key: str, reason: str) -> None:
+        """A worker that was asked for did not come up."""
+        self.handle(events.WorkerStartFailed(environment_key, reason))
+
+    def start_lease(
+        self, worker: Worker, effect: events.GrantLease | events.AssignActor, submitter_id: bytes, depth: int
+    ) -> None:
+        """Tell a worker of its new lease."""
+        self.workers[effect.lease_id] = worker
+        worker.lease_id = effect.lease_id
+        worker.job_id = effect.job_id
+        worker.send(
+            LeaseStarted(
+                effect.lease_id, submitter_id, effect.job_id, effect.demand, effect.assigned, effect.environment, depth
+            )
+        )
+
+    # ---------------------------------------------------------------- effects
+
+    def _grant(self, effect: events.GrantLease) -> None:
+        worker = self._table.worker(effect.worker_id)
+        submitter = self._table.by_id.get(effect.process)
+        if worker is None or worker.connection is None:
+            return  # dying: the machine hears of it next
+        worker.submitters[effect.process] = None
+        self.start_lease(worker, effect, effect.process, effect.depth)
+        if submitter is None:
+            self.handle(events.LeaseReturned(effect.lease_id))
+            return
+        granted = LeaseGranted(effect.class_no, effect.lease_id, effect.worker_id, worker.address, worker.pid)
+        worker.connection.when_written(lambda: submitter.send(granted))
+
+    def _revoke(self, effect: events.RevokeLease) -> None:
+        worker = self._table.worker(effect.worker_id)
+        if worker is not None:
+            worker.send(messages.RevokeLease(effect.lease_id))
+
+    def _refuse(self, effect: events.RefuseClass) -> None:
+        submitter = self._table.by_id.get(effect.process)
+        if submitter is not None:
+            submitter.send(LeasesUnschedulable(effect.class_no, effect.reason))
+
+    def _start(self, effect: events.StartWorkers) -> None:
+        self._pool.start_workers(effect.environment_key, effect.environment, effect.count)
+
+    def _stop(self, effect: events.StopWorker) -> None:
+        worker = self._table.worker(effect.worker_id)
+        if worker is not None:
+            self._pool.stop(worker, effect.reason)
+
+    def _actor(self, effect: Any) -> None:
+        self._on_actor(effect)
+
+
+_PERFORM: dict[type, Callable[[Leases, Any], None]] = {
+    events.GrantLease: Leases._grant,
+    events.RevokeLease: Leases._revoke,
+    events.RefuseClass: Leases._refuse,
+    events.StartWorkers: Leases._start,
+    events.StopWorker: Leases._stop,
+    events.AssignActor: Leases._actor,
+    events.RefuseActor: Leases._actor,
+}
