@@ -144,6 +144,7 @@ class StandInDaemon:
 
 
 def daemon_main(start: DaemonStart) -> None:
+    print("the daemon's first line", flush=True)
     daemon = StandInDaemon(start)
     server = socket.socket(socket.AF_UNIX)
     server.bind(start.node_socket)

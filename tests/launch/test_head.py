@@ -86,9 +86,11 @@ def ended(process: psutil.Process) -> bool:
 
 
 def users_of(session_dir: str) -> list[str]:
-    """Processes that have a file of the session open."""
+    """Other processes that have a file of the session open."""
     users = []
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        if fd.parts[2] == str(os.getpid()):
+            continue
         with contextlib.suppress(OSError):
             if os.readlink(fd).startswith(session_dir):
                 users.append(str(fd))
@@ -215,6 +217,7 @@ def test_kill_of_the_daemon(head: HeadNode, victims: list[str]) -> None:
     assert_nothing_left(head.session_dir, processes)
     assert not head.is_alive()
     assert head.exit_reason() == "killed by SIGKILL (9)"
+    assert "the daemon's first line" in head.log_tail(), "the story outlives the folder"
     head.stop()
 
 

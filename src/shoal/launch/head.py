@@ -77,7 +77,9 @@ class HeadNode:
         ready: what the daemon said when it was ready.
     """
 
-    def __init__(self, pid: int, pidfd: int, alive_fd: int, session_dir: str, ready: dict[str, Any]) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, alive_fd: int, log_fd: int, session_dir: str, ready: dict[str, Any]
+    ) -> None:
         self.pid = pid
         self.session_dir = session_dir
         self.node_socket = os.path.join(session_dir, "node.sock")
@@ -85,6 +87,7 @@ class HeadNode:
         self.ready = ready
         self._pidfd = pidfd
         self._alive_fd = alive_fd
+        self._log_fd = log_fd  #: of its own, so that the log can be read when a dead node's folder is gone
         self._starter_pid = os.getpid()
         self._lock = threading.Lock()
         self._stopped = False
@@ -102,8 +105,9 @@ class HeadNode:
         return "ended" if self._status is None else exit_text(self._status)
 
     def log_tail(self) -> str:
-        """The end of what daemon, zygote and GCS server have logged; empty when the folder is gone."""
-        return _tail(os.path.join(self.session_dir, "node.log"))
+        """The end of what daemon, zygote and GCS server have logged, also after they died; empty after `stop`."""
+        with self._lock:
+            return "" if self._stopped else _tail(self._log_fd)
 
     def stop(self, grace_s: float = SHUTDOWN_GRACE_S) -> None:
         """End the node and everything it started, and wait until it is gone. Idempotent; does nothing in a fork of the starter.
@@ -125,8 +129,8 @@ class HeadNode:
             self._reap()
             remove_session(self.session_dir)
             self._stopped = True
-            os.close(self._pidfd)
-            os.close(self._alive_fd)
+            for fd in (self._pidfd, self._alive_fd, self._log_fd):
+                os.close(fd)
 
     def _reap(self) -> None:
         if self._status is None:
@@ -148,6 +152,7 @@ def start_head(options: HeadOptions) -> HeadNode:
     alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
     handed_on = [lock_fd, ready_write, alive_write]
     log_path = os.path.join(session_dir, "node.log")
+    log_fd = os.open(log_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     pid, pidfd = 0, -1
     try:
         plan = {
@@ -164,7 +169,7 @@ def start_head(options: HeadOptions) -> HeadNode:
         pidfd = open_pidfd(pid)
         while handed_on:
             os.close(handed_on.pop())
-        ready = _wait_ready(ready_read, pid, pidfd, log_path, options.start_timeout_s)
+        ready = _wait_ready(ready_read, pid, pidfd, log_fd, options.start_timeout_s)
     except BaseException:
         # Also for Ctrl-C: a half-started node must not stay.
         if pidfd >= 0:
@@ -177,11 +182,12 @@ def start_head(options: HeadOptions) -> HeadNode:
         if pid:
             wait_readable(alive_read, _ALL_GONE_S)
         os.close(alive_read)
+        os.close(log_fd)
         remove_session(session_dir)
         raise
     finally:
         os.close(ready_read)
-    return HeadNode(pid, pidfd, alive_read, session_dir, ready)
+    return HeadNode(pid, pidfd, alive_read, log_fd, session_dir, ready)
 
 
 def _plain_options(options: HeadOptions) -> dict[str, Any]:
@@ -196,22 +202,22 @@ def _plain_options(options: HeadOptions) -> dict[str, Any]:
     }
 
 
-def _wait_ready(ready_fd: int, pid: int, pidfd: int, log_path: str, timeout_s: float) -> dict[str, Any]:
+def _wait_ready(ready_fd: int, pid: int, pidfd: int, log_fd: int, timeout_s: float) -> dict[str, Any]:
     """The daemon's ready line as a dict."""
     line = b""
     deadline = time.monotonic() + timeout_s
     while not line.endswith(b"\n"):
         if not wait_readable(ready_fd, deadline - time.monotonic()):
             raise NodeStartError(
-                f"the node did not listen within {timeout_s:g} s (the machine may be overloaded).{_log_text(log_path)}"
+                f"the node did not listen within {timeout_s:g} s (the machine may be overloaded).{_log_text(log_fd)}"
             )
         piece = os.read(ready_fd, _READY_BYTES_MAX)
         if not piece:
-            raise NodeStartError(f"the node died while starting: {_end_of(pid, pidfd)}.{_log_text(log_path)}")
+            raise NodeStartError(f"the node died while starting: {_end_of(pid, pidfd)}.{_log_text(log_fd)}")
         line += piece
     ready: dict[str, Any] = json.loads(line)
     if "error" in ready:
-        raise NodeStartError(f"the node could not start: {ready['error']}{_log_text(log_path)}")
+        raise NodeStartError(f"the node could not start: {ready['error']}{_log_text(log_fd)}")
     return ready
 
 
@@ -222,19 +228,14 @@ def _end_of(pid: int, pidfd: int) -> str:
     return "it closed its start pipe" if status is None else exit_text(status)
 
 
-def _log_text(log_path: str) -> str:
-    tail = _tail(log_path)
+def _log_text(log_fd: int) -> str:
+    tail = _tail(log_fd)
     return f"\nIts log ends with:\n{tail}" if tail else "\nIts log is empty."
 
 
-def _tail(path: str) -> str:
-    try:
-        with open(path, "rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - _LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace").strip()
-    except OSError:
-        return ""
+def _tail(log_fd: int) -> str:
+    start = max(0, os.fstat(log_fd).st_size - _LOG_TAIL_BYTES)
+    return os.pread(log_fd, _LOG_TAIL_BYTES, start).decode(errors="replace").strip()
 
 
 def _send(pidfd: int, number: int) -> None:
