@@ -88,6 +88,10 @@ def test_classes_of_main_are_written_once(script):
 
         class Counting:
             seen = []
+            def where(self):
+                return place
+
+        place = "first"
 
         def make(x):
             return Point(x, 4)
@@ -121,6 +125,20 @@ def test_classes_of_main_are_written_once(script):
         assert done.returncode == 0, done.stderr.decode()
         point, color, made = loads(done.stdout)
         assert type(point) is Point and type(made) is Point and color is Color.RED and point == points[0]
+
+        worker = '''
+        import pickle, sys
+        from shoal.serialization import dumps, loads
+        counting = loads(sys.stdin.buffer.read())
+        assert counting.where() == "first"
+        sys.stdout.buffer.write(dumps(counting)[0])
+        '''
+        sent = dumps(Counting())[0]
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(worker)], input=sent, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        place = "second"
+        back = loads(done.stdout)
+        assert type(back) is Counting and back.where() == "second"
         print("fine")
         """
     )

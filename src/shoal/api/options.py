@@ -14,7 +14,6 @@ actor's concurrency).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -226,6 +225,8 @@ _ALL_CHECKS = (("tasks", TASK_CHECKS), ("actors", ACTOR_CHECKS), ("actor methods
 
 
 def _did_you_mean(key: str, valid: list[str]) -> str:
+    import difflib  # 3 ms that only mistakes pay for
+
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 

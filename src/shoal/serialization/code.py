@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable
 from pickle import PickleBuffer
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cloud
@@ -33,6 +33,9 @@ _CAPSULES_MAX = 10_000
 _capsule_of: WeakKeyDictionary[type, tuple[bytes, dict[str, Any]]] = WeakKeyDictionary()
 #: capsule -> what it holds
 _loaded: dict[bytes, Any] = {}
+#: classes that were sent by value and are at home here, and those that came by value
+_native: WeakSet[type] = WeakSet()
+_received: WeakSet[type] = WeakSet()
 
 
 class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -52,7 +55,12 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
             capsule = _class_capsule(obj)
             if capsule is not None:
                 return load_capsule, (capsule,)
-        return super().reducer_override(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and type(reduced) is tuple and len(reduced) == 6:
+            if obj not in _received:
+                _native.add(obj)
+            return (*reduced[:5], _set_class_state)
+        return reduced
 
 
 def pickle_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None) -> bytes:
@@ -103,6 +111,17 @@ def load_capsule(capsule: bytes) -> Any:
         pass
     cls = values.loads(capsule)
     _remember(capsule, cls)
+    return cls
+
+
+def _set_class_state(cls: type, state: Any) -> type:
+    """Fill a class that came by value; a class that this process itself defined stays as it is.
+
+    (cloudpickle would put copies into it when it comes home: its methods would no longer see the globals of their module.)
+    """
+    if cls not in _native:
+        _received.add(cls)
+        _cloud._class_setstate(cls, state)
     return cls
 
 

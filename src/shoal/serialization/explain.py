@@ -4,7 +4,7 @@ Purpose: `explain_unserializable`, used for arguments, closures, results and exc
 `shoal.util.inspect_serializability`.
 
 Design: pickle the parts one by one and go down into the first that fails: attributes, slots, items, closures, globals that a
-function names, bound instances. The search is bounded in depth and in the number of parts tried, so that it ends on any graph.
+function names, bound instances. The search is bounded in depth, in the number of parts tried and in time, so that it ends on any graph.
 
 What it does not do: serialize anything for use.
 """
@@ -12,6 +12,7 @@ What it does not do: serialize anything for use.
 from __future__ import annotations
 
 import functools
+import time
 import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from shoal.serialization.code import pickle_by_value
 
 _DEPTH_MAX = 12
 _TRIES_MAX = 300
+_SEARCH_S_MAX = 2.0
 _ITEMS_MAX = 100
 _REPR_CHARS_MAX = 120
 
@@ -76,17 +78,18 @@ def find_culprits(value: Any, name: str, *, depth: int, stop_at_first: bool = Fa
 
 
 class _Search:
-    __slots__ = ("found", "seen", "stop_at_first", "tries")
+    __slots__ = ("found", "deadline_s", "seen", "stop_at_first", "tries")
 
     def __init__(self, stop_at_first: bool) -> None:
         self.found: list[Culprit] = []
         self.seen: set[int] = set()
         self.stop_at_first = stop_at_first
         self.tries = 0
+        self.deadline_s = time.monotonic() + _SEARCH_S_MAX
 
     def descend(self, value: Any, path: str, holder: Any, depth: int) -> bool:
         """Whether `value` cannot be serialized; what is to blame is added to `found`."""
-        if id(value) in self.seen or self.tries >= _TRIES_MAX:
+        if id(value) in self.seen or self.tries >= _TRIES_MAX or time.monotonic() > self.deadline_s:
             return False
         self.tries += 1
         problem = _problem(value)

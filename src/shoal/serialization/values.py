@@ -76,7 +76,7 @@ def dumps(value: Any) -> tuple[Blob, list[Any] | None]:
     progress.collected = collected
     try:
         head = plain_dumps(value, 5, buffer_callback=collected.append)
-    except OutOfBandObjectRefSerializationError:
+    except (ShoalError, MemoryError):
         raise
     except Exception as error:
         return _dumps_by_value(value, error)
@@ -127,7 +127,7 @@ def _dumps_by_value(value: Any, first_error: Exception | None) -> tuple[Blob, li
     progress.collected = collected
     try:
         head = pickle_by_value(value, collected.append)
-    except ShoalError:
+    except (ShoalError, MemoryError):
         raise
     except Exception as error:
         from shoal.serialization.explain import explain_unserializable
