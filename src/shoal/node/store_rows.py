@@ -1,0 +1,93 @@
+"""The rows of the store's table: objects, segments, and those who wait for room.
+
+What it does not do: change a row (`store_table` is the only one that does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.protocol.limits import BLOCK_HEADER_BYTES, EVICTION_GRACE_S
+from shoal.protocol.messages import Stored
+from shoal.store.allocator import block_bytes, page_ceil, page_floor, punchable
+
+RESIDENT, WRITING, MARKED, SPILLED, RESTORING, DYING = "resident", "writing", "marked", "spilled", "restoring", "dying"
+
+
+@dataclass(slots=True)
+class ObjectRow:
+    """One stored object."""
+
+    oid: bytes
+    segment: int  #: 0 while spilled
+    offset: int
+    size: int  #: payload bytes
+    generation: int
+    owner: bytes
+    state: str = RESIDENT
+    file_generation: int = 0  #: names the object's file; 0: there is none
+    used_at: float = -1e9  #: when somebody asked for it last
+    asked: bool = False  #: somebody waits for ReportResident
+    freed: bool = False  #: free it as soon as the disk work on it ends
+    delay_s: float = EVICTION_GRACE_S
+
+    @property
+    def bytes(self) -> int:
+        """What its block takes."""
+        return block_bytes(self.size + BLOCK_HEADER_BYTES)
+
+    @property
+    def gain(self) -> int:
+        """Budget that spilling it returns."""
+        return punchable(self.offset, self.bytes)[1]
+
+    @property
+    def outward(self) -> int:
+        """Bytes of all the pages it touches."""
+        return page_ceil(self.offset + self.bytes) - page_floor(self.offset)
+
+    @property
+    def stored(self) -> Stored:
+        """Its place, for messages."""
+        return Stored(self.oid, self.segment, self.offset, self.size, self.generation)
+
+
+@dataclass(slots=True)
+class SegmentRow:
+    """One segment. `writer` None: the daemon's, either adopted from a dead writer or its own for restored objects."""
+
+    number: int
+    writer: bytes | None
+    start: int
+    end: int
+    budget: int = 0
+    live: dict[int, int] = field(default_factory=dict)  #: offset -> generation
+    live_bytes: int = 0
+    evicting: int = 0  #: rows in WRITING or MARKED
+
+
+@dataclass(slots=True)
+class SpaceRequest:
+    """Somebody waits for `need` bytes: a writer (`process`), or an object to be restored (`generation`)."""
+
+    need: int
+    process: bytes = b""
+    request: int = 0
+    generation: int = 0
+    scans: int = 0  #: times the pins were looked at for it
+
+
+@dataclass(slots=True)
+class StoreTableStatistics:
+    """The store of a node, in bytes and counts."""
+
+    capacity_bytes: int
+    budget_bytes: int
+    resident_bytes: int
+    objects: int
+    spilled_objects: int
+    spilled_bytes: int
+    spills: int
+    restores: int
+    segments: int
+    waiting: int
