@@ -1,0 +1,206 @@
+"""Sessions: init, shutdown, and what they tell.
+
+Design: one session a process. `init` starts a head node (unless an address is given) and connects to it; `shutdown`, the interpreter's exit, or
+the death of this process end it. In a worker the session is the one it works for, and `init` with ignore_reinit_error is harmless there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shoal.api.terminal import LogPrinter
+from shoal.protocol import errors
+from shoal.protocol.messages import LogLines, Notice, Shutdown
+from shoal.protocol.resources import to_units
+from shoal.runtime import core
+from shoal.runtime.session import connect, new_worker_id
+
+_lock = threading.RLock()
+_head: Any = None  #: the HeadNode this process started
+_context: SessionContext | None = None
+_previous_sigint: Any = None
+
+
+class SessionContext(Mapping[str, Any]):
+    """What `init` returns: a mapping of addresses, and a context manager that ends the session.
+
+    Attributes:
+        address_info: the mapping as a dict.
+        dashboard_url: empty; there is no dashboard.
+    """
+
+    def __init__(self, address_info: dict[str, Any]) -> None:
+        self.address_info = address_info
+        self.dashboard_url = ""
+
+    def disconnect(self) -> None:
+        """End the session, like `shoal.shutdown()`."""
+        if _context is self:
+            shutdown()
+
+    def __enter__(self) -> SessionContext:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        self.disconnect()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.address_info)
+
+    def __len__(self) -> int:
+        return len(self.address_info)
+
+    def __repr__(self) -> str:
+        return f"SessionContext({self.address_info})"
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: dict[str, float] | None = None,
+    labels: dict[str, str] | None = None,
+    object_store_memory: int | None = None,
+    memory: int | None = None,
+    namespace: str | None = None,
+    local_mode: bool = False,
+    ignore_reinit_error: bool = False,
+    include_dashboard: bool | None = None,
+    log_to_driver: bool = True,
+    **system: Any,
+) -> SessionContext:
+    """Begin a session: start a node on this machine, or connect to a running one.
+
+    Args:
+        address: None or "local" starts a node; anything else is the path of a node's socket, as in `context["node_socket"]`.
+        num_cpus, num_gpus, resources, memory: what tasks can ask for; found out from this machine when None. Logical quantities.
+        object_store_memory: size of the shared-memory store in bytes.
+        namespace: where names of actors are looked up; a fresh one when None.
+        local_mode: run everything in this process, one call after the other, for debugging.
+        ignore_reinit_error: return the present session instead of raising.
+        log_to_driver: print here what workers print.
+        system: settings of Ray that have no counterpart are accepted and ignored.
+
+    Raises:
+        RuntimeError: there is a session already.
+        ConnectionError: no node answers at `address`.
+        ValueError, TypeError: a quantity makes no sense.
+    """
+    global _head, _context
+    with _lock:
+        if core.current_or_none() is not None:
+            if ignore_reinit_error and _context is not None:
+                return _context
+            if ignore_reinit_error or core.current().role == "worker":
+                return SessionContext({"session_dir": core.current().session_dir})
+            raise RuntimeError("shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True")
+        if local_mode:
+            raise NotImplementedError("local_mode")
+        to_units({"CPU": num_cpus or 0, "GPU": num_gpus or 0, "memory": memory or 0, **(resources or {})})
+        if object_store_memory is not None and object_store_memory < 1 << 20:
+            raise ValueError(f"object_store_memory is {object_store_memory} bytes; at least 1 MB (1048576) is needed")
+        address = address or os.environ.get("SHOAL_ADDRESS") or None
+        if address in (None, "local"):
+            from shoal.launch.head import HeadOptions, start_head
+
+            _head = start_head(
+                HeadOptions(num_cpus=num_cpus, num_gpus=num_gpus, resources=resources or {}, object_store_memory=object_store_memory, memory=memory, labels=labels or {})
+            )
+            node_socket = _head.node_socket
+        else:
+            assert address is not None, "tested above"
+            node_socket = address
+        runtime = core.Runtime("driver", new_worker_id())
+        printer = LogPrinter()
+        runtime.reactor.handlers[LogLines] = lambda connection, message: printer.print_lines(message)
+        runtime.reactor.handlers[Notice] = lambda connection, message: printer.print_notice(message)
+        runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.lose(
+            errors.NodeDaemonDiedError(f"the node ended this session: {message.reason}")
+        )
+        try:
+            connect(runtime, node_socket, job={"namespace": namespace or "", "log_to_driver": log_to_driver})
+        except BaseException:
+            runtime.close()
+            _stop_head()
+            raise
+        core.set_current(runtime)
+        _install_interrupt(runtime)
+        _context = SessionContext(
+            {
+                "address": node_socket,
+                "node_socket": node_socket,
+                "gcs_address": _head.gcs_socket if _head is not None else "",
+                "session_dir": runtime.session_dir,
+                "node_id": runtime.node_id.hex(),
+                "node_ip_address": "127.0.0.1",
+            }
+        )
+        return _context
+
+
+def shutdown(*, wait_for_processes: bool = False) -> None:
+    """End the session: tasks are dropped, the node that `init` started ends. Idempotent; `init` works again afterwards."""
+    global _context
+    with _lock:
+        runtime = core.current_or_none()
+        if runtime is not None and runtime.role == "driver":
+            _restore_interrupt()
+            runtime.say_goodbye()
+            core.set_current(None)
+            runtime.close()
+            _context = None
+        _stop_head()
+
+
+def _stop_head() -> None:
+    global _head
+    head, _head = _head, None
+    if head is not None:
+        head.stop()
+
+
+def is_initialized() -> bool:
+    """Whether this process has a session."""
+    return core.current_or_none() is not None
+
+
+def _implicit_init() -> core.Runtime:
+    init()
+    return core.current()
+
+
+def _install_interrupt(runtime: core.Runtime) -> None:
+    """Ctrl-C must not strike while the runtime's tables are being written: then it is put off to the next moment outside."""
+    global _previous_sigint
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if runtime.reactor.lock._is_owned():  # type: ignore[attr-defined]
+            threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return
+        raise KeyboardInterrupt
+
+    _previous_sigint = signal.signal(signal.SIGINT, interrupt)
+
+
+def _restore_interrupt() -> None:
+    global _previous_sigint
+    if _previous_sigint is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _previous_sigint)
+        _previous_sigint = None
+
+
+core.initialize = _implicit_init
+atexit.register(shutdown)
+

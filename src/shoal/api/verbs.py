@@ -1,0 +1,222 @@
+"""The verbs: remote, get, put, wait, cancel, kill, and what asks about the cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.api.actors import ActorClass, ActorHandle
+from shoal.api.options import ActorOptions, TaskOptions
+from shoal.api.remote_function import RemoteFunction
+from shoal.runtime import core
+from shoal.runtime.objects import ObjectRef
+from shoal.runtime.streams import ObjectRefGenerator
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a remote function of a function, or an actor class of a class; bare or with options.
+
+    Raises:
+        ValueError, TypeError: an option is unknown or out of range, or the thing is neither function nor class.
+    """
+    if args:
+        if len(args) != 1 or not (callable(args[0]) or isinstance(args[0], type)):
+            raise TypeError("use @shoal.remote, or @shoal.remote(num_cpus=2, ...) with keyword options")
+        return _made_remote(args[0], options)
+    if not options:
+        raise TypeError("use @shoal.remote without parentheses, or give it options: @shoal.remote(num_cpus=2)")
+    return lambda thing: _made_remote(thing, options)
+
+
+def _made_remote(thing: Any, options: dict[str, Any]) -> Any:
+    if isinstance(thing, type):
+        return ActorClass(thing, ActorOptions.parse(options))
+    if isinstance(thing, (RemoteFunction, ActorClass)):
+        raise TypeError(f"{thing!r} is remote already; use .options() to change its options")
+    if not callable(thing):
+        raise TypeError(f"only functions and classes can be remote, not {type(thing).__name__}")
+    return RemoteFunction(thing, TaskOptions.parse(options))
+
+
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a ref, or of each in a list, waiting for it.
+
+    Args:
+        refs: a ref, a list of refs, or a generator of refs (returned as it is).
+        timeout: seconds; 0 does not wait. None waits as long as it takes.
+
+    Raises:
+        GetTimeoutError: not all values were there in time; the text says what they wait for.
+        TaskError: a task failed; also an instance of the exception's own class.
+        TypeError, ValueError: these are no refs.
+    """
+    runtime = core._current
+    if type(refs) is ObjectRef:
+        return (runtime or core.current()).get(refs, timeout)
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout is {timeout}: it cannot be negative")
+    if isinstance(refs, list):
+        for ref in refs:
+            if type(ref) is not ObjectRef:
+                raise TypeError(f"get takes ObjectRefs; the list contains {ref!r} of type {type(ref).__name__}")
+        return (runtime or core.current()).get(refs, timeout) if refs else []
+    if isinstance(refs, ObjectRefGenerator):
+        return refs
+    raise ValueError(f"get takes an ObjectRef or a list of them, not {type(refs).__name__}")
+
+
+def put(value: Any, *, copies: int = 1) -> ObjectRef:
+    """Store a value and return its ref.
+
+    Args:
+        value: anything that can be serialized; numpy arrays and the like are read back without a copy.
+        copies: on how many nodes; one node can hold one.
+
+    Raises:
+        TypeError: `value` is an ObjectRef, or cannot be serialized.
+        ObjectStoreFullError: pinned objects alone fill the store.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError("put takes a value, not an ObjectRef: pass the ref itself on, or put a list that contains it")
+    if copies != 1:
+        raise ValueError(f"copies={copies}: this cluster has one node, which holds one copy")
+    return core.current().put(value)
+
+
+def wait(refs: Any, *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+    """Wait until `num_returns` of the refs are ready.
+
+    Args:
+        refs: a list of refs without duplicates; generators of refs may be among them (ready when an item is).
+        num_returns: how many to wait for; the first list is never longer.
+        timeout: seconds; 0 looks without waiting. None waits as long as it takes.
+        fetch_local: whether values must be on this node too.
+
+    Returns:
+        The ready ones and the rest, each in the order of `refs`. A failed task counts as ready.
+    """
+    if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
+        raise TypeError("wait takes a list of refs: wait([ref])")
+    if not isinstance(refs, list):
+        raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
+    if timeout is not None and timeout < 0:
+        raise ValueError(f"timeout is {timeout}: it cannot be negative")
+    runtime = core.current()
+    if not refs:
+        return [], []
+    if num_returns <= 0:
+        raise ValueError(f"num_returns is {num_returns}: it must be at least 1")
+    if num_returns > len(refs):
+        raise ValueError(f"num_returns is {num_returns}, but there are {len(refs)} refs")
+    if not runtime.is_last_rest(refs):
+        for ref in refs:
+            if type(ref) is not ObjectRef and not isinstance(ref, ObjectRefGenerator):
+                raise TypeError(f"wait takes ObjectRefs; the list contains {ref!r} of type {type(ref).__name__}")
+        if len(set(map(id, refs))) != len(refs):
+            raise ValueError("wait takes a list without duplicates")
+    return runtime.wait(refs, num_returns, timeout, fetch_local)
+
+
+def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel the task that makes `ref`: a queued one never runs, a running one gets KeyboardInterrupt; no effect on a finished one.
+
+    Args:
+        force: kill the worker process instead (tasks only).
+        recursive: cancel its children too.
+    """
+    if not isinstance(ref, (ObjectRef, ObjectRefGenerator)):
+        raise TypeError(f"cancel takes an ObjectRef, not {type(ref).__name__}")
+    core.current().cancel(ref, force, recursive)
+
+
+def kill(actor: Any, *, no_restart: bool = True) -> None:
+    """Kill an actor at once; calls in flight fail with ActorDiedError. With no_restart=False it restarts, if it may."""
+    if not isinstance(actor, ActorHandle):
+        raise ValueError(f"kill takes an actor's handle, not {type(actor).__name__}; to stop a task, use shoal.cancel")
+    core.current().actor_calls.kill(actor._actor_id_bytes, no_restart)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What all nodes have in total, by resource."""
+    return dict(core.current().call("node.resources")["total"])
+
+
+def available_resources() -> dict[str, float]:
+    """What is free now, by resource; resources that are used up are left out."""
+    free = core.current().call("node.resources")["available"]
+    return {name: amount for name, amount in free.items() if amount > 0}
+
+
+def nodes() -> list[dict[str, Any]]:
+    """One row for each node: NodeID, Alive, NodeManagerAddress, Resources and more."""
+    runtime = core.current()
+    total = cluster_resources()
+    rows = []
+    for row in runtime.call("gcs.nodes")["nodes"]:
+        node_id = row.get("node_id", runtime.node_id)
+        alive = row.get("state", "alive") == "alive"
+        rows.append(
+            {
+                "NodeID": node_id.hex() if isinstance(node_id, bytes) else node_id,
+                "Alive": alive,
+                "alive": alive,
+                "NodeManagerAddress": row.get("address") or "127.0.0.1",
+                "NodeManagerHostname": row.get("hostname", ""),
+                "NodeName": row.get("name") or "127.0.0.1",
+                "Resources": total,
+                "Labels": row.get("labels", {}),
+            }
+        )
+    return rows
+
+
+def get_gpu_ids() -> list[int]:
+    """Ids of the GPUs that this task or actor was given; empty in the driver."""
+    task = core.running_task.get()
+    return list(task.assigned.get("GPU", [])) if task is not None else []
+
+
+def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
+    """The tasks that ran, as a trace for Perfetto or chrome://tracing; written to `filename` if given, else returned."""
+    rows = core.current().call("gcs.task_events")["events"]
+    trace = []
+    for row in rows:
+        task_id, name, attempt, state, start_s, end_s, error, pid = _event_fields(row)
+        trace.append(
+            {
+                "cat": "task",
+                "name": name,
+                "ph": "X",
+                "ts": start_s * 1e6,
+                "dur": max(0.0, end_s - start_s) * 1e6,
+                "pid": "127.0.0.1",
+                "tid": f"worker {pid}",
+                "cname": "generic_work" if state == "FINISHED" else "terrible",
+                "args": {"task_id": task_id, "attempt": attempt, "state": state, "error": error},
+            }
+        )
+    if filename is None:
+        return trace
+    import json
+
+    with open(filename, "w") as file:
+        json.dump(trace, file)
+    return None
+
+
+def _event_fields(row: dict[str, Any]) -> tuple[Any, ...]:
+    task_id = row["task_id"]
+    pid = row.get("pid") or (row.get("worker_id") or b"").hex()[:8]
+    return (
+        task_id.hex() if isinstance(task_id, bytes) else task_id,
+        row["name"],
+        row["attempt"],
+        row["state"],
+        row["start_s"],
+        row["end_s"],
+        row.get("error_type", ""),
+        pid,
+    )
+
+
+def show_in_dashboard(message: str, key: str = "", dtype: str = "text") -> None:
+    """Accepted for programs that call it; there is no dashboard to show it in."""

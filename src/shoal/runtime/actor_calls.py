@@ -1,0 +1,348 @@
+"""Calling actors: one ordered queue of calls for each actor this process calls.
+
+Purpose: a call goes straight to the actor's worker, in the order submitted, at the cost of a task push.
+
+Design: an `ActorQueue` follows the actor's state (ActorState, sent by the daemon on subscription). Alive: calls are pushed under the
+actor's lease as soon as their dependencies are known, in order: a call whose dependency is missing holds back the later ones. Pending or
+restarting: they queue. Dead: they fail, with the cause.
+
+    in flight when the actor dies    retried if max_task_retries allows, else ActorUnavailableError (restarting) or ActorDiedError (dead)
+    not started when it dies         pushed again after the restart, free; failed when it is dead
+
+What it does not do: decide an actor's fate (the GCS does), or count handles (they are refs, see `objects`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import CALL_TIMEOUT_S, FLUSH_TASKS
+from shoal.protocol.messages import ActorSpec, ActorState, Call, CreateActor, Failed, KillActor, SubscribeActor, WorkerDied
+from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
+from shoal.runtime.tasks import PendingTask, WorkerLease
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.reactor import Connection
+
+
+class ActorQueue:
+    """The calls of this process to one actor. Written under the reactor's lock."""
+
+    __slots__ = ("actor_id", "kept", "class_name", "death", "in_order", "lease", "lost", "state", "unsent")
+
+    def __init__(self, actor_id: bytes, class_name: str, in_order: bool) -> None:
+        self.actor_id = actor_id
+        self.class_name = class_name
+        #: whether a call with a missing dependency holds back later ones
+        self.in_order = in_order
+        self.state = "pending"
+        self.lease: WorkerLease | None = None
+        #: calls not pushed yet, in order
+        self.unsent: deque[PendingTask] = deque()
+        #: in flight when the connection broke; settled when the actor's next state is known
+        self.lost: list[tuple[PendingTask, bool]] = []
+        self.death: BaseException | None = None
+        #: what the constructor's arguments refer to: a restart needs it again (creator's process only)
+        self.kept: list[ObjectEntry] = []
+
+    def pending_calls(self) -> int:
+        """Calls without a result."""
+        return len(self.unsent) + len(self.lost) + (len(self.lease.inflight) if self.lease is not None else 0)
+
+
+class ActorCalls:
+    """All actors that this process calls."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.reactor = runtime.reactor
+        self.queues: dict[bytes, ActorQueue] = {}
+        self._published: set[bytes] = set()
+        runtime.reactor.handlers[ActorState] = self.on_state
+
+    def queue_of(self, actor_id: bytes, class_name: str, in_order: bool) -> ActorQueue:
+        """The queue to an actor; subscribes to its state at first use. Caller holds the lock."""
+        queue = self.queues.get(actor_id)
+        if queue is None:
+            queue = self.queues[actor_id] = ActorQueue(actor_id, class_name, in_order)
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send_now(SubscribeActor(actor_id))
+        return queue
+
+    # ------------------------------------------------------------ birth and names
+
+    def publish_code(self, class_id: bytes, code: bytes) -> None:
+        """Give the class to the GCS, once a process: the actor's worker fetches it from there."""
+        if class_id in self._published:
+            return
+        self._published.add(class_id)
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send(Call(0, "gcs.function_put", {"function_id": class_id, "code": code}))
+
+    def create(self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any], get_if_exists: bool) -> tuple[ObjectRef | None, ActorSpec | None]:
+        """Have an actor made. Fills in the spec's id and arguments.
+
+        Returns:
+            The ref that stands for its handles, or the spec of the actor that has the name already.
+
+        Raises:
+            ActorAlreadyExistsError: the name is taken.
+        """
+        runtime = self.runtime
+        arguments, deps, held = runtime.encode_arguments(args, kwargs)
+        context = runtime.context()
+        prefix = context.prefix
+        if not prefix:
+            prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
+        spec.actor_id = ids.task_id_of(prefix, next(context.children))
+        spec.arguments = arguments
+        entry = ObjectEntry(ids.actor_handle_id(spec.actor_id))
+        entry.value = runtime.none_blob
+        ref = ObjectRef(entry)
+        with self.reactor.lock:
+            runtime.objects.unuse(runtime.objects.escape([ref]))
+            queue = self.queue_of(spec.actor_id, spec.class_name, True)
+            queue.in_order = True
+            queue.kept = held or []
+        if spec.name:
+            if deps is not None:
+                runtime.wait_entries([entry for _, entry in deps], None)
+            answer = runtime.unpack(runtime.request(lambda number: self._creation(number, spec, deps, get_if_exists), CALL_TIMEOUT_S))
+            if answer["existing"] is not None:
+                with self.reactor.lock:
+                    runtime.objects.unuse(queue.kept)
+                    del self.queues[spec.actor_id]
+                return None, msgspec.convert(answer["existing"], ActorSpec)
+            return ref, None
+        unknown = [entry for _, entry in deps or () if entry.value is None]
+        if not unknown:
+            self._send_creation(queue, spec, deps)
+            return ref, None
+        missing = len(unknown)
+
+        def arrived(entry: ObjectEntry) -> None:
+            nonlocal missing
+            missing -= 1
+            if missing == 0:
+                self._send_creation(queue, spec, deps)
+
+        for entry in unknown:
+            runtime.when_known(entry, arrived)
+        return ref, None
+
+    def _creation(self, number: int, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None, get_if_exists: bool = False) -> CreateActor:
+        if deps is not None:
+            spec.dependencies = [(key, sendable(entry)) for key, entry in deps]
+        return CreateActor(number, spec, get_if_exists)
+
+    def _send_creation(self, queue: ActorQueue, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None) -> None:
+        with self.reactor.lock:
+            for _, entry in deps or ():
+                if type(entry.value) is Failed:
+                    cause = errors.dependency_error(serialization.loads_error(entry.value.error), f"{spec.class_name}.__init__")
+                    queue.death = errors.ActorDiedError(
+                        "an argument of its constructor could not be computed",
+                        actor_id=spec.actor_id.hex(),
+                        class_name=spec.class_name,
+                        actor_init_failed=True,
+                        cause=cause,
+                    )
+                    queue.state = "dead"
+                    self._fail_unsent(queue)
+                    return
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send_now(self._creation(0, spec, deps))
+
+    def named(self, name: str, namespace: str) -> ActorSpec:
+        """The spec of a named actor.
+
+        Raises:
+            ValueError: there is none.
+        """
+        answer = self.runtime.call("gcs.actor_by_name", {"name": name, "namespace": namespace})
+        return msgspec.convert(answer["spec"], ActorSpec)
+
+    def kill(self, actor_id: bytes, no_restart: bool) -> None:
+        """Kill an actor's process; calls in flight fail."""
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send_now(KillActor(actor_id, no_restart))
+
+    # ------------------------------------------------------------ calls
+
+    def enqueue(self, queue: ActorQueue, task: PendingTask) -> None:
+        """A call, in the order submitted. Caller holds the lock."""
+        task.queue = queue
+        lease = queue.lease
+        if lease is not None and not queue.unsent and not task.missing:
+            submitter = self.runtime.submitter
+            idle = not lease.inflight
+            submitter.push(lease, task)
+            if idle or len(lease.out) >= FLUSH_TASKS:
+                submitter.send_pushes(lease)
+            return
+        if queue.death is not None:
+            self._fail(queue, task, queue.death)
+            return
+        queue.unsent.append(task)
+        if lease is not None:
+            self.advance(queue)
+
+    def advance(self, queue: ActorQueue) -> None:
+        """Push what can be pushed. Caller holds the lock."""
+        lease = queue.lease
+        if lease is None:
+            return
+        unsent = queue.unsent
+        submitter = self.runtime.submitter
+        waiting: list[PendingTask] = []
+        while unsent:
+            task = unsent[0]
+            if task.cancelled:
+                unsent.popleft()
+                self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled before it ran"))
+            elif not task.missing:
+                unsent.popleft()
+                submitter.push(lease, task)
+            elif queue.in_order:
+                break
+            else:
+                waiting.append(unsent.popleft())
+        unsent.extendleft(reversed(waiting))
+        submitter.send_pushes(lease)
+
+    def dependency_arrived(self, task: PendingTask) -> None:
+        """A call's last missing dependency is known. Caller holds the lock."""
+        if task.queue is not None:
+            self.advance(task.queue)
+
+    def on_state(self, connection: Connection, message: ActorState) -> None:
+        """The actor's state, at subscription and at every change."""
+        queue = self.queues.get(message.actor_id)
+        if queue is None:
+            return
+        queue.state = message.state
+        if message.state == "alive":
+            if queue.lease is not None and queue.lease.lease_id == message.lease_id:
+                return
+            peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
+            if peer is None:
+                return  # it died just now; its next state is on the way
+            queue.lease = WorkerLease(message.lease_id, None, peer)
+            peer.attachment.leases[message.lease_id] = queue.lease
+            self._settle_lost(queue, message)
+            self.advance(queue)
+        elif message.state in ("restarting", "dead"):
+            if message.state == "dead":
+                queue.death = death_error(queue, message)
+                kept, queue.kept = queue.kept, []
+                self.runtime.objects.unuse(kept)
+            lease = queue.lease
+            if lease is not None and not lease.ending:
+                # The connection's end may come later: what it still holds is read first.
+                self.reactor.drain(lease.connection)
+            if queue.lease is None or queue.lease.ending:
+                self._settle_lost(queue, message)
+                self._fail_unsent(queue)
+
+    def on_lease_lost(self, lease: WorkerLease, tasks: list[PendingTask], death: WorkerDied | None) -> None:
+        """The actor's worker is gone; `tasks` had no reply. Caller holds the lock."""
+        queue = next((queue for queue in self.queues.values() if queue.lease is lease), None)
+        if queue is None:
+            return
+        queue.lease = None
+        started = death.started_seq if death is not None and death.lease_id == lease.lease_id else 0
+        queue.lost.extend((task, task.seq <= started) for task in tasks)
+        if queue.death is not None:
+            self._settle_lost(queue, None)
+            self._fail_unsent(queue)
+        elif queue.state == "restarting":
+            self._settle_lost(queue, None)
+
+    def _settle_lost(self, queue: ActorQueue, message: ActorState | None) -> None:
+        """Decide on calls that were in flight when the actor's worker ended."""
+        lost, queue.lost = queue.lost, []
+        again = []
+        for task, started in lost:
+            if task.cancelled:
+                self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled"))
+            elif queue.death is not None:
+                self._fail(queue, task, queue.death)
+            elif not started:
+                again.append(task)
+            elif task.retries_left != 0:
+                if task.retries_left > 0:
+                    task.retries_left -= 1
+                task.attempt += 1
+                again.append(task)
+            else:
+                self._fail(
+                    queue,
+                    task,
+                    errors.ActorUnavailableError(
+                        f"the actor's process died while it ran {task.template.wire.name}; the actor restarts, this call is lost. "
+                        "Set max_task_retries to have calls repeated.",
+                        actor_id=queue.actor_id.hex(),
+                        class_name=queue.class_name,
+                    ),
+                )
+        queue.unsent.extendleft(reversed(again))
+
+    def _fail_unsent(self, queue: ActorQueue) -> None:
+        if queue.death is None:
+            return
+        unsent = list(queue.unsent)
+        queue.unsent.clear()
+        for task in unsent:
+            self._fail(queue, task, queue.death)
+
+    def _fail(self, queue: ActorQueue, task: PendingTask, error: BaseException) -> None:
+        submitter = self.runtime.submitter
+        submitter.pending -= 1
+        self.runtime.finish_task(task, Failed(serialization.dumps_error(error)))
+
+    def requeue(self, task: PendingTask) -> None:
+        """A call to be made again (retry_exceptions), or bounced by a worker that is not the actor any more. Caller holds the lock."""
+        assert task.queue is not None, "a call belongs to an actor"
+        self.enqueue(task.queue, task)
+
+    def fail_everything(self, error: BaseException) -> None:
+        """The node is gone. Caller holds the lock."""
+        for queue in self.queues.values():
+            queue.death = errors.ActorDiedError(str(error), actor_id=queue.actor_id.hex(), class_name=queue.class_name)
+            tasks = [task for task, _ in queue.lost]
+            queue.lost = []
+            if queue.lease is not None:
+                tasks.extend(queue.lease.inflight.values())
+                queue.lease.inflight.clear()
+                queue.lease = None
+            for task in tasks:
+                self._fail(queue, task, queue.death)
+            self._fail_unsent(queue)
+
+
+def death_error(queue: ActorQueue, message: ActorState) -> BaseException:
+    """What a call to a dead actor raises."""
+    cause: Any = None
+    if message.creation_error:
+        cause = serialization.loads_error(message.creation_error)
+    if message.cause.startswith("unschedulable"):
+        return errors.ActorUnschedulableError(message.cause)
+    return errors.ActorDiedError(
+        message.cause or "the actor is dead",
+        actor_id=queue.actor_id.hex(),
+        class_name=queue.class_name,
+        actor_init_failed=bool(message.creation_error),
+        cause=cause,
+    )

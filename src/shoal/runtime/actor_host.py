@@ -1,0 +1,427 @@
+"""Hosting an actor: construct it, and run its methods on the main thread, in threads, or on an event loop.
+
+Purpose: one class of object that is the actor's process from the constructor to the exit.
+
+Design: three ways to run calls, chosen by the actor's options.
+
+    plain      methods run on the main thread in the executor's own loop: the same path as tasks
+    threaded   max_concurrency > 1 or concurrency groups: `takes` hands calls to groups of threads
+    asyncio    any method is `async def`: the main thread runs an event loop that reads the sockets itself (it leads for good);
+               calls become asyncio tasks, bounded by a semaphore per group; plain methods run on the loop as well
+
+Replies use the executor's gathering; on the loop they are flushed once an iteration.
+
+What it does not do: order or retry calls (the caller's `actor_calls`), restart (the GCS).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors
+from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
+from shoal.protocol.messages import (
+    NUM_RETURNS_STREAMING,
+    ActorStarted,
+    BecomeActor,
+    Failed,
+    Many,
+    StreamItem,
+    TerminateActor,
+    Value,
+    WorkerExiting,
+)
+from shoal.runtime.core import running_task
+from shoal.runtime.reactor import Waiter
+from shoal.runtime.tasks import TaskContext
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from shoal.runtime.executor import Executor, HeldLease, Job
+    from shoal.runtime.reactor import Connection
+
+
+class ActorHost:
+    """The actor of this process."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.runtime = executor.runtime
+        self.reactor = executor.reactor
+        self.actor_id = b""
+        self.spec: Any = None
+        self.instance: Any = None
+        self.incarnation = 0
+        self.ending = ""  #: why the actor leaves after what is queued
+        self._threads: dict[str, ThreadGroup] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._semaphores: dict[str, asyncio.Semaphore] = {}
+        self._async_jobs: dict[tuple[int, int], tuple[Job, asyncio.Task[Any]]] = {}
+        self._arrived: deque[Job] = deque()
+        self._flush_scheduled = False
+        self._stop: asyncio.Event | None = None
+        self._active: dict[tuple[int, int], Job] = {}
+        self.reactor.handlers[BecomeActor] = self._on_become
+        self.reactor.handlers[TerminateActor] = self._on_terminate
+        self._become: BecomeActor | None = None
+
+    # ------------------------------------------------------------ birth
+
+    def _on_become(self, connection: Connection, message: BecomeActor) -> None:
+        """The daemon made this worker an actor; the main thread constructs it."""
+        self._become = message
+        self.executor.wake()
+
+    def has_work(self) -> bool:
+        """Whether the idle main thread has something to do for the actor."""
+        return self._become is not None or (bool(self.ending) and not self.executor.exit_reason)
+
+    def attend_to(self) -> None:
+        """Do it: construct the actor, or leave when drained. On the main thread."""
+        message, self._become = self._become, None
+        if message is not None:
+            self._construct(message)
+        elif self.ending:
+            self.leave_if_drained()
+            if not self.executor.exit_reason:
+                waiter = Waiter()
+                self.reactor.wait(waiter, perf_counter() + 0.05)  # threads still run calls
+
+    def _construct(self, message: BecomeActor) -> None:
+        spec = self.spec = message.spec
+        self.actor_id = spec.actor_id
+        self.incarnation = message.incarnation
+        held: HeldLease = self.executor.leases[message.lease_id]
+        held.is_actor = True
+        executor = self.executor
+        context = TaskContext(spec.actor_id, message.incarnation, b"", held.started.depth, spec.job_id, f"{spec.class_name}.__init__")
+        context.lease = held
+        context.actor_id = spec.actor_id
+        context.assigned = held.started.assigned
+        token = running_task.set(context)
+        error = b""
+        try:
+            cls = self._load_class(spec)
+            plain = executor.load_value(spec.arguments)
+            positional, named = executor.with_dependencies(plain, spec.dependencies)
+            executor.actor = self
+            self.instance = cls(*positional, **named)
+            self._prepare_concurrency()
+        except BaseException as exception:
+            wrapped = errors.make_task_error(exception, f"{spec.class_name}.__init__", self.runtime.pid, "127.0.0.1")
+            error = serialization.dumps_error(wrapped)
+        finally:
+            running_task.reset(token)
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send_now(ActorStarted(spec.actor_id, message.incarnation, error))
+        if error:
+            executor.exit_reason = "its constructor failed"
+        elif spec.is_async:
+            self._run_loop()
+
+    def _load_class(self, spec: Any) -> type:
+        code = self.executor.functions.get(spec.class_id)
+        if code is None:
+            code = self.runtime.call("gcs.function_get", {"function_id": spec.class_id})
+            if isinstance(code, dict):
+                code = code["code"]
+        cls: type = serialization.loads(code)
+        return cls
+
+    def _prepare_concurrency(self) -> None:
+        spec = self.spec
+        if spec.is_async:
+            return
+        if spec.max_concurrency > 1 or spec.concurrency_groups:
+            self._threads[""] = ThreadGroup(self, "", max(1, spec.max_concurrency))
+            for name, size in spec.concurrency_groups.items():
+                self._threads[name] = ThreadGroup(self, name, size)
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """The bound method of the actor, or one of the methods every actor has."""
+        if name in ("__ray_ready__", "__shoal_ready__"):
+            return lambda: True
+        if name in ("__ray_terminate__", "__shoal_terminate__"):
+            return self._terminate
+        if name in ("__ray_call__", "__shoal_call__"):
+            return lambda function, *args, **kwargs: function(self.instance, *args, **kwargs)
+        found: Callable[..., Any] = getattr(self.instance, name)
+        return found
+
+    def printed_name(self) -> str:
+        """Who prints, for the driver's terminal: the instance's own repr if its class has one, else the class."""
+        instance = self.instance
+        if instance is not None and type(instance).__repr__ is not object.__repr__:
+            try:
+                return repr(instance).replace("\n", " ")[:100]
+            except Exception:
+                return str(self.spec.class_name)  # a user's broken repr must not break printing
+        return str(self.spec.class_name)
+
+    # ------------------------------------------------------------ death
+
+    def _terminate(self) -> None:
+        self.leave("it was asked to terminate")
+
+    def leave(self, reason: str) -> None:
+        """Exit after the replies of what ran before were sent."""
+        executor = self.executor
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                executor.flush_replies()
+                daemon.send_now(WorkerExiting(reason))
+            executor.exit_reason = reason
+        executor.wake()
+        if self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def exit_value(self, job: Job) -> Value:
+        """sys.exit or exit_actor in a method: the process leaves, the call fails as the actor's end."""
+        reason = "exit_actor() was called"
+        self.leave(reason)
+        error = errors.ActorDiedError(f"the actor left by its own will: {reason}", actor_id=self.actor_id.hex(), class_name=self.spec.class_name)
+        return Failed(serialization.dumps_error(error))
+
+    def _on_terminate(self, connection: Connection, message: TerminateActor) -> None:
+        """No handle is left: leave when what is queued has run."""
+        self.ending = message.reason
+        self.leave_if_drained()
+        self.executor.wake()
+
+    def leave_if_drained(self) -> None:
+        """Leave if the actor is ending and nothing is queued or runs."""
+        executor = self.executor
+        if self.ending and not executor.queue and executor.running is None and not self._active and not self._async_jobs:
+            self.leave(self.ending)
+
+    # ------------------------------------------------------------ calls
+
+    def takes(self, jobs: list[Job]) -> bool:
+        """Whether calls go to threads or the loop instead of the executor's queue. Caller holds the lock."""
+        if self._loop is not None:
+            self._arrived.extend(jobs)
+            if threading.get_ident() == self.executor._main_thread_id:
+                self._start_arrived()
+            else:
+                self._loop.call_soon_threadsafe(self._start_arrived)
+            return True
+        if self._threads:
+            for job in jobs:
+                self._active[(job.held_lease.lease_id << 64 | id(job.connection), job.seq)] = job
+                group = job.template.wire.concurrency_group
+                (self._threads.get(group) or self._threads[""]).add(job)
+            return True
+        return False
+
+    def find(self, lease_id: int, seq: int) -> Job | None:
+        """A call that is queued or runs in a thread or on the loop."""
+        for job in list(self._active.values()) + [entry[0] for entry in list(self._async_jobs.values())]:
+            if job.seq == seq and job.held_lease.lease_id == lease_id:
+                return job
+        return None
+
+    def cancel(self, lease_id: int, seq: int) -> bool:
+        """Cancel a call in a thread (a flag it may ask for) or on the loop (asyncio's cancellation). Caller holds the lock."""
+        for job, task in list(self._async_jobs.values()):
+            if job.seq == seq and job.held_lease.lease_id == lease_id:
+                job.cancelled = True
+                assert self._loop is not None, "async jobs run on a loop"
+                self._loop.call_soon_threadsafe(task.cancel)
+                return True
+        for job in self._active.values():
+            if job.seq == seq and job.held_lease.lease_id == lease_id:
+                job.cancelled = True
+                return True
+        return False
+
+    def run_in_thread(self, job: Job) -> None:
+        """Run a call in one of the threads and answer it."""
+        executor = self.executor
+        start = perf_counter()
+        value = executor.run_task(job)
+        now = perf_counter()
+        with self.reactor.lock:
+            self._active.pop((job.held_lease.lease_id << 64 | id(job.connection), job.seq), None)
+            executor.add_reply(job, value, now - start, now)
+            executor.flush_replies()
+        executor.note_event(job, start, now, value)
+        self.leave_if_drained()
+
+    # ------------------------------------------------------------ the event loop
+
+    def _run_loop(self) -> None:
+        """Run the actor on an event loop, in this (the main) thread, until it leaves."""
+        import asyncio
+
+        try:
+            import uvloop
+
+            loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        except ImportError:
+            loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        self._stop = asyncio.Event()
+        limit = self.spec.max_concurrency if self.spec.max_concurrency > 1 else self.spec.options.get("max_concurrency_set", ASYNC_CONCURRENCY_DEFAULT)
+        self._semaphores[""] = asyncio.Semaphore(limit)
+        for name, size in self.spec.concurrency_groups.items():
+            self._semaphores[name] = asyncio.Semaphore(size)
+        reactor = self.reactor
+        with reactor._lead:  # this thread reads for good; others follow
+            self._loop = loop
+            loop.add_reader(reactor.epoll.fileno(), reactor.poll_once)
+            while self.executor.queue:  # arrived while the constructor ran
+                self._arrived.append(self.executor.queue.popleft())
+            self._start_arrived()
+            try:
+                loop.run_until_complete(self._stop.wait())
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                self._loop = None
+                loop.remove_reader(reactor.epoll.fileno())
+                self.executor.flush_replies()
+
+    def _start_arrived(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        while self._arrived:
+            job = self._arrived.popleft()
+            self._async_jobs[(id(job.connection), job.seq)] = (job, loop.create_task(self._run_async(job)))
+
+    async def _run_async(self, job: Job) -> None:
+        executor = self.executor
+        semaphore = self._semaphores.get(job.template.wire.concurrency_group) or self._semaphores[""]
+        start = perf_counter()
+        try:
+            if semaphore.locked():
+                async with semaphore:
+                    value = await self._call_async(job)
+            else:
+                await semaphore.acquire()
+                try:
+                    value = await self._call_async(job)
+                finally:
+                    semaphore.release()
+        except BaseException as error:
+            value = executor.encode_error(job, error)
+        now = perf_counter()
+        with self.reactor.lock:
+            self._async_jobs.pop((id(job.connection), job.seq), None)
+            executor.add_reply(job, value, now - start, now)
+        if not self._flush_scheduled and self._loop is not None:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+        if self.ending:
+            self.leave_if_drained()
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self.executor.flush_replies()
+
+    async def _call_async(self, job: Job) -> Value | Many:
+        executor = self.executor
+        template = job.template
+        held = job.held_lease
+        context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, template.wire.name)
+        context.lease = held
+        context.actor_id = self.actor_id
+        running_task.set(context)
+        function = template.function or executor.load_function(template)
+        try:
+            plain = executor.load_value(job.args)
+            if type(plain) is tuple and job.deps is None:
+                result = function(*plain)
+            else:
+                positional, named = executor.with_dependencies(plain, job.deps)
+                result = function(*positional, **named)
+            if inspect.isasyncgen(result):
+                return await self._stream_async(job, result)
+            if inspect.isawaitable(result):
+                result = await result
+            return executor.encode_result(job, result)
+        except SystemExit:
+            return self.exit_value(job)
+
+    async def _stream_async(self, job: Job, items: Any) -> Value | Many:
+        import asyncio
+
+        executor = self.executor
+        if job.template.num_returns != NUM_RETURNS_STREAMING:
+            return executor.encode_result(job, [item async for item in items])
+        limit = job.template.wire.backpressure
+        index = 0
+        async for item in items:
+            index += 1
+            value = executor.encode_value(job, item, index)
+            with self.reactor.lock:
+                job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
+            while limit > 0 and index - job.credit >= limit:
+                arrived = asyncio.Event()
+                job.waiter = _EventWaiter(arrived)
+                await arrived.wait()
+                job.waiter = None
+        return self.runtime.none_blob
+
+
+class _EventWaiter(Waiter):
+    """A waiter that sets an asyncio event; finished on the loop's own thread."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: asyncio.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    def finish(self) -> None:
+        self.done = True
+        self._event.set()
+
+
+class ThreadGroup:
+    """A bounded set of threads that run the calls of one concurrency group, started as they are needed."""
+
+    def __init__(self, host: ActorHost, name: str, size: int) -> None:
+        self._host = host
+        self._name = name
+        self._size = size
+        self._started = 0
+        self._waiting = 0
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
+
+    def add(self, job: Job) -> None:
+        """Queue a call. Caller holds the reactor's lock."""
+        self._waiting += 1
+        if self._started < self._size and self._waiting > 0:
+            self._started += 1
+            threading.Thread(target=self._run, name=f"shoal-{self._name or 'call'}-{self._started}", daemon=True).start()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            job = self._jobs.get()
+            self._waiting -= 1
+            self._host.run_in_thread(job)
+
+
+def exit_process(code: int) -> None:
+    """Leave this process at once, after its output was written."""
+    import sys
+
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass
+    os._exit(code)

@@ -1,0 +1,912 @@
+"""The runtime of one process: submit, get, put, wait, cancel.
+
+Purpose: join the reactor, the object table, the submitter and the store into the verbs of the public API, for driver and worker alike.
+
+Design: one `Runtime` a process, found by `current()`. The verbs are written for their common case first: a submission without refs among its
+arguments, a get of an inline value. Everything that other threads also write is written under `reactor.lock`.
+
+Measured cost (2-core VM): submit 4 us, reply 1.5 us, get of an inline value 0.7 us.
+
+What it does not do: execute tasks (`executor`), start processes (`launch`), or check users' options (`api`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import (
+    BLOCKED_AFTER_S,
+    CALL_TIMEOUT_S,
+    INLINE_ARGUMENT_BYTES_MAX,
+    INLINE_RESULT_BYTES_MAX,
+)
+from shoal.protocol.messages import (
+    NUM_RETURNS_DYNAMIC,
+    NUM_RETURNS_STREAMING,
+    Answer,
+    Call,
+    CancelTask,
+    Containing,
+    Failed,
+    FreeBlocks,
+    KillWorker,
+    Many,
+    Resolved,
+    Sealed,
+    Shutdown,
+    SegmentBudget,
+    SignalWorker,
+    Stored,
+    StreamItem,
+    TaskTemplate,
+    TrimBudget,
+    Value,
+)
+from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
+from shoal.runtime import objects as objects_module
+from shoal.runtime.actor_calls import ActorCalls, ActorQueue
+from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
+from shoal.runtime.reactor import Connection, Reactor, Waiter
+from shoal.runtime.streams import ObjectRefGenerator, StreamState, add_item, end_stream
+from shoal.runtime.submitter import Submitter
+from shoal.runtime.tasks import PendingTask, TaskContext, Template
+from shoal.store.client import StaleBlock, StoreClient
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
+
+#: the task that runs in this thread or coroutine; None outside of tasks
+running_task: ContextVar[TaskContext | None] = ContextVar("shoal_task", default=None)
+
+_current: Runtime | None = None
+#: called by `current` when there is no runtime: the API's implicit init
+initialize: Callable[[], Runtime] | None = None
+
+POLL_EVERY = 64  #: submissions between looks at the sockets, so that a long submitting loop keeps the workers fed
+
+
+_forked = False  #: this process was forked by a user from one that has a runtime
+
+
+def current() -> Runtime:
+    """The runtime of this process; begins a session if there is none.
+
+    Raises:
+        RuntimeError: this process was forked from one that has a runtime.
+    """
+    runtime = _current
+    if runtime is not None:
+        return runtime
+    if _forked:
+        raise RuntimeError(
+            "this process was forked from one that uses Shoal, and cannot use that session. "
+            "Use remote functions instead of fork, start the process with the 'spawn' method, or call shoal.init() here."
+        )
+    if initialize is None:
+        raise RuntimeError("Shoal is not initialized in this process")
+    return initialize()
+
+
+def current_or_none() -> Runtime | None:
+    """The runtime of this process, if it has one."""
+    return _current
+
+
+def set_current(runtime: Runtime | None) -> None:
+    """Make `runtime` the one of this process."""
+    global _current, _forked
+    _current = runtime
+    _forked = False
+
+
+def _become_inert() -> None:
+    """In a fork made by a user: the sockets belong to the parent, so nothing here may touch them."""
+    global _current, _forked
+    if _current is not None:
+        _current = None
+        _forked = True
+        objects_module.become_inert()
+
+
+os.register_at_fork(after_in_child=_become_inert)
+
+
+class Runtime:
+    """The in-process side of Shoal. Made by `driver` and `worker`, which connect it to the node daemon."""
+
+    def __init__(self, role: str, worker_id: bytes) -> None:
+        self.role = role
+        self.worker_id = worker_id
+        self.pid = os.getpid()
+        self.job_id = b"\0" * 4
+        self.node_id = b"\0" * 16
+        self.namespace = ""
+        self.session_dir = ""
+        self.config: dict[str, Any] = {}
+        self.reactor = Reactor()
+        self.objects = ObjectTable(self.reactor, self._free_stored)
+        self.submitter = Submitter(self)
+        self.actor_calls = ActorCalls(self)
+        self.store: StoreClient | None = None
+        self.root = TaskContext(os.urandom(16), 0, os.urandom(ids.TASK_PREFIX_BYTES), 0, self.job_id, "driver" if role == "driver" else "worker")
+        self.none_blob = serialization.dumps(None)[0]
+        self.empty_args = serialization.dumps(())[0]
+        self.closed = False
+        self.lost: BaseException | None = None  #: why the node is gone
+        self.executor: Any = None  #: of a worker
+        self._template_numbers = 0
+        self._requests = 0
+        self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
+        self._since_poll = 0
+        self._last_rest: list[Any] | None = None
+        #: code of functions and classes by identity: those this process exported, and those it was sent
+        self._exported: dict[int, tuple[Any, bytes, bytes, Any]] = {}
+        handlers = self.reactor.handlers
+        handlers[Resolved] = self._on_resolved
+        handlers[StreamItem] = self._on_stream_item
+        handlers[Answer] = self._on_answer
+        handlers[SegmentBudget] = self._on_answer
+        handlers[FreeBlocks] = self._on_free_blocks
+        handlers[TrimBudget] = self._on_trim
+        self.reactor.is_active = self.submitter.is_active
+        self.reactor.before_sleep.append(self.submitter.flush)
+        self.reactor.on_tick.append(self._on_tick)
+
+    # ------------------------------------------------------------ submitting
+
+    def context(self) -> TaskContext:
+        """The context in which this thread names its children."""
+        return running_task.get() or self.root
+
+    def export(self, code: Any) -> tuple[bytes, bytes]:
+        """The id and the serialized form of a function or class; serialized once a process.
+
+        Raises:
+            TypeError: it captures something that cannot be serialized.
+        """
+        known = self._exported.get(id(code))
+        if known is None or known[0] is not code:
+            blob, refs = serialization.dumps_code(code)
+            held = self.objects.escape(refs) if refs else None  # captured refs live as long as the code does
+            known = self._exported[id(code)] = (code, ids.function_id_of(blob), blob, held)
+        return known[1], known[2]
+
+    def register_code(self, code: Any, function_id: bytes, blob: bytes) -> None:
+        """A function that was sent to this process: exported from here it keeps its id."""
+        self._exported[id(code)] = (code, function_id, blob, None)
+
+    def new_template(self, function_id: bytes, code: bytes, name: str, kind: int, num_returns: int, **more: Any) -> Template:
+        """A template for calls of one function with one set of options.
+
+        Args:
+            more: `klass`, `max_retries`, `retry_exceptions`, and fields of TaskTemplate.
+        """
+        klass = more.pop("klass", None)
+        max_retries = more.pop("max_retries", 0)
+        retry_exceptions = more.pop("retry_exceptions", False)
+        with self.reactor.lock:
+            self._template_numbers += 1
+            number = self._template_numbers
+        wire = TaskTemplate(number, function_id, name, kind, num_returns, self.job_id, **more)
+        return Template(wire, code, klass, max_retries, retry_exceptions)
+
+    def submit(
+        self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any], queue: ActorQueue | None = None, handle: ObjectEntry | None = None
+    ) -> Any:
+        """Submit a task, or a call of the actor behind `queue`. Returns a ref, a list of refs, a generator of refs, or None (num_returns=0)."""
+        if self.lost is not None or self.closed:
+            raise self.lost or RuntimeError("shoal.shutdown() was called")
+        deps = held = None
+        blob: Value
+        if not args and not kwargs:
+            blob = self.empty_args
+        else:
+            blob, deps, held = self.encode_arguments(args, kwargs)
+        context = running_task.get() or self.root
+        prefix = context.prefix
+        if not prefix:
+            prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
+        task_id = prefix + next(context.children).to_bytes(4, "big")
+        with self.reactor.lock:
+            if dropped:
+                self.objects.drain_dropped()
+            if handle is not None:
+                handle.count += 1
+                held = [handle] if held is None else [*held, handle]
+            task = PendingTask(template, task_id, blob, deps, held)
+            if template.multiple:
+                result = self._make_results(task)
+            else:
+                entry = ObjectEntry(task_id + ids.RESULT_1, task)
+                task.result = entry
+                result = ObjectRef(entry)
+            self.submitter.pending += 1
+            if deps is not None and self._await_dependencies(task, deps):
+                if queue is not None:
+                    self.actor_calls.enqueue(queue, task)
+            elif queue is not None:
+                self.actor_calls.enqueue(queue, task)
+            elif deps is None or not self._fail_on_dependency(task):
+                self.submitter.enqueue(task)
+            if self.reactor._parked or self.reactor._background_blocked:
+                self.reactor.attend()
+        self._since_poll += 1
+        if self._since_poll >= POLL_EVERY:
+            self._since_poll = 0
+            self.reactor.poll_once()
+        return result
+
+    def _make_results(self, task: PendingTask) -> Any:
+        """The results of a task that has not just one."""
+        count = task.template.wire.num_returns
+        if count == NUM_RETURNS_STREAMING:
+            state = task.result = StreamState()
+            state.task = task
+            return ObjectRefGenerator(self, state)
+        if count == NUM_RETURNS_DYNAMIC:
+            entry = task.result = ObjectEntry(task.task_id + ids.RESULT_1, task)
+            return ObjectRef(entry)
+        entries = task.result = [ObjectEntry(ids.result_id(task.task_id, index + 1), task) for index in range(count)]
+        return [ObjectRef(entry) for entry in entries] if count else None
+
+    def encode_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Value, list[tuple[int | str, ObjectEntry]] | None, list[ObjectEntry] | None]:
+        """Serialize arguments; top-level refs become dependencies, nested ones are held until the task ends."""
+        deps: list[tuple[int | str, ObjectEntry]] | None = None
+        for index, value in enumerate(args):
+            if type(value) is ObjectRef:
+                if deps is None:
+                    deps = []
+                    args = tuple(args)
+                deps.append((index, value._entry))
+        if kwargs:
+            named = {}
+            for key, value in kwargs.items():
+                if type(value) is ObjectRef:
+                    deps = deps or []
+                    deps.append((key, value._entry))
+                    value = None
+                named[key] = value
+            plain: Any = [[None if type(value) is ObjectRef else value for value in args], named]
+        elif deps is not None:
+            plain = tuple(None if type(value) is ObjectRef else value for value in args)
+        else:
+            plain = args
+        blob, nested = serialization.dumps(plain)
+        held: list[ObjectEntry] | None = None
+        if nested or deps is not None:
+            held = self.objects.escape(nested) if nested else []
+            if deps is not None:
+                with self.reactor.lock:
+                    for _, entry in deps:
+                        entry.count += 1
+                        held.append(entry)
+        value_out: Value
+        if type(blob) is bytes:
+            value_out = blob
+            size = len(blob)
+        else:
+            size = blob.total_bytes
+            value_out = b"" if size > INLINE_ARGUMENT_BYTES_MAX else blob.to_bytes()
+        if size > INLINE_ARGUMENT_BYTES_MAX:
+            entry = ObjectEntry(os.urandom(ids.OBJECT_ID_BYTES))
+            entry.value = value_out = self.store_blob(entry.oid, blob, self.worker_id)
+            entry.shared = SharedState(owned=True)
+            entry.shared.shown = True
+            held = [entry] if held is None else [*held, entry]
+        return value_out, deps, held
+
+    def _await_dependencies(self, task: PendingTask, deps: list[tuple[int | str, ObjectEntry]]) -> bool:
+        """Register for dependencies that are not known yet; whether there are any. Caller holds the lock."""
+        unknown = [entry for _, entry in deps if entry.value is None]
+        if not unknown:
+            return False
+        task.missing = len(unknown)
+
+        def arrived(entry: ObjectEntry) -> None:
+            task.missing -= 1
+            if task.missing == 0:
+                self._dependencies_arrived(task)
+
+        for entry in unknown:
+            self.when_known(entry, arrived)
+        return True
+
+    def when_known(self, entry: ObjectEntry, callback: Callable[[ObjectEntry], None]) -> None:
+        """Call `callback(entry)` under the lock when the entry has a value."""
+        with self.reactor.lock:
+            if entry.value is not None:
+                callback(entry)
+                return
+            if entry.waiters is None:
+                entry.waiters = []
+            entry.waiters.append(callback)
+            self.objects.resolve([entry])
+
+    def _dependencies_arrived(self, task: PendingTask) -> None:
+        if task.queue is not None:
+            self.actor_calls.dependency_arrived(task)
+        elif not task.cancelled and not self._fail_on_dependency(task):
+            self.submitter.enqueue(task)
+
+    def _fail_on_dependency(self, task: PendingTask) -> bool:
+        """Whether an input failed; then the task fails with it. Caller holds the lock."""
+        for _, entry in task.deps or ():
+            value = entry.value
+            if type(value) is Failed:
+                error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
+                self.submitter.pending -= 1
+                self.finish_task(task, Failed(serialization.dumps_error(error)))
+                return True
+        return False
+
+    # ------------------------------------------------------------ results
+
+    def finish_task(self, task: PendingTask, value: Value | Many) -> None:
+        """The task has ended: give its results their values. Caller holds the lock."""
+        result = task.result
+        if type(result) is ObjectEntry:
+            assert type(value) is not Many, "one result was asked for"
+            self.store_value(result, value)
+        elif type(result) is StreamState:
+            assert type(value) is not Many, "a stream ends with one value"
+            end_stream(self, result, task, value)
+        elif type(value) is Many:
+            for entry, part in zip(result, value.values, strict=True):
+                self.store_value(entry, part)
+        else:
+            for entry in result:
+                self.store_value(entry, value)
+        if task.held is not None:
+            held, task.held = task.held, None
+            self.objects.unuse(held)
+
+    def store_value(self, entry: ObjectEntry, value: Value) -> None:
+        """An object's value is known. Caller holds the lock."""
+        entry.task = None
+        nested: list[bytes] = []
+        if type(value) is Containing:
+            nested = value.nested
+            value = value.blob
+        elif type(value) is Stored:
+            nested = value.nested
+        if nested:
+            if entry.shared is None:
+                entry.shared = SharedState(owned=True)
+            entry.shared.nested = self.objects.adopt_held(nested)
+        entry.value = value
+        self.announce(entry)
+        if entry.count <= 0:
+            self.objects.free(entry)
+
+    def announce(self, entry: ObjectEntry) -> None:
+        """Tell those who wait for an entry, and the daemon if it escaped. Caller holds the lock."""
+        shared = entry.shared
+        if shared is not None and shared.escaped:
+            self.objects.publish(entry)
+        waiters = entry.waiters
+        if waiters is not None:
+            entry.waiters = None
+            failed = type(entry.value) is Failed
+            for waiter in waiters:
+                if isinstance(waiter, Waiter):
+                    if failed and waiter.fail_fast:
+                        waiter.finish()
+                    else:
+                        waiter.arrived()
+                else:
+                    waiter(entry)
+
+    def _on_resolved(self, connection: Connection, message: Resolved) -> None:
+        entry = self.objects.table.get(message.oid)
+        if entry is None:
+            return
+        shared = entry.shared
+        assert shared is not None, "entries in the table are shared"
+        shared.resolving = False
+        value = message.value
+        if type(value) is Containing:
+            value = value.blob  # the daemon holds what it contains, as long as we hold it
+        if entry.value is None:
+            entry.value = value
+            escaped, shared.escaped = shared.escaped, False
+            self.announce(entry)
+            shared.escaped = escaped
+
+    def _on_stream_item(self, connection: Connection, message: StreamItem) -> None:
+        lease = connection.attachment.leases.get(message.lease_id)
+        task = lease.inflight.get(message.seq) if lease is not None else None
+        if task is not None and type(task.result) is StreamState:
+            add_item(self, task.result, task, message.index, message.value)
+
+    # ------------------------------------------------------------ waiting
+
+    def wait_for(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
+        """Wait in this thread; a worker's task that waits long lends its CPU."""
+        self.submitter.flush()
+        deadline = None if timeout_s is None else perf_counter() + timeout_s
+        executor = self.executor
+        if executor is None or not executor.runs_here():
+            done = self.reactor.wait(waiter, deadline)
+        else:
+            soon = perf_counter() + BLOCKED_AFTER_S
+            done = self.reactor.wait(waiter, soon if deadline is None else min(soon, deadline))
+            if not done and (deadline is None or deadline > soon):
+                executor.block()
+                try:
+                    done = self.reactor.wait(waiter, deadline)
+                finally:
+                    executor.unblock()
+        if self.lost is not None and not done and self.closed:
+            raise self.lost
+        return done
+
+    def wait_entries(self, entries: Iterable[ObjectEntry], timeout_s: float | None) -> bool:
+        """Wait until all entries have values, or one has failed."""
+        waiter = Waiter(0, fail_fast=True)
+        unknown = []
+        with self.reactor.lock:
+            if dropped:
+                self.objects.drain_dropped()
+            for entry in entries:
+                if entry.value is None:
+                    if entry.waiters is None:
+                        entry.waiters = [waiter]
+                    else:
+                        entry.waiters.append(waiter)
+                    unknown.append(entry)
+            if not unknown:
+                return True
+            if self.lost is not None:
+                raise self.lost
+            waiter.pending = len(unknown)
+            waiter.done = False
+            self.objects.resolve(unknown)
+        if self.wait_for(waiter, timeout_s):
+            return True
+        with self.reactor.lock:
+            for entry in unknown:
+                if entry.waiters is not None and waiter in entry.waiters:
+                    entry.waiters.remove(waiter)
+        return all(entry.value is not None for entry in unknown)
+
+    def get(self, refs: ObjectRef | list[ObjectRef], timeout_s: float | None = None) -> Any:
+        """The value of a ref, or of each ref in a list; raises what the tasks raised."""
+        if type(refs) is ObjectRef:
+            entry = refs._entry
+            if entry.value is None and not self.wait_entries((entry,), timeout_s):
+                raise self._timed_out([entry], timeout_s)
+            value = entry.value
+            return serialization.loads(value) if type(value) is bytes else self.load(entry)
+        entries = [ref._entry for ref in refs]  # type: ignore[union-attr]
+        for entry in entries:
+            if entry.value is None:
+                if not self.wait_entries(entries, timeout_s):
+                    raise self._timed_out(entries, timeout_s)
+                break
+        for entry in entries:
+            if type(entry.value) is Failed:
+                self.load(entry)
+        loads = serialization.loads
+        return [loads(entry.value) if type(entry.value) is bytes else self.load(entry) for entry in entries]
+
+    def load_stored(self, value: Stored) -> Any:
+        """Deserialize from the store a value that somebody else holds for us; a place that became stale is asked for again."""
+        store = self.store
+        if store is not None:
+            try:
+                return serialization.loads(store.read(value))
+            except StaleBlock:
+                pass
+        with self.reactor.lock:
+            entry = self.objects.table.get(value.oid)
+            if entry is None:
+                entry = ObjectEntry(value.oid)
+                entry.shared = SharedState(owned=False)
+            entry.count += 1
+            entry.value = value
+            self.objects.resolve_again(entry)
+        try:
+            self.wait_entries((entry,), None)
+            return self.load(entry)
+        finally:
+            with self.reactor.lock:
+                self.objects.unuse([entry])
+
+    def load(self, entry: ObjectEntry) -> Any:
+        """Deserialize a known value.
+
+        Raises:
+            the error that stands in its place.
+        """
+        while True:
+            value = entry.value
+            if type(value) is bytes:
+                return serialization.loads(value)
+            if type(value) is Failed:
+                raise serialization.loads_error(value.error)
+            if type(value) is Stored:
+                store = self.store
+                if store is None:
+                    raise errors.ObjectLostError(f"object {entry.oid.hex()} was stored by a session that has ended", object_id=entry.oid.hex())
+                try:
+                    return serialization.loads(store.read(value))
+                except StaleBlock:
+                    with self.reactor.lock:
+                        if entry.value is value:
+                            self.objects.resolve_again(entry)
+            self.wait_entries((entry,), None)
+
+    def _timed_out(self, entries: list[ObjectEntry], timeout_s: float | None) -> errors.GetTimeoutError:
+        pending = [entry for entry in entries if entry.value is None]
+        reasons = "; ".join(self.explain(entry) for entry in pending[:3])
+        more = f" (and {len(pending) - 3} more)" if len(pending) > 3 else ""
+        return errors.GetTimeoutError(f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}")
+
+    def explain(self, entry: ObjectEntry) -> str:
+        """Why an object has no value yet, in a sentence."""
+        task: PendingTask | None = entry.task
+        if task is None:
+            return f"object {entry.oid.hex()[:12]} is made by a task of another process"
+        name = task.template.wire.name
+        if task.missing:
+            return f"{name} waits for {task.missing} of its arguments"
+        if task.lease is not None:
+            peer = task.lease.connection.attachment
+            return f"{name} was sent to the worker with pid {peer.pid} and runs or waits its turn there"
+        if task.queue is not None:
+            return f"{name} waits for its actor, which is {task.queue.state}"
+        klass = task.template.klass
+        try:
+            why = self.call("node.explain", {"class_no": klass.number if klass else -1}, timeout_s=1.0)
+        except errors.ShoalError:
+            why = ""
+        return f"{name} waits for a worker{': ' + str(why) if why else ''}"
+
+    def wait(self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+        """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
+        waiter = Waiter(0)
+        registered: list[Any] = []
+        ready_count = 0
+        with self.reactor.lock:
+            if dropped:
+                self.objects.drain_dropped()
+            for ref in refs:
+                if _is_ready(ref):
+                    ready_count += 1
+                    if ready_count >= num_returns:
+                        break
+            missing = num_returns - ready_count
+            if missing > 0:
+                unknown = []
+                for ref in refs:
+                    if not _is_ready(ref):
+                        waiters = _waiters_of(ref)
+                        waiters.append(waiter)
+                        registered.append(ref)
+                        if type(ref) is ObjectRef:
+                            unknown.append(ref._entry)
+                waiter.pending = missing
+                waiter.done = False
+                self.objects.resolve(unknown)
+        if missing > 0:
+            self.wait_for(waiter, timeout_s)
+            with self.reactor.lock:
+                for ref in registered:
+                    waiters = _waiters_of(ref)
+                    if waiter in waiters:
+                        waiters.remove(waiter)
+        ready: list[Any] = []
+        for index, ref in enumerate(refs):
+            if _is_ready(ref):
+                ready.append(ref)
+                if len(ready) == num_returns:
+                    rest = [other for other in refs[:index] if not _is_ready(other)] + refs[index + 1 :]
+                    self._last_rest = rest
+                    return ready, rest
+        chosen = set(map(id, ready))
+        rest = self._last_rest = [ref for ref in refs if id(ref) not in chosen]
+        return ready, rest
+
+    def poll(self) -> None:
+        """Look at the sockets without waiting."""
+        self.submitter.flush()
+        self.reactor.poll_once()
+
+    # ------------------------------------------------------------ async
+
+    def on_ready(self, entry: ObjectEntry, callback: Callable[[], None]) -> None:
+        """Call `callback` when the entry has a value: by the reading thread, outside of the lock."""
+        with self.reactor.lock:
+            if entry.value is None:
+                if entry.waiters is None:
+                    entry.waiters = []
+                entry.waiters.append(lambda entry: self.reactor.later.append(callback))
+                self.objects.resolve([entry])
+                self.reactor.attend()
+                return
+        callback()
+
+    def future(self, ref: ObjectRef) -> Future[Any]:
+        """A concurrent.futures.Future of a ref's value."""
+        from concurrent.futures import Future
+
+        future: Future[Any] = Future()
+        entry = ref._entry
+        self.submitter.flush()
+        self.reactor.async_wait_began()
+
+        def deliver() -> None:
+            self.reactor.async_wait_ended()
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                value = self.load(ref._entry)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        self.on_ready(entry, deliver)
+        return future
+
+    async def await_ref(self, ref: ObjectRef) -> Any:
+        """The value of a ref, in asyncio code."""
+        entry = ref._entry
+        if entry.value is None:
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            arrived: asyncio.Future[None] = loop.create_future()
+            here = threading.get_ident()
+
+            def finish() -> None:
+                if not arrived.done():
+                    arrived.set_result(None)
+
+            def deliver() -> None:
+                if threading.get_ident() == here:
+                    finish()
+                    return
+                try:
+                    loop.call_soon_threadsafe(finish)
+                except RuntimeError:
+                    pass  # the loop was closed meanwhile
+
+            self.submitter.flush()
+            self.reactor.async_wait_began()
+            try:
+                self.on_ready(entry, deliver)
+                await arrived
+            finally:
+                self.reactor.async_wait_ended()
+        return self.load(entry)
+
+    # ------------------------------------------------------------ objects
+
+    def put(self, value: Any) -> ObjectRef:
+        """Store a value; small ones stay in this process until they leave it."""
+        blob, nested = serialization.dumps(value)
+        context = running_task.get() or self.root
+        prefix = context.prefix or ids.child_prefix(context.task_id, context.attempt)
+        entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
+        if nested:
+            entry.shared = SharedState(owned=True)
+            entry.shared.nested = self.objects.escape(nested)
+        if type(blob) is bytes and len(blob) <= INLINE_RESULT_BYTES_MAX:
+            entry.value = blob
+        elif type(blob) is not bytes and blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
+            entry.value = blob.to_bytes()
+        else:
+            oids = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []
+            entry.value = self.store_blob(entry.oid, blob, self.worker_id, oids)
+        if dropped:
+            with self.reactor.lock:
+                self.objects.drain_dropped()
+        return ObjectRef(entry)
+
+    def store_blob(self, oid: bytes, blob: Any, owner: bytes, nested: list[bytes] | None = None) -> Stored:
+        """Seal a serialized value in the store and tell the daemon of it."""
+        store = self.store
+        if store is None:
+            raise RuntimeError("shoal.shutdown() was called")
+        if dropped:
+            with self.reactor.lock:
+                self.objects.drain_dropped()  # room may be given back by refs that are gone
+        stored = store.put(oid, blob)
+        if nested:
+            stored.nested = nested
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send(Sealed([(oid, stored.segment, stored.offset, stored.size, stored.generation, owner)]))
+        return stored
+
+    def _free_stored(self, entry: ObjectEntry) -> None:
+        """A stored object that never left this process ends. Caller holds the lock."""
+        if self.store is not None and type(entry.value) is Stored:
+            self.store.free(entry.value)
+
+    def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
+        if self.store is not None:
+            self.store.on_free_blocks(message)
+
+    def _on_trim(self, connection: Connection, message: TrimBudget) -> None:
+        if self.store is not None:
+            connection.send(self.store.on_trim(message))
+
+    def open_segment(self, need_bytes: int) -> SegmentBudget:
+        """Ask the daemon for a segment, or more budget; waits for the answer."""
+        answer = self.request(lambda number: OpenSegmentMessage(number, need_bytes), None)
+        assert isinstance(answer, SegmentBudget), "OpenSegment is answered by SegmentBudget"
+        return answer
+
+    # ------------------------------------------------------------ calls to the daemon and the GCS
+
+    def request(self, make: Callable[[int], Any], timeout_s: float | None) -> Any:
+        """Send the daemon a numbered message and wait for its answer."""
+        waiter = Waiter()
+        answer: list[Any] = []
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is None:
+                raise self.lost or errors.NodeDaemonDiedError("the node daemon is gone")
+            self._requests += 1
+            number = self._requests
+            self._answers[number] = (waiter, answer)
+            daemon.send_now(make(number))
+        try:
+            if not self.reactor.wait(waiter, None if timeout_s is None else perf_counter() + timeout_s):
+                raise errors.RpcError(f"the node daemon did not answer within {timeout_s} s")
+        finally:
+            self._answers.pop(number, None)
+        if not answer:
+            raise self.lost or errors.NodeDaemonDiedError("the node daemon is gone")
+        return answer[0]
+
+    def _on_answer(self, connection: Connection, message: Answer | SegmentBudget) -> None:
+        slot = self._answers.get(message.request)
+        if slot is not None:
+            slot[1].append(message)
+            slot[0].arrived()
+
+    def call(self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Any:
+        """A rare request: "node.x" to the daemon, "gcs.x" to the GCS through it.
+
+        Raises:
+            ShoalError: what the other side said, or that it did not answer in time.
+        """
+        return self.unpack(self.request(lambda number: Call(number, method, body or {}), timeout_s))
+
+    def unpack(self, answer: Answer) -> Any:
+        """The body of an answer, or its error raised."""
+        if answer.error:
+            kind, text = answer.error[0], answer.error[1]
+            raise _ERROR_OF.get(kind, errors.ShoalError)(text)
+        return answer.body
+
+    # ------------------------------------------------------------ cancelling
+
+    def cancel(self, ref: ObjectRef | ObjectRefGenerator, force: bool, recursive: bool) -> None:
+        """Cancel the task that makes `ref`, queued or running; no effect when it has ended."""
+        task: PendingTask | None = ref._state.task if isinstance(ref, ObjectRefGenerator) else ref._entry.task
+        if task is None:
+            return
+        with self.reactor.lock:
+            if force and task.queue is not None:
+                raise ValueError("force=True is for tasks: to end an actor, use shoal.kill")
+            if task.cancelled and not force:
+                return
+            task.cancelled = True
+            lease = task.lease
+            if lease is not None and task.seq in lease.inflight:
+                self.submitter.send_pushes(lease)
+                daemon = self.reactor.causal
+                lease.connection.send_now(CancelTask(lease.lease_id, task.seq, recursive))
+                if daemon is not None:
+                    message = KillWorker(lease.lease_id, task.seq) if force else SignalWorker(lease.lease_id, task.seq)
+                    daemon.send_now(message)
+                return
+            if task.queue is not None:
+                if task in task.queue.unsent:
+                    task.queue.unsent.remove(task)
+                else:
+                    return
+            elif task.template.klass is not None and not task.missing:
+                try:
+                    task.template.klass.queue.remove(task)
+                except ValueError:
+                    return
+            self.submitter.fail(task, errors.TaskCancelledError(f"{task.template.wire.name} was cancelled before it ran"))
+
+    def cancel_children(self, prefix: bytes) -> None:
+        """Cancel every task of this process whose parent's prefix is `prefix`. Caller holds the lock."""
+        for task in self.submitter.tasks_of(prefix):
+            entry = task.result if type(task.result) is ObjectEntry else (task.result[0] if type(task.result) is list and task.result else None)
+            if entry is not None and entry.task is not None:
+                self.cancel(ObjectRef(entry), False, True)
+                entry.count += 1  # the handle made here is dropped at once
+
+    # ------------------------------------------------------------ time and end
+
+    def _on_tick(self, now: float) -> None:
+        if dropped:
+            self.objects.drain_dropped()
+        self.submitter.tick(now)
+        if self.store is not None:
+            self.store.drain()
+
+    def on_daemon_lost(self, connection: Connection) -> None:
+        """The daemon's connection ended: nothing pending will come."""
+        self.lose(errors.NodeDaemonDiedError("the node daemon died; this session is over. Call shoal.shutdown() and shoal.init() to begin anew."))
+
+    def lose(self, error: BaseException) -> None:
+        """The session is over: everything pending fails with `error`. Caller holds the lock."""
+        if self.lost is not None:
+            return
+        self.lost = error
+        self.submitter.fail_everything(error)
+        self.actor_calls.fail_everything(error)
+        value = Failed(serialization.dumps_error(error))
+        for entry in list(self.objects.table.values()):
+            if entry.value is None:
+                entry.value = value
+                shared = entry.shared
+                if shared is not None:
+                    shared.escaped = False
+                self.announce(entry)
+        for waiter, _ in list(self._answers.values()):
+            waiter.finish()
+
+    def is_last_rest(self, refs: list[Any]) -> bool:
+        """Whether `refs` is the very list that the last `wait` returned as its rest: then it need not be checked again."""
+        return refs is self._last_rest
+
+    def say_goodbye(self) -> None:
+        """Tell the daemon that this driver leaves, so that it need not find out."""
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None and not self.closed:
+                daemon.send_now(Shutdown("the driver called shutdown"))
+
+    def close(self) -> None:
+        """End this process's part in the session. Idempotent."""
+        if self.closed or self.pid != os.getpid():
+            return
+        self.closed = True
+        with self.reactor.lock:
+            self.lose(RuntimeError("shoal.shutdown() was called"))
+        self.reactor.stop()
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+
+#: errors that the other side names by a word
+_ERROR_OF: dict[str, type[Exception]] = {"ActorAlreadyExists": errors.ActorAlreadyExistsError, "ActorNotFound": ValueError}
+
+
+def _is_ready(ref: Any) -> bool:
+    if type(ref) is ObjectRef:
+        return ref._entry.value is not None
+    state = ref._state
+    return bool(state.items) or state.ended
+
+
+def _waiters_of(ref: Any) -> list[Any]:
+    if type(ref) is ObjectRef:
+        entry = ref._entry
+        if entry.waiters is None:
+            entry.waiters = []
+        return entry.waiters
+    waiters: list[Any] = ref._state.waiters
+    return waiters

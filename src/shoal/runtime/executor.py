@@ -1,0 +1,671 @@
+"""Executing tasks: the worker's side of a lease.
+
+Purpose: take pushed tasks in order, run each on the main thread, and answer in batches, at about 4 us a task beyond the user's code.
+
+Design: the worker is the arbiter of its lease. Pushes arrive in `queue` (by whichever thread reads); the main thread takes them one by one. Taking a
+task, marking it as running and noting the reply of the one before happen under one hold of the reactor's lock, so that a revocation, a recall or
+a cancel sees each task either queued, running or answered.
+
+    revoke (daemon)     bounce what is queued; when nothing runs under the lease: TasksBounced(ended), LeaseFinished
+    recall (submitter)  bounce what is queued, keep the lease
+    blocked in get      bounce what is queued (a task's lease only), lend the CPU
+    cancel              queued: answered at once; running: SIGUSR1 raises KeyboardInterrupt in the main thread
+    unknown lease       read the daemon's connection first: LeaseStarted was written before the push could be; then bounce
+
+Replies are gathered per connection and leave when the queue is empty, before a task that is slow (over 100 us on average), after a slow one, and
+after 1 ms.
+
+What it does not do: actors with threads or an event loop (`actor_host`), which reuse `run_task` and the replies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter, time
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, REPLY_FLUSH_S
+from shoal.protocol.messages import (
+    KIND_ACTOR_CALL,
+    NUM_RETURNS_DYNAMIC,
+    NUM_RETURNS_STREAMING,
+    Blocked,
+    CancelTask,
+    Containing,
+    DefineFunction,
+    Failed,
+    LeaseFinished,
+    LeaseStarted,
+    Many,
+    PushTasks,
+    RecallTasks,
+    RevokeLease,
+    SignalWorker,
+    Stored,
+    StreamCredit,
+    StreamItem,
+    TaskEvents,
+    TaskReplies,
+    TasksBounced,
+    TaskTemplate,
+    Unblocked,
+    Value,
+    WorkerExiting,
+)
+from shoal.runtime.actor_host import ActorHost
+from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.objects import ObjectRef
+from shoal.runtime.reactor import Connection, Waiter
+from shoal.runtime.streams import DynamicObjectRefGenerator
+from shoal.runtime.tasks import TaskContext
+
+if TYPE_CHECKING:
+    from shoal.store.page import ProcessPage
+
+SLOW_TASK_S = 100e-6
+EVENTS_PER_FLUSH_MAX = 500
+EVENTS_EVERY_S = 0.5
+
+
+class HeldLease:
+    """A lease under which this worker runs tasks. Written under the reactor's lock."""
+
+    __slots__ = ("connection", "is_actor", "lease_id", "revoked", "started")
+
+    def __init__(self, started: LeaseStarted) -> None:
+        self.lease_id = started.lease_id
+        self.started = started
+        self.revoked = False
+        self.is_actor = False
+        self.connection: Connection | None = None  #: the submitter's, once it pushed
+
+
+class BoundTemplate:
+    """A template as its executor knows it."""
+
+    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "wire")
+
+    def __init__(self, wire: TaskTemplate) -> None:
+        self.wire = wire
+        self.function: Callable[..., Any] | None = None
+        self.num_returns = wire.num_returns
+        self.is_call = wire.kind == KIND_ACTOR_CALL
+        self.estimate_s = 0.0
+
+
+class SubmitterPeer:
+    """What a worker knows of one process that pushes to it. Attached to the connection."""
+
+    __slots__ = ("busy_s", "first_reply_at", "lease_id", "replies", "templates", "worker_id")
+
+    def __init__(self) -> None:
+        self.worker_id = b""
+        self.templates: dict[int, BoundTemplate] = {}
+        self.replies: list[tuple[int, Value | Many]] = []
+        self.lease_id = 0  #: of the gathered replies
+        self.busy_s = 0.0
+        self.first_reply_at = 0.0
+
+
+class Job:
+    """One pushed task on its way through the worker."""
+
+    __slots__ = ("args", "attempt", "cancelled", "connection", "credit", "deps", "held_lease", "seq", "task_id", "template", "waiter")
+
+    def __init__(self, connection: Connection, held_lease: HeldLease, template: BoundTemplate, item: Any) -> None:
+        self.seq, _, self.task_id, self.attempt, self.args, self.deps = item
+        self.connection = connection
+        self.held_lease = held_lease
+        self.template = template
+        self.cancelled = False
+        self.credit = 0  #: items of its stream that the consumer has taken
+        self.waiter: Waiter | None = None  #: the producer, waiting for credit
+
+
+class Executor:
+    """The executing side of a worker."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.reactor = runtime.reactor
+        self.page: ProcessPage = None  # type: ignore[assignment]  # known after registration
+        self.queue: deque[Job] = deque()
+        self.leases: dict[int, HeldLease] = {}
+        self.functions: dict[bytes, bytes] = {}
+        self.loaded: dict[bytes, Callable[..., Any]] = {}
+        self.running: Job | None = None
+        self.host: ActorHost = ActorHost(self)
+        self.actor: ActorHost | None = None  #: the host, once it is an actor
+        self.exit_reason = ""
+        self._idle: Waiter | None = None
+        self._answered: list[Connection] = []  #: connections with gathered replies
+        self._calls_made: dict[bytes, int] = {}
+        self._blocked = 0
+        self._cancel_target: Job | None = None
+        self._main = threading.main_thread().ident
+        self._main_thread_id = threading.get_ident()
+        self._events: list[tuple[bytes, str, int, str, float, float, str]] = []
+        self._events_at = 0.0
+        self._clock_offset = time() - perf_counter()
+        runtime.executor = self
+        handlers = self.reactor.handlers
+        handlers[DefineFunction] = self._on_function
+        handlers[TaskTemplate] = self._on_template
+        handlers[PushTasks] = self._on_push
+        handlers[RecallTasks] = self._on_recall
+        handlers[CancelTask] = self._on_cancel
+        handlers[StreamCredit] = self._on_credit
+        handlers[LeaseStarted] = self._on_lease_started
+        handlers[RevokeLease] = self._on_revoke
+        handlers[SignalWorker] = lambda connection, message: None
+        self.reactor.before_sleep.append(self.flush_replies)
+        self.reactor.on_tick.append(self._on_tick)
+        submitter_active = self.runtime.submitter.is_active
+        self.reactor.is_active = lambda: self.running is not None or submitter_active()
+        signal.signal(signal.SIGUSR1, self._on_interrupt)
+
+    # ------------------------------------------------------------ messages
+
+    def _on_function(self, connection: Connection, message: DefineFunction) -> None:
+        self.functions[message.function_id] = message.code
+
+    def _on_template(self, connection: Connection, message: TaskTemplate) -> None:
+        connection.attachment.templates[message.number] = BoundTemplate(message)
+
+    def _on_lease_started(self, connection: Connection, message: LeaseStarted) -> None:
+        self.leases[message.lease_id] = HeldLease(message)
+        self.runtime.job_id = message.job_id
+        self.runtime.root.job_id = message.job_id
+        apply_assignment(message)
+
+    def _on_push(self, connection: Connection, message: PushTasks) -> None:
+        held = self.leases.get(message.lease_id)
+        if held is None:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                self.reactor.drain(daemon)
+            held = self.leases.get(message.lease_id)
+        if held is None or held.revoked:
+            connection.send(TasksBounced(message.lease_id, [item[0] for item in message.items], held is None))
+            return
+        held.connection = connection
+        templates = connection.attachment.templates
+        jobs = [Job(connection, held, templates[item[1]], item) for item in message.items]
+        if self.actor is not None and self.actor.takes(jobs):
+            return
+        self.queue.extend(jobs)
+        idle = self._idle
+        if idle is not None:
+            self._idle = None
+            idle.finish()
+
+    def _on_recall(self, connection: Connection, message: RecallTasks) -> None:
+        self._bounce(message.lease_id)
+
+    def _bounce(self, lease_id: int) -> None:
+        """Give back what is queued under a lease. Caller holds the lock."""
+        held = self.leases.get(lease_id)
+        if held is None or held.is_actor:
+            return
+        queue = self.queue
+        bounced: list[int] = []
+        kept: list[Job] = []
+        connection: Connection | None = None
+        while queue:
+            job = queue.pop()
+            if job.held_lease is held:
+                bounced.append(job.seq)
+                connection = job.connection
+            else:
+                kept.append(job)
+        queue.extend(reversed(kept))
+        if bounced and connection is not None:
+            bounced.reverse()
+            self._flush_replies_of(connection)
+            connection.send(TasksBounced(lease_id, bounced, False))
+
+    def _on_revoke(self, connection: Connection, message: RevokeLease) -> None:
+        held = self.leases.get(message.lease_id)
+        if held is None:
+            return
+        held.revoked = True
+        self._bounce(message.lease_id)
+        running = self.running
+        if running is None or running.held_lease is not held:
+            self._end_lease(held)
+
+    def _end_lease(self, held: HeldLease, exiting: bool = False) -> None:
+        """Nothing of the lease runs any more: tell both sides. Caller holds the lock."""
+        if self.leases.pop(held.lease_id, None) is None:
+            return
+        connection = held.connection
+        if connection is not None and not connection.closed:
+            self._flush_replies_of(connection)
+            connection.send_now(TasksBounced(held.lease_id, [], True))
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send_now(LeaseFinished(held.lease_id, exiting))
+
+    def _on_cancel(self, connection: Connection, message: CancelTask) -> None:
+        running = self.running
+        if running is not None and running.seq == message.seq and running.held_lease.lease_id == message.lease_id:
+            running.cancelled = True
+            self._cancel_target = running
+            self._cancel_children(running, message.recursive)
+            self._interrupt_main()
+            return
+        if self.actor is not None and self.actor.cancel(message.lease_id, message.seq):
+            return
+        for job in self.queue:
+            if job.seq == message.seq and job.held_lease.lease_id == message.lease_id:
+                job.cancelled = True  # answered when its turn comes
+                return
+
+    def _cancel_children(self, job: Job, recursive: bool) -> None:
+        if recursive:
+            prefix = ids.child_prefix(job.task_id, job.attempt)
+            self.runtime.cancel_children(prefix)
+
+    def _on_credit(self, connection: Connection, message: StreamCredit) -> None:
+        job = self.running
+        if job is None or job.seq != message.seq:
+            job = self.actor.find(message.lease_id, message.seq) if self.actor is not None else None
+        if job is not None:
+            job.credit = message.consumed
+            if job.waiter is not None:
+                job.waiter.finish()
+
+    # ------------------------------------------------------------ interrupting
+
+    def _interrupt_main(self) -> None:
+        if threading.get_ident() != self._main_thread_id:
+            signal.pthread_kill(self._main_thread_id, signal.SIGUSR1)
+        # else: the main thread reads, so it does not run user code beyond a get, whose loop sees the target
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        """SIGUSR1: raise in the task that is to be cancelled, if it still runs."""
+        reactor = self.reactor
+        if reactor.lock._is_owned() or reactor._lead._is_owned():  # type: ignore[attr-defined]
+            return  # in the middle of the runtime's own work: the next tick interrupts again
+        if self._cancel_target is None:
+            reactor.poll_once()  # the daemon's signal came first: the cancel stands in a socket
+        self.raise_if_cancelled()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise KeyboardInterrupt if the running task is to be cancelled."""
+        target = self._cancel_target
+        if target is not None:
+            self._cancel_target = None
+            if target is self.running:
+                raise KeyboardInterrupt("the task was cancelled")
+
+    # ------------------------------------------------------------ the main loop
+
+    def wake(self) -> None:
+        """Make the idle main thread look around."""
+        idle = self._idle
+        if idle is not None:
+            self._idle = None
+            idle.finish()
+
+    def on_submitter_gone(self, connection: Connection) -> None:
+        """A submitter's connection ended: what it pushed and nobody started is dropped. Caller holds the lock."""
+        kept = [job for job in self.queue if job.connection is not connection]
+        if len(kept) != len(self.queue):
+            self.queue.clear()
+            self.queue.extend(kept)
+        running = self.running
+        if running is not None and running.connection is connection and running.waiter is not None:
+            running.waiter.finish()  # a producer waiting for a consumer that is gone
+
+    def run(self) -> None:
+        """Execute until the process is to leave."""
+        reactor = self.reactor
+        lock = reactor.lock
+        queue = self.queue
+        last_poll = perf_counter()
+        while not self.exit_reason:
+            with lock:
+                job = self.running = queue.popleft() if queue else None
+                if job is None:
+                    self.flush_replies()
+                    idle = self._idle = Waiter()
+            if job is None:
+                host = self.host
+                if host.has_work():
+                    host.attend_to()
+                    continue
+                reactor.wait(idle)
+                last_poll = perf_counter()
+                continue
+            if reactor._parked:
+                reactor.attend()
+            try:
+                now = self._run_job(job)
+            except KeyboardInterrupt:
+                now = perf_counter()  # a cancel that came too late: the task has been answered
+            if now - last_poll > REPLY_FLUSH_S:
+                last_poll = now
+                if queue:
+                    self.flush_replies()
+                    reactor.poll_once()
+
+    def _run_job(self, job: Job) -> float:
+        """Run one task on this thread and gather its reply; returns the time."""
+        template = job.template
+        connection = job.connection
+        peer: SubmitterPeer = connection.attachment
+        if template.estimate_s > SLOW_TASK_S and peer.replies:
+            self.flush_replies()
+        held = job.held_lease
+        self.page.set_started(held.lease_id, job.seq)
+        start = perf_counter()
+        value = self.run_task(job)
+        now = perf_counter()
+        spent_s = now - start
+        template.estimate_s += 0.3 * (spent_s - template.estimate_s)
+        self.note_event(job, start, now, value)
+        with self.reactor.lock:
+            self.running = None
+            self.add_reply(job, value, spent_s, now)
+            if spent_s > SLOW_TASK_S or now - peer.first_reply_at > REPLY_FLUSH_S:
+                self._flush_replies_of(connection)
+            max_calls = template.wire.max_calls
+            if max_calls and self._count_call(template.wire.function_id) >= max_calls:
+                self._leave(held, f"{template.wire.name} was called {max_calls} times (max_calls)")
+            elif held.revoked:
+                self._end_lease(held)
+        return now
+
+    def _count_call(self, function_id: bytes) -> int:
+        made = self._calls_made[function_id] = self._calls_made.get(function_id, 0) + 1
+        return made
+
+    def _leave(self, held: HeldLease, reason: str) -> None:
+        """This process ends after this task. Caller holds the lock."""
+        held.revoked = True
+        self._bounce(held.lease_id)
+        self.exit_reason = reason
+        self._end_lease(held, exiting=True)
+
+    def run_task(self, job: Job) -> Value | Many:
+        """Run a task's code in this thread: its result, or its error, as a value."""
+        template = job.template
+        wire = template.wire
+        held = job.held_lease
+        context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, wire.name)
+        context.lease = held
+        context.assigned = held.started.assigned
+        if self.actor is not None:
+            context.actor_id = self.actor.actor_id
+        token = running_task.set(context)
+        try:
+            if job.cancelled:
+                raise KeyboardInterrupt
+            function = template.function or self.load_function(template)
+            args = job.args
+            if type(args) is bytes:
+                plain = serialization.loads(args)
+            else:
+                plain = self.load_value(args)
+            if type(plain) is tuple and job.deps is None:
+                value = function(*plain)
+            else:
+                positional, named = self.with_dependencies(plain, job.deps)
+                value = function(*positional, **named)
+            return self.encode_result(job, value)
+        except SystemExit as error:
+            return self._on_system_exit(job, error)
+        except BaseException as error:
+            return self.encode_error(job, error)
+        finally:
+            running_task.reset(token)
+
+    def with_dependencies(self, plain: Any, deps: list[tuple[int | str, Value]] | None) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments with the values of refs in their places."""
+        if type(plain) is list:
+            positional, named = plain
+        else:
+            positional, named = list(plain), {}
+        for key, value in deps or ():
+            loaded = self.load_value(value)
+            if type(key) is int:
+                positional[key] = loaded
+            else:
+                named[key] = loaded
+        return positional, named
+
+    def load_value(self, value: Value) -> Any:
+        """Deserialize an argument, wherever it is."""
+        if type(value) is bytes:
+            return serialization.loads(value)
+        if type(value) is Containing:
+            return serialization.loads(value.blob)
+        if type(value) is Failed:
+            raise serialization.loads_error(value.error)
+        return self.runtime.load_stored(value)
+
+    def load_function(self, template: BoundTemplate) -> Callable[..., Any]:
+        """The callable of a template, unpickled at its first use."""
+        wire = template.wire
+        if template.is_call:
+            assert self.actor is not None, "calls go to actors"
+            function = self.actor.method(wire.method)
+        else:
+            loaded = self.loaded.get(wire.function_id)
+            if loaded is None:
+                code = self.functions.get(wire.function_id)
+                assert code is not None, "the code of a function is sent before its first task"
+                loaded = self.loaded[wire.function_id] = serialization.loads(code)
+                self.runtime.register_code(loaded, wire.function_id, code)
+            function = loaded
+        template.function = function
+        return function
+
+    # ------------------------------------------------------------ results
+
+    def encode_result(self, job: Job, value: Any) -> Value | Many:
+        """A task's return value as a message's value."""
+        count = job.template.num_returns
+        if count == 1:
+            if value is None:
+                return self.runtime.none_blob
+            return self.encode_value(job, value, 1)
+        if count == NUM_RETURNS_STREAMING:
+            return self._stream(job, value)
+        if count == NUM_RETURNS_DYNAMIC:
+            refs = [self.runtime.put(item) for item in value]
+            return self.encode_value(job, DynamicObjectRefGenerator(refs), 1)
+        if count == 0:
+            return Many([])
+        values = list(value)
+        if len(values) != count:
+            raise ValueError(f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}")
+        return Many([self.encode_value(job, part, index + 1) for index, part in enumerate(values)])
+
+    def encode_value(self, job: Job, value: Any, index: int) -> Value:
+        """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
+        blob, nested = serialization.dumps(value)
+        if nested is None:
+            if type(blob) is bytes and len(blob) <= INLINE_RESULT_BYTES_MAX:
+                return blob
+            if type(blob) is not bytes and blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
+                return blob.to_bytes()
+            return self.runtime.store_blob(ids.result_id(job.task_id, index), blob, job.held_lease.started.submitter_id)
+        return self._hand_over(job, blob, nested, index)
+
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
+        """A value with refs inside: the submitter holds them before it knows."""
+        runtime = self.runtime
+        submitter = job.connection.attachment.worker_id
+        entries = runtime.objects.escape(nested)
+        oids = [entry.oid for entry in entries]
+        small = len(blob) if type(blob) is bytes else blob.total_bytes
+        result: Value
+        if small <= INLINE_RESULT_BYTES_MAX:
+            result = Containing(blob if type(blob) is bytes else blob.to_bytes(), oids)
+        else:
+            stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
+            result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
+        with self.reactor.lock:
+            runtime.objects.hold_for(entries, submitter)
+            runtime.objects.unuse(entries)
+        return result
+
+    def encode_error(self, job: Job, error: BaseException) -> Failed:
+        """A task's exception as a value."""
+        actor = repr(self.actor.instance) if self.actor is not None and self.actor.instance is not None else None
+        wrapped = errors.make_task_error(error, job.template.wire.name, self.runtime.pid, "127.0.0.1", actor)
+        retriable = isinstance(error, Exception) and not job.cancelled
+        return Failed(serialization.dumps_error(wrapped), retriable)
+
+    def _on_system_exit(self, job: Job, error: SystemExit) -> Value:
+        """sys.exit in a task is a crash of its worker; in an actor's method it is the actor's end."""
+        if self.actor is not None:
+            return self.actor.exit_value(job)
+        code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
+        self.flush_replies()
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                daemon.send_now(WorkerExiting(f"the task called sys.exit({error.code!r})"))
+        os._exit(code)
+
+    def _stream(self, job: Job, items: Any) -> Value:
+        """Send the items of a generator one by one; its end is the reply."""
+        limit = job.template.wire.backpressure
+        lease_id = job.held_lease.lease_id
+        connection = job.connection
+        last_flush = perf_counter()
+        index = 0
+        for item in items:
+            index += 1
+            value = self.encode_value(job, item, index)
+            with self.reactor.lock:
+                connection.send(StreamItem(lease_id, job.seq, index, value))
+                now = perf_counter()
+                if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
+                    last_flush = now
+                    connection.flush()
+            while limit > 0 and index - job.credit >= limit and not connection.closed:
+                self._await_credit(job, index - limit)
+            if connection.closed:
+                raise KeyboardInterrupt("the consumer of the stream is gone")
+        return self.runtime.none_blob
+
+    def _await_credit(self, job: Job, consumed: int) -> None:
+        with self.reactor.lock:
+            if job.credit > consumed:
+                return
+            job.connection.flush()
+            waiter = job.waiter = Waiter()
+        self.runtime.wait_for(waiter)
+        job.waiter = None
+
+    # ------------------------------------------------------------ replies
+
+    def add_reply(self, job: Job, value: Value | Many, spent_s: float, now: float) -> None:
+        """Gather one reply. Caller holds the lock."""
+        connection = job.connection
+        peer: SubmitterPeer = connection.attachment
+        lease_id = job.held_lease.lease_id
+        if peer.replies:
+            if peer.lease_id != lease_id:
+                self._flush_replies_of(connection)
+        if not peer.replies:
+            peer.lease_id = lease_id
+            peer.first_reply_at = now
+            peer.busy_s = 0.0
+            self._answered.append(connection)
+        peer.replies.append((job.seq, value))
+        peer.busy_s += spent_s
+
+    def _flush_replies_of(self, connection: Connection) -> None:
+        peer: SubmitterPeer = connection.attachment
+        replies = peer.replies
+        if replies:
+            peer.replies = []
+            if connection in self._answered:
+                self._answered.remove(connection)
+            if not connection.closed:
+                connection.send_now(TaskReplies(peer.lease_id, replies, int(peer.busy_s * 1e6)))
+
+    def flush_replies(self) -> None:
+        """Send all gathered replies."""
+        if self._answered:
+            with self.reactor.lock:
+                for connection in list(self._answered):
+                    self._flush_replies_of(connection)
+
+    # ------------------------------------------------------------ blocking
+
+    def runs_here(self) -> bool:
+        """Whether this thread runs a task."""
+        return running_task.get() is not None
+
+    def block(self) -> None:
+        """The running task waits: give back what is queued behind it and lend its CPU."""
+        context = running_task.get()
+        held: HeldLease = context.lease if context is not None else None  # type: ignore[assignment]
+        with self.reactor.lock:
+            self._blocked += 1
+            if self._blocked == 1 and held is not None:
+                self._bounce(held.lease_id)
+                self.flush_replies()
+                daemon = self.reactor.causal
+                if daemon is not None:
+                    daemon.send_now(Blocked(held.lease_id))
+
+    def unblock(self) -> None:
+        """The running task goes on."""
+        context = running_task.get()
+        held: HeldLease = context.lease if context is not None else None  # type: ignore[assignment]
+        with self.reactor.lock:
+            self._blocked -= 1
+            if self._blocked == 0 and held is not None:
+                daemon = self.reactor.causal
+                if daemon is not None:
+                    daemon.send_now(Unblocked(held.lease_id))
+
+    # ------------------------------------------------------------ time
+
+    def note_event(self, job: Job, start: float, end: float, value: Any) -> None:
+        """One line of the trace, best effort."""
+        events = self._events
+        if len(events) < EVENTS_PER_FLUSH_MAX:
+            offset = self._clock_offset
+            state = "FAILED" if type(value) is Failed else "FINISHED"
+            events.append((job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, ""))
+            if len(events) == 1:
+                self._events_at = end
+
+    def _on_tick(self, now: float) -> None:
+        if self._answered:
+            self.flush_replies()
+        if self._cancel_target is not None and self._cancel_target is self.running:
+            signal.pthread_kill(self._main_thread_id, signal.SIGUSR1)
+        if self._events and now - self._events_at > EVENTS_EVERY_S:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                events, self._events = self._events, []
+                daemon.send(TaskEvents(events))
+
+
+def apply_assignment(started: LeaseStarted) -> None:
+    """Put the accelerators and the thread count of a lease into the environment."""
+    from shoal.protocol.limits import RESOURCE_UNIT
+    from shoal.protocol.resources import visible_variables
+
+    for variable, text in visible_variables(started.assigned, os.environ).items():
+        os.environ[variable] = text
+    if not _threads_set_by_user:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, started.demand.get("CPU", 0) // RESOURCE_UNIT))
+
+
+_threads_set_by_user = "OMP_NUM_THREADS" in os.environ

@@ -1,0 +1,366 @@
+"""What a process knows of objects: entries, counts, refs.
+
+Purpose: local reference counting that costs a submitter almost nothing, and that tells the node daemon only of objects that cross processes.
+
+Design: an `ObjectRef` is the user's handle; behind it stands an `ObjectEntry`, which the runtime shares between tables. An entry counts
+the handles of this process and its uses by the runtime (a task that depends on it, a value that contains it). A finalizer never locks and never
+sends: it appends the entry to a deque that is drained at the next submission, get or tick.
+
+    never left this process      `shared` is None; not in `table`; nobody else is told anything
+    escaped (owned)              in `table`; the daemon got Escape, gets Publish and, at the end, Release
+    borrowed (not owned)         in `table`; the daemon got Hold, is asked by Resolve, gets Release
+
+One live ObjectRef per object and process (`shared.handle`), so refs hash and compare by identity.
+
+What it does not do: get and wait (`core`), or the counts of other processes (`node.object_directory`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol.messages import Containing, Escape, FreeObjects, Hold, Publish, Release, Resolve, Stored, Value
+
+if TYPE_CHECKING:
+    from shoal.runtime.reactor import Connection, Reactor, Waiter
+
+#: entries whose handle was dropped, not yet counted down
+dropped: deque[ObjectEntry] = deque()
+
+
+def _ignore() -> None:
+    pass
+
+
+#: wakes the background of the current runtime; set by `ObjectTable`
+_attend: Callable[[], None] = _ignore
+
+
+def become_inert() -> None:
+    """In a forked child: finalizers must not touch the parent's runtime."""
+    global _attend
+    _attend = _ignore
+    dropped.clear()
+
+
+class SharedState:
+    """The part of an entry that only objects known to other processes, or containing refs, need."""
+
+    __slots__ = ("escaped", "handle", "holds", "nested", "owned", "resolving", "shown")
+
+    def __init__(self, owned: bool) -> None:
+        self.owned = owned
+        self.escaped = False
+        self.holds = 0  #: holds that the daemon counts for this process
+        self.handle: weakref.ref[ObjectRef] | None = None
+        self.nested: list[ObjectEntry] | None = None
+        self.resolving = False
+        self.shown = False  #: its place in the store was told to another process, which may have it pinned
+
+
+class ObjectEntry:
+    """One object as this process knows it."""
+
+    __slots__ = ("count", "oid", "shared", "task", "value", "waiters")
+
+    def __init__(self, oid: bytes, task: Any = None) -> None:
+        self.oid = oid
+        self.value: Value | None = None
+        self.count = 1
+        #: the task that makes it, while it is pending
+        self.task = task
+        #: waiters (or callables) to tell when the value is known
+        self.waiters: list[Waiter | Callable[[ObjectEntry], None]] | None = None
+        self.shared: SharedState | None = None
+
+
+class ObjectRef:
+    """A reference to a value that is, or will be, somewhere in the cluster.
+
+    Hashable and equal by identity of the object. Passed at top level to a remote call it is replaced by its value; anywhere else it travels as
+    a ref and keeps the object alive. `await ref` gives the value in asyncio code.
+    """
+
+    __slots__ = ("__weakref__", "_entry")
+
+    def __init__(self, entry: ObjectEntry) -> None:
+        self._entry = entry
+
+    def __del__(self) -> None:
+        entry = self._entry
+        dropped.append(entry)
+        if entry.shared is not None or type(entry.value) is Stored:
+            _attend()
+
+    def binary(self) -> bytes:
+        """The ObjectID's 20 bytes."""
+        return self._entry.oid
+
+    def hex(self) -> str:
+        """The ObjectID in hexadecimal."""
+        return self._entry.oid.hex()
+
+    def is_nil(self) -> bool:
+        """Always False: a ref refers to something."""
+        return False
+
+    @classmethod
+    def size(cls) -> int:
+        """Length of an ObjectID in bytes."""
+        return 20
+
+    def task_id(self) -> Any:
+        """The TaskID of the task that makes (or put) this object."""
+        from shoal.protocol.ids import TaskID
+
+        return TaskID(self._entry.oid[:16])
+
+    def job_id(self) -> Any:
+        """The JobID of the program that this process works for."""
+        from shoal.protocol.ids import JobID
+        from shoal.runtime.core import current
+
+        return JobID(current().job_id)
+
+    def future(self) -> Any:
+        """A concurrent.futures.Future of the value."""
+        from shoal.runtime.core import current
+
+        return current().future(self)
+
+    as_future = future
+
+    def __await__(self) -> Any:
+        from shoal.runtime.core import current
+
+        return current().await_ref(self).__await__()
+
+    def _on_completed(self, callback: Callable[[Any], None]) -> None:
+        self.future().add_done_callback(lambda future: callback(future.exception() or future.result()))
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.hex()})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        serialization.collect(self)
+        return restore_ref, (self._entry.oid,)
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+def restore_ref(oid: bytes) -> ObjectRef:
+    """Unpickle a ref: the counterpart of `ObjectRef.__reduce__`."""
+    from shoal.runtime.core import current
+
+    return current().objects.borrow(oid)
+
+
+class ObjectTable:
+    """All objects of this process that other processes know, and what is to be told about them. Guarded by the reactor's lock."""
+
+    def __init__(self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None]) -> None:
+        global _attend
+        self.reactor = reactor
+        self.lock = reactor.lock
+        self.table: dict[bytes, ObjectEntry] = {}
+        self._free_stored = free_stored
+        self._holds: list[bytes] = []
+        self._releases: list[bytes] = []
+        self._frees: list[bytes] = []
+        reactor.write_notes = self._write_notes
+        dropped.clear()
+        _attend = reactor.attend
+
+    @property
+    def daemon(self) -> Connection | None:
+        return self.reactor.causal
+
+    # ------------------------------------------------------------ counting
+
+    def drain_dropped(self) -> None:
+        """Count down what finalizers dropped. Caller holds the lock."""
+        while dropped:
+            entry = dropped.popleft()
+            entry.count -= 1
+            if entry.count <= 0:
+                self.free(entry)
+
+    def unuse(self, entries: Iterable[ObjectEntry]) -> None:
+        """The runtime's use of these entries ends. Caller holds the lock."""
+        for entry in entries:
+            entry.count -= 1
+            if entry.count <= 0:
+                self.free(entry)
+
+    def free(self, entry: ObjectEntry) -> None:
+        """Nobody here refers to the object any more. Caller holds the lock."""
+        stack = [entry]
+        while stack:
+            entry = stack.pop()
+            shared = entry.shared
+            value = entry.value
+            if shared is not None:
+                if self.table.get(entry.oid) is entry:
+                    del self.table[entry.oid]
+                if shared.holds:
+                    self._releases.extend([entry.oid] * shared.holds)
+                    shared.holds = 0
+                    self.reactor.has_notes = True
+                nested, shared.nested = shared.nested, None
+                for inner in nested or ():
+                    inner.count -= 1
+                    if inner.count <= 0:
+                        stack.append(inner)
+            if type(value) is Stored:
+                if shared is None or (shared.owned and not shared.escaped):
+                    if shared is None or not shared.shown:
+                        self._free_stored(entry)
+                    self._frees.append(entry.oid)
+                    self.reactor.has_notes = True
+                entry.value = None
+
+    def _write_notes(self) -> None:
+        """Turn gathered holds, releases and frees into messages; holds first. Called by the flush of the daemon's connection."""
+        reactor = self.reactor
+        reactor.has_notes = False
+        daemon = reactor.causal
+        assert daemon is not None, "notes are written by the daemon's connection"
+        if self._holds:
+            holds, self._holds = self._holds, []
+            daemon.send(Hold(holds))
+        if self._releases:
+            releases, self._releases = self._releases, []
+            daemon.send(Release(releases))
+        if self._frees:
+            frees, self._frees = self._frees, []
+            daemon.send(FreeObjects(frees))
+
+    # ------------------------------------------------------------ crossing processes
+
+    def escape(self, refs: list[ObjectRef]) -> list[ObjectEntry]:
+        """Refs are about to leave this process inside a value: tell the daemon of those it does not know, and count a use of each.
+
+        Returns:
+            Their entries; the caller ends the use with `unuse` when the receiver holds them or the container is freed.
+        """
+        entries = []
+        fresh = []
+        with self.lock:
+            for ref in refs:
+                entry = ref._entry
+                entry.count += 1
+                entries.append(entry)
+                shared = entry.shared
+                if shared is None:
+                    shared = entry.shared = SharedState(owned=True)
+                if shared.owned and not shared.escaped:
+                    shared.escaped = True
+                    shared.holds = 1
+                    shared.handle = weakref.ref(ref)
+                    self.table[entry.oid] = entry
+                    fresh.append(entry)
+            daemon = self.daemon
+            if fresh and daemon is not None:
+                daemon.send(Escape([entry.oid for entry in fresh]))
+                for entry in fresh:
+                    if entry.value is not None:
+                        daemon.send(Publish(entry.oid, sendable(entry)))
+        return entries
+
+    def publish(self, entry: ObjectEntry) -> None:
+        """The value of an escaped object became known. Caller holds the lock."""
+        daemon = self.daemon
+        if daemon is not None:
+            daemon.send(Publish(entry.oid, sendable(entry)))
+
+    def borrow(self, oid: bytes) -> ObjectRef:
+        """A ref to an object that another process may own."""
+        with self.lock:
+            entry = self.table.get(oid)
+            if entry is not None:
+                shared = entry.shared
+                assert shared is not None, "entries in the table are shared"
+                handle = shared.handle
+                ref = handle() if handle is not None else None
+                if ref is None:
+                    entry.count += 1
+                    ref = ObjectRef(entry)
+                    shared.handle = weakref.ref(ref)
+                return ref
+            entry = self._new_borrowed(oid)
+            self._holds.append(oid)
+            self.reactor.has_notes = True
+            ref = ObjectRef(entry)
+            entry.shared.handle = weakref.ref(ref)  # type: ignore[union-attr]
+            return ref
+
+    def adopt_held(self, oids: list[bytes]) -> list[ObjectEntry]:
+        """Entries, counted once, for refs that the sender holds at the daemon in our name already. Caller holds the lock."""
+        entries = []
+        for oid in oids:
+            entry = self.table.get(oid)
+            if entry is None:
+                entry = self._new_borrowed(oid)
+            else:
+                entry.count += 1
+                assert entry.shared is not None, "entries in the table are shared"
+                entry.shared.holds += 1
+            entries.append(entry)
+        return entries
+
+    def _new_borrowed(self, oid: bytes) -> ObjectEntry:
+        entry = ObjectEntry(oid)
+        shared = entry.shared = SharedState(owned=False)
+        shared.holds = 1
+        self.table[oid] = entry
+        return entry
+
+    def hold_for(self, entries: list[ObjectEntry], holder: bytes) -> None:
+        """Hold objects at the daemon in the name of the process that a reply goes to, before the reply is written. Caller holds the lock."""
+        daemon = self.daemon
+        if daemon is not None:
+            daemon.send(Hold([entry.oid for entry in entries], holder))
+
+    def resolve(self, entries: list[ObjectEntry]) -> None:
+        """Ask the daemon for the values of borrowed objects, once. Caller holds the lock."""
+        asked = []
+        for entry in entries:
+            shared = entry.shared
+            if shared is not None and not shared.owned and not shared.resolving:
+                shared.resolving = True
+                asked.append(entry.oid)
+        daemon = self.daemon
+        if asked and daemon is not None:
+            daemon.send(Resolve(asked))
+
+    def resolve_again(self, entry: ObjectEntry) -> None:
+        """A place in the store was stale (spilled, moved): ask where the object is now. Caller holds the lock."""
+        stored = entry.value
+        assert type(stored) is Stored, "only stored values become stale"
+        if entry.shared is None:
+            entry.shared = SharedState(owned=True)
+        entry.value = None
+        self.table[entry.oid] = entry
+        entry.shared.resolving = True
+        daemon = self.daemon
+        if daemon is not None:
+            daemon.send(Resolve([entry.oid], stored.generation))
+
+
+def sendable(entry: ObjectEntry) -> Value:
+    """The entry's value as it is written in a message: with the list of refs inside."""
+    value = entry.value
+    assert value is not None, "only known values are sent"
+    shared = entry.shared
+    if type(value) is Stored:
+        if shared is None:
+            shared = entry.shared = SharedState(owned=True)
+        shared.shown = True
+    elif shared is not None and shared.nested and type(value) is bytes:
+        return Containing(value, [inner.oid for inner in shared.nested])
+    return value

@@ -1,0 +1,83 @@
+"""Connecting a process to its node daemon: the handshake of driver and worker.
+
+Purpose: from a socket path to a `Runtime` that is registered, has a store, and reads in the background.
+
+Design: connect, Hello, Register; wait for Registered (bounded); open the process page and the store. The same for both roles.
+
+What it does not do: start a node (`launch`), or run tasks (`worker`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from time import perf_counter
+from typing import Any
+
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, PROTOCOL_VERSION, SWITCH_INTERVAL_S
+from shoal.protocol.messages import Hello, Register, Registered
+from shoal.runtime.core import Runtime
+from shoal.runtime.reactor import Connection, Waiter
+from shoal.store.client import StoreClient
+from shoal.store.page import ProcessPage
+
+
+def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token: int = 0, job: dict[str, Any] | None = None) -> ProcessPage:
+    """Register `runtime` with the node daemon behind `node_socket`.
+
+    Args:
+        address: where peers reach this process; empty for a driver.
+        startup_token: what the zygote gave a worker.
+        job: a driver's job: namespace, settings.
+
+    Returns:
+        The process page (status and pins).
+
+    Raises:
+        ConnectionError: nobody listens there, or it did not answer in time.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(node_socket)
+    except OSError as error:
+        sock.close()
+        raise ConnectionError(f"no Shoal node answers at {node_socket}: {error.strerror}") from None
+    reactor = runtime.reactor
+    answers: list[Registered] = []
+    waiter = Waiter()
+
+    def on_registered(connection: Connection, message: Registered) -> None:
+        answers.append(message)
+        waiter.arrived()
+
+    def on_closed(connection: Connection) -> None:
+        waiter.finish()
+        runtime.on_daemon_lost(connection)
+
+    reactor.handlers[Registered] = on_registered
+    connection = reactor.add(sock, on_closed, causal=True)
+    with reactor.lock:
+        connection.send(Hello(PROTOCOL_VERSION, runtime.worker_id, runtime.job_id, runtime.pid))
+        connection.send_now(Register(runtime.role, runtime.worker_id, runtime.pid, address, startup_token, job or {}))
+    reactor.wait(waiter, perf_counter() + CONNECT_TIMEOUT_S)
+    if not answers:
+        raise ConnectionError(f"the Shoal node at {node_socket} did not accept this process within {CONNECT_TIMEOUT_S} s")
+    registered = answers[0]
+    runtime.node_id = registered.node_id
+    runtime.job_id = runtime.root.job_id = registered.job_id
+    runtime.namespace = registered.namespace
+    runtime.session_dir = registered.session_dir
+    runtime.config = registered.config
+    page = ProcessPage.open(registered.daemon_pid, registered.page_fd)
+    runtime.store = StoreClient(registered.daemon_pid, page, runtime.open_segment)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    reactor.start_background()
+    return page
+
+
+def new_worker_id() -> bytes:
+    """A fresh id of a process."""
+    return os.urandom(16)
+
+

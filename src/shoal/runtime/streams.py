@@ -1,0 +1,230 @@
+"""Streams: the results of generators, one ref an item.
+
+Purpose: `for ref in f.remote()` sees items while the task still makes them; the consumer's pace can hold the producer back.
+
+Design: the submitter keeps a `StreamState` in the place of a task's result. `StreamItem` messages append entries; the task's reply ends it
+(with an error, that error stands in one last ref). Taking an item tells the producer (`StreamCredit`), when backpressure was asked for.
+
+What it does not do: the producer's side (`executor`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from shoal.protocol import errors
+from shoal.protocol.ids import result_id
+from shoal.protocol.messages import Failed, StreamCredit, Value
+from shoal.runtime.objects import ObjectEntry, ObjectRef
+from shoal.runtime.reactor import Waiter
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.tasks import PendingTask
+
+
+class StreamState:
+    """The items of one generator task, as its submitter knows them. Written under the reactor's lock."""
+
+    __slots__ = ("abandoned", "consumed", "ended", "items", "produced", "skip", "task", "waiters")
+
+    def __init__(self) -> None:
+        self.items: deque[ObjectRef] = deque()
+        self.produced = 0
+        self.consumed = 0
+        self.ended = False
+        self.abandoned = False
+        self.skip = 0  #: items that an earlier attempt has delivered already
+        self.waiters: list[Waiter] = []
+        self.task: PendingTask | None = None
+
+    def wake_all(self) -> None:
+        """Tell everybody who waits for an item or the end."""
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.arrived()
+
+
+def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:
+    """An item came. Caller holds the lock."""
+    if index <= state.produced:
+        return  # a retried generator makes its first items again
+    state.produced = index
+    if state.abandoned:
+        return
+    entry = ObjectEntry(result_id(task.task_id, index))
+    ref = ObjectRef(entry)
+    runtime.store_value(entry, value)
+    state.items.append(ref)
+    state.wake_all()
+
+
+def end_stream(runtime: Runtime, state: StreamState, task: PendingTask, value: Value) -> None:
+    """The task ended: with an error, one last ref raises it. Caller holds the lock."""
+    if type(value) is Failed:
+        add_item(runtime, state, task, state.produced + 1, value)
+    state.ended = True
+    state.task = None
+    state.wake_all()
+
+
+class ObjectRefGenerator:
+    """An iterator over the refs that a generator task yields, in order. Also `async for`.
+
+    An exception in the task stands in the ref at which it was raised; then the iteration ends.
+    """
+
+    def __init__(self, runtime: Runtime, state: StreamState) -> None:
+        self._runtime = runtime
+        self._state = state
+
+    def __iter__(self) -> ObjectRefGenerator:
+        return self
+
+    def __next__(self) -> ObjectRef:
+        return self._next_sync(None)
+
+    def _next_sync(self, timeout_s: float | None = None) -> ObjectRef:
+        """The next ref.
+
+        Raises:
+            StopIteration: there are no more.
+            GetTimeoutError: none came within `timeout_s` seconds.
+        """
+        state = self._state
+        while True:
+            ref = self._take()
+            if ref is not None:
+                return ref
+            if state.ended:
+                if state.items:
+                    continue
+                raise StopIteration
+            waiter = Waiter()
+            with self._runtime.reactor.lock:
+                if state.items or state.ended:
+                    continue
+                state.waiters.append(waiter)
+            if not self._runtime.wait_for(waiter, timeout_s):
+                raise errors.GetTimeoutError(f"the next item of the stream did not come within {timeout_s} s")
+
+    def _take(self) -> ObjectRef | None:
+        state = self._state
+        with self._runtime.reactor.lock:
+            if not state.items:
+                return None
+            ref = state.items.popleft()
+            state.consumed += 1
+            task = state.task
+            if task is not None and task.template.wire.backpressure > 0 and task.lease is not None:
+                task.lease.connection.send_now(StreamCredit(task.lease.lease_id, task.seq, state.consumed))
+            return ref
+
+    def __aiter__(self) -> ObjectRefGenerator:
+        return self
+
+    async def __anext__(self) -> ObjectRef:
+        import asyncio
+
+        state = self._state
+        runtime = self._runtime
+        loop = asyncio.get_running_loop()
+        while True:
+            ref = self._take()
+            if ref is not None:
+                return ref
+            if state.ended and not state.items:
+                raise StopAsyncIteration
+            arrived = asyncio.Event()
+            with runtime.reactor.lock:
+                if state.items or state.ended:
+                    continue
+                state.waiters.append(_LoopWaiter(loop, arrived))
+            runtime.submitter.flush()
+            runtime.reactor.async_wait_began()
+            try:
+                await arrived.wait()
+            finally:
+                runtime.reactor.async_wait_ended()
+
+    def completed(self) -> ObjectRef:
+        """A ref that is ready when the task has ended (its value is None)."""
+        state = self._state
+        entry = ObjectEntry(b"\0" * 20)
+        runtime = self._runtime
+        with runtime.reactor.lock:
+            if state.ended:
+                entry.value = runtime.none_blob
+            else:
+                state.waiters.append(_CompletionWaiter(runtime, state, entry))
+        return ObjectRef(entry)
+
+    def next_ready(self) -> bool:
+        """Whether `next` would return or raise at once."""
+        self._runtime.poll()
+        return bool(self._state.items) or self._state.ended
+
+    def is_finished(self) -> bool:
+        """Whether the task has ended and all of its refs were taken."""
+        return self._state.ended and not self._state.items
+
+    def __del__(self) -> None:
+        self._state.abandoned = True
+
+    def __repr__(self) -> str:
+        return f"ObjectRefGenerator({self._state.produced} produced, {self._state.consumed} taken)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("an ObjectRefGenerator belongs to the process that made it: send the refs that it yields instead")
+
+
+class _LoopWaiter(Waiter):
+    """Wakes a coroutine in the place of a thread."""
+
+    __slots__ = ("_event", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+        super().__init__()
+        self._loop = loop
+        self._event = event
+
+    def finish(self) -> None:
+        self.done = True
+        try:
+            self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            pass  # the loop was closed meanwhile
+
+
+class _CompletionWaiter(Waiter):
+    """Fills an entry when the stream has ended."""
+
+    __slots__ = ("_entry", "_runtime", "_state")
+
+    def __init__(self, runtime: Runtime, state: StreamState, entry: ObjectEntry) -> None:
+        super().__init__()
+        self._runtime = runtime
+        self._state = state
+        self._entry = entry
+
+    def arrived(self) -> None:
+        if self._state.ended:
+            self._runtime.store_value(self._entry, self._runtime.none_blob)
+        else:
+            self._state.waiters.append(self)
+
+
+class DynamicObjectRefGenerator:
+    """An iterable of the refs that a task with num_returns="dynamic" made."""
+
+    def __init__(self, refs: list[ObjectRef]) -> None:
+        self._refs = refs
+
+    def __iter__(self) -> Any:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)

@@ -1,0 +1,505 @@
+"""Submitting tasks: classes, leases, pushes, replies, retries.
+
+Purpose: take a ready task to a leased worker in one send, and its reply back to its entry, at about 3 us each.
+
+Design: this is the hot path, so it is procedural and tight. All of it runs under the reactor's lock. A ready task goes straight to a lease of
+its class that has room, else into the class's queue, and the daemon is told the backlog. Room is counted in time: 1-2 ms of work (by the
+template's average) may queue at a worker, and one task whose time is unknown or long. Pushes are gathered (`lease.out`) unless the worker is idle;
+they leave with the 32nd task, at the next get, or at the next tick (5 ms).
+
+    push      idle lease first, then the open one that is being filled
+    reply     the entry gets its value; the lease is refilled from the queue
+    bounce    the worker gives tasks back (revoked, recalled, blocked): they are queued again in front
+    recall    a lease that makes no progress while others idle gives back its unstarted tasks
+    death     WorkerDied (from the daemon) and the end of the connection together: the started task is charged a retry
+
+What it does not do: dependencies and arguments (`core`), actors' calls (`actor_calls`), or granting leases (the daemon).
+"""
+
+from __future__ import annotations
+
+import socket
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors
+from shoal.protocol.limits import FLUSH_TASKS, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
+from shoal.protocol.messages import (
+    DefineFunction,
+    Failed,
+    Hello,
+    LeaseGranted,
+    LeasesUnschedulable,
+    PushTasks,
+    RecallTasks,
+    RequestLeases,
+    ReturnLease,
+    TaskReplies,
+    TasksBounced,
+    WorkerDied,
+)
+from shoal.runtime.objects import ObjectEntry, sendable
+from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.reactor import Connection
+
+STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
+
+
+class Submitter:
+    """The submitting side of one process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.reactor = runtime.reactor
+        self.classes: list[SchedulingClass] = []
+        self._class_of: dict[Any, SchedulingClass] = {}
+        self._peers: dict[bytes, Connection] = {}
+        #: leases with gathered pushes
+        self._unsent: list[WorkerLease] = []
+        self.pending = 0  #: submitted tasks whose result is not known
+        handlers = self.reactor.handlers
+        handlers[TaskReplies] = self.on_replies
+        handlers[TasksBounced] = self.on_bounced
+        handlers[LeaseGranted] = self.on_granted
+        handlers[LeasesUnschedulable] = self.on_unschedulable
+        handlers[WorkerDied] = self.on_worker_died
+
+    # ------------------------------------------------------------ classes
+
+    def class_of(self, demand: dict[str, int], depth: int, strategy: dict[str, Any], environment: dict[str, Any], name: str) -> SchedulingClass:
+        """The scheduling class of these properties."""
+        key = (tuple(sorted(demand.items())), depth, repr(strategy), repr(environment))
+        klass = self._class_of.get(key)
+        if klass is None:
+            klass = SchedulingClass(len(self.classes), demand, depth, strategy, environment, name)
+            self.classes.append(klass)
+            self._class_of[key] = klass
+        return klass
+
+    # ------------------------------------------------------------ pushing
+
+    def enqueue(self, task: PendingTask) -> None:
+        """A ready task: push it, or queue it. Caller holds the lock."""
+        klass = task.template.klass
+        assert klass is not None, "a task has a scheduling class"
+        is_open = klass.open
+        if is_open and not klass.queue:
+            lease = is_open[0]
+            if not lease.inflight:
+                self.push(lease, task)
+                self.send_pushes(lease)
+                if lease.is_open and len(is_open) > 1:
+                    is_open.rotate(-1)
+            else:
+                self.push(lease, task)
+                if len(lease.out) >= FLUSH_TASKS:
+                    self.send_pushes(lease)
+                    if lease.is_open and len(is_open) > 1:
+                        is_open.rotate(-1)
+            return
+        if klass.unschedulable:
+            self.fail(task, errors.TaskUnschedulableError(klass.unschedulable))
+            return
+        klass.queue.append(task)
+        waiting = len(klass.queue)
+        if waiting >= 2 * klass.backlog_told:
+            self.request_leases(klass, waiting)
+
+    def push(self, lease: WorkerLease, task: PendingTask) -> None:
+        """Append one task to what goes to a lease's worker. Caller holds the lock."""
+        seq = lease.next_seq
+        lease.next_seq = seq + 1
+        template = task.template
+        task.seq = seq
+        task.lease = lease
+        estimate_s = template.estimate_s
+        task.estimate_s = estimate_s
+        lease.load_s += estimate_s
+        if not lease.inflight:
+            lease.progress_at = perf_counter()
+        lease.inflight[seq] = task
+        if not lease.out:
+            self._unsent.append(lease)
+        wire = template.wire
+        peer = lease.connection.attachment
+        if wire.number not in peer.templates:
+            self._define(lease, peer, template)
+        deps = None
+        if task.deps is not None:
+            deps = [(key, sendable(entry)) for key, entry in task.deps]
+        lease.out.append((seq, wire.number, task.task_id, task.attempt, task.args, deps))
+        if lease.load_s >= QUEUED_WORK_S and lease.is_open:
+            lease.is_open = False
+            klass = lease.klass
+            if klass is not None:
+                if klass.open[0] is lease:
+                    klass.open.popleft()
+                else:
+                    klass.open.remove(lease)
+
+    def _define(self, lease: WorkerLease, peer: WorkerPeer, template: Template) -> None:
+        """First use of a template on a connection: send its code and itself, after what was gathered before."""
+        connection = lease.connection
+        if lease.out:
+            connection.send(PushTasks(lease.lease_id, lease.out))
+            lease.out = []
+        wire = template.wire
+        if wire.function_id and wire.function_id not in peer.functions:
+            peer.functions.add(wire.function_id)
+            connection.send(DefineFunction(wire.function_id, template.code))
+        peer.templates.add(wire.number)
+        connection.send(wire)
+
+    def send_pushes(self, lease: WorkerLease) -> None:
+        """Send what is gathered for a lease. Caller holds the lock."""
+        out = lease.out
+        if out:
+            lease.out = []
+            lease.connection.send_now(PushTasks(lease.lease_id, out))
+
+    def flush(self) -> None:
+        """Send everything gathered: before this thread sleeps."""
+        if self._unsent:
+            with self.reactor.lock:
+                unsent, self._unsent = self._unsent, []
+                for lease in unsent:
+                    self.send_pushes(lease)
+
+    def refill(self, klass: SchedulingClass) -> None:
+        """Leases have room: give them queued tasks. Caller holds the lock."""
+        queue = klass.queue
+        is_open = klass.open
+        while queue and is_open:
+            lease = is_open[0]
+            self.push(lease, queue.popleft())
+            if len(lease.out) >= FLUSH_TASKS or not lease.is_open:
+                self.send_pushes(lease)
+                if lease.is_open and len(is_open) > 1:
+                    is_open.rotate(-1)
+            elif len(lease.inflight) == 1 and len(is_open) > 1:
+                is_open.rotate(-1)
+        if not queue and klass.backlog_told:
+            self.request_leases(klass, 0)
+
+    # ------------------------------------------------------------ replies
+
+    def on_replies(self, connection: Connection, message: TaskReplies) -> None:
+        """Results from a worker."""
+        peer: WorkerPeer = connection.attachment
+        lease = peer.leases.get(message.lease_id)
+        if lease is None:
+            return
+        items = message.items
+        inflight = lease.inflight
+        spent_s = message.busy_us * 1e-6 / len(items)
+        complete = self.complete
+        for seq, value in items:
+            task = inflight.pop(seq, None)
+            if task is None:
+                continue
+            lease.load_s -= task.estimate_s
+            template = task.template
+            template.estimate_s += 0.2 * (spent_s - template.estimate_s) if template.estimate_s > spent_s else 0.5 * (spent_s - template.estimate_s)
+            if type(value) is bytes and type(task.result) is ObjectEntry:
+                entry = task.result
+                entry.value = value
+                entry.task = None
+                self.pending -= 1
+                if task.held is not None:
+                    self.runtime.objects.unuse(task.held)
+                if entry.waiters is not None or entry.shared is not None:
+                    self.runtime.announce(entry)
+            else:
+                complete(task, value)
+        now = perf_counter()
+        lease.progress_at = now
+        if not inflight:
+            lease.load_s = 0.0
+            lease.idle_since = now
+        self.reopen(lease)
+
+    def reopen(self, lease: WorkerLease) -> None:
+        """A lease may have room again. Caller holds the lock."""
+        klass = lease.klass
+        if klass is None:
+            return
+        if not lease.is_open and not lease.ending and (not lease.inflight or lease.load_s < QUEUED_WORK_S):
+            lease.is_open = True
+            if lease.inflight:
+                klass.open.append(lease)
+            else:
+                klass.open.appendleft(lease)
+        if klass.queue:
+            self.refill(klass)
+
+    def complete(self, task: PendingTask, value: Any) -> None:
+        """A result that is not the plain case: an error, a stored or containing value, several values, a stream's end. Caller holds the lock."""
+        if type(value) is Failed and self.maybe_retry_error(task, value):
+            return
+        self.pending -= 1
+        self.runtime.finish_task(task, value)
+
+    def maybe_retry_error(self, task: PendingTask, value: Failed) -> bool:
+        """Whether a user's error leads to a retry (retry_exceptions)."""
+        rule = task.template.retry_exceptions
+        if not rule or not value.retriable or task.retries_left == 0 or task.cancelled:
+            return False
+        if rule is not True:
+            error = serialization.loads_error(value.error)
+            if not isinstance(error, rule) and not isinstance(getattr(error, "cause", None), rule):
+                return False
+        self.retry(task)
+        return True
+
+    def retry(self, task: PendingTask) -> None:
+        """Run the task again, as a new attempt. Caller holds the lock."""
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        task.attempt += 1
+        self.requeue([task])
+
+    def requeue(self, tasks: list[PendingTask]) -> None:
+        """Unstarted or retried tasks, in order, go before the others. Caller holds the lock."""
+        touched = []
+        for task in reversed(tasks):
+            task.lease = None
+            klass = task.template.klass
+            if task.cancelled:
+                self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled before it ran"))
+                continue
+            if klass is None:
+                self.runtime.actor_calls.requeue(task)
+                continue
+            klass.queue.appendleft(task)
+            if klass not in touched:
+                touched.append(klass)
+        for klass in touched:
+            self.refill(klass)
+            if klass.queue:
+                self.request_leases(klass, len(klass.queue))
+
+    def fail(self, task: PendingTask, error: BaseException) -> None:
+        """The task will never have a value. Caller holds the lock."""
+        self.pending -= 1
+        self.runtime.finish_task(task, Failed(serialization.dumps_error(error)))
+
+    # ------------------------------------------------------------ leases
+
+    def request_leases(self, klass: SchedulingClass, backlog: int) -> None:
+        """Tell the daemon how many tasks of a class wait. Caller holds the lock."""
+        if backlog == klass.backlog_told:
+            return
+        daemon = self.reactor.causal
+        if daemon is None:
+            return
+        klass.backlog_told = backlog
+        klass.requested_at = perf_counter()
+        daemon.send_now(
+            RequestLeases(klass.number, self.runtime.job_id, klass.demand, klass.depth, backlog, klass.strategy, klass.environment, klass.name)
+        )
+        if backlog:
+            self.reactor.attend()
+
+    def on_granted(self, connection: Connection, message: LeaseGranted) -> None:
+        """The daemon leased a worker to one of our classes."""
+        klass = self.classes[message.class_no]
+        if not klass.queue:
+            self._refuse(message)
+            return
+        peer_connection = self.connect(message.worker_id, message.address, message.pid)
+        if peer_connection is None:
+            self._refuse(message)
+            return
+        lease = WorkerLease(message.lease_id, klass, peer_connection)
+        lease.idle_since = perf_counter()
+        klass.leases[message.lease_id] = lease
+        peer_connection.attachment.leases[message.lease_id] = lease
+        lease.is_open = True
+        klass.open.appendleft(lease)
+        self.refill(klass)
+
+    def _refuse(self, message: LeaseGranted) -> None:
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send(ReturnLease(message.lease_id))
+
+    def connect(self, worker_id: bytes, address: str, pid: int) -> Connection | None:
+        """The connection to a worker, made at need; None when the worker is gone already. Caller holds the lock."""
+        connection = self._peers.get(worker_id)
+        if connection is not None and not connection.closed:
+            return connection
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            return None
+        connection = self.reactor.add(sock, self.on_peer_closed)
+        connection.attachment = WorkerPeer(worker_id, address, pid)
+        self._peers[worker_id] = connection
+        runtime = self.runtime
+        connection.send(Hello(PROTOCOL_VERSION, runtime.worker_id, runtime.job_id, runtime.pid))
+        return connection
+
+    def on_unschedulable(self, connection: Connection, message: LeasesUnschedulable) -> None:
+        """No node can ever run tasks of this class."""
+        klass = self.classes[message.class_no]
+        klass.unschedulable = message.reason
+        klass.backlog_told = 0
+        queue = list(klass.queue)
+        klass.queue.clear()
+        for task in queue:
+            self.fail(task, errors.TaskUnschedulableError(message.reason))
+
+    def on_bounced(self, connection: Connection, message: TasksBounced) -> None:
+        """A worker gave tasks back unstarted."""
+        lease = connection.attachment.leases.get(message.lease_id)
+        if lease is None:
+            return
+        tasks = [task for task in (lease.inflight.pop(seq, None) for seq in message.seqs) if task is not None]
+        for task in tasks:
+            lease.load_s -= task.estimate_s
+        if message.ended:
+            self.forget_lease(lease)
+            tasks.extend(lease.inflight.values())  # pushed after the worker had ended the lease
+            tasks.sort(key=lambda task: task.seq)
+            lease.inflight.clear()
+            lease.out.clear()
+        else:
+            # The worker is busy with a long or blocked task: what was given back must find another.
+            lease.load_s = max(lease.load_s, QUEUED_WORK_S)
+            self._close_to_pushes(lease)
+        self.requeue(tasks)
+
+    def _close_to_pushes(self, lease: WorkerLease) -> None:
+        if lease.is_open and lease.klass is not None:
+            lease.is_open = False
+            lease.klass.open.remove(lease)
+
+    def forget_lease(self, lease: WorkerLease) -> None:
+        """The lease is over. Caller holds the lock."""
+        lease.ending = True
+        klass = lease.klass
+        if klass is not None:
+            self._close_to_pushes(lease)
+            klass.leases.pop(lease.lease_id, None)
+        lease.connection.attachment.leases.pop(lease.lease_id, None)
+
+    # ------------------------------------------------------------ deaths
+
+    def on_worker_died(self, connection: Connection, message: WorkerDied) -> None:
+        """The daemon says how a worker ended; its replies may still stand in the socket."""
+        peer_connection = self._peers.get(message.worker_id)
+        if peer_connection is None:
+            return
+        peer: WorkerPeer = peer_connection.attachment
+        peer.death = message
+        if not peer_connection.closed:
+            self.reactor.drain(peer_connection)
+        if peer_connection.closed:
+            self._bury(peer_connection)
+
+    def on_peer_closed(self, connection: Connection) -> None:
+        """A worker's connection ended; its daemon says why."""
+        if connection.attachment.death is not None or self.reactor.causal is None:
+            self._bury(connection)
+
+    def _bury(self, connection: Connection) -> None:
+        """The worker is dead and all that it sent was read: decide what happens to its tasks."""
+        peer: WorkerPeer = connection.attachment
+        death: WorkerDied | None = peer.death
+        if self._peers.get(peer.worker_id) is connection:
+            del self._peers[peer.worker_id]
+        for lease in list(peer.leases.values()):
+            self.forget_lease(lease)
+            tasks = sorted(lease.inflight.values(), key=lambda task: task.seq)
+            lease.inflight.clear()
+            lease.out.clear()
+            if lease.klass is None:
+                self.runtime.actor_calls.on_lease_lost(lease, tasks, death)
+            else:
+                self._settle(lease, tasks, death)
+
+    def _settle(self, lease: WorkerLease, tasks: list[PendingTask], death: WorkerDied | None) -> None:
+        """Retry or fail what a dead worker had; what it had not started is resent free."""
+        again = []
+        started = death.started_seq if death is not None and death.lease_id == lease.lease_id else 0
+        for task in tasks:
+            if task.seq > started:
+                again.append(task)
+            elif task.cancelled:
+                self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled"))
+            elif task.retries_left == 0:
+                assert death is not None, "a started task's worker was declared dead"
+                self.fail(task, crash_error(task, death))
+            else:
+                if task.seq == started and task.retries_left > 0:
+                    task.retries_left -= 1
+                task.attempt += 1
+                again.append(task)
+        self.requeue(again)
+
+    # ------------------------------------------------------------ time
+
+    def tick(self, now: float) -> None:
+        """Return idle leases, recall queues that do not move, send what is gathered. Caller holds the lock."""
+        if self._unsent:
+            self.flush()
+        for klass in self.classes:
+            if not klass.leases:
+                continue
+            for lease in list(klass.leases.values()):
+                if not lease.inflight:
+                    if now - lease.idle_since > LEASE_IDLE_S and not lease.ending:
+                        self.return_lease(lease)
+                elif len(lease.inflight) > 1 and now - lease.progress_at > STUCK_AFTER_S:
+                    lease.progress_at = now
+                    lease.connection.send(RecallTasks(lease.lease_id))
+
+    def return_lease(self, lease: WorkerLease) -> None:
+        """Give a lease back to the daemon. Caller holds the lock."""
+        self.forget_lease(lease)
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send(ReturnLease(lease.lease_id))
+
+    def is_active(self) -> bool:
+        """Whether replies are expected or leases held."""
+        return self.pending > 0 or any(klass.leases for klass in self.classes)
+
+    def tasks_of(self, prefix: bytes) -> list[PendingTask]:
+        """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""
+        found = []
+        for klass in self.classes:
+            found.extend(task for task in klass.queue if task.task_id.startswith(prefix))
+        for connection in self._peers.values():
+            for lease in connection.attachment.leases.values():
+                found.extend(task for task in lease.inflight.values() if task.task_id.startswith(prefix))
+        return found
+
+    def fail_everything(self, error: BaseException) -> None:
+        """The node is gone: nothing pending will ever come. Caller holds the lock."""
+        for klass in self.classes:
+            tasks = list(klass.queue)
+            klass.queue.clear()
+            for lease in list(klass.leases.values()):
+                tasks.extend(lease.inflight.values())
+                lease.inflight.clear()
+                self.forget_lease(lease)
+            for task in tasks:
+                self.fail(task, error)
+
+
+def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:
+    """What the user sees when a task's worker died under it."""
+    tried = task.attempt + 1
+    text = (
+        f"the worker (pid in the cause) died while it ran task {task.template.wire.name}: {death.cause}. "
+        f"The task was tried {tried} time{'s' if tried > 1 else ''}; max_retries={task.template.max_retries}."
+    )
+    kind = errors.OutOfMemoryError if death.out_of_memory else errors.WorkerCrashedError
+    return kind(text)

@@ -1,0 +1,177 @@
+"""The submitter's nouns: templates, pending tasks, scheduling classes, leases.
+
+Plain records without behaviour of their own; who writes them is said with each. The hot path creates one `PendingTask` a task, so it has slots
+and no defaults that cost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from shoal.protocol.limits import QUEUED_WORK_S
+from shoal.protocol.messages import TaskTemplate, Value
+
+if TYPE_CHECKING:
+    from shoal.runtime.actor_calls import ActorQueue
+    from shoal.runtime.objects import ObjectEntry
+    from shoal.runtime.reactor import Connection
+
+
+class Template:
+    """One remote function (or actor method) with one set of options, as this process submits it. Written by `core` and, for the estimate,
+    by whoever reads the replies."""
+
+    __slots__ = ("code", "estimate_s", "klass", "max_retries", "multiple", "refs", "retry_exceptions", "wire")
+
+    def __init__(self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int, retry_exceptions: Any) -> None:
+        self.wire = wire
+        self.code = code
+        self.klass = klass
+        self.max_retries = max_retries
+        self.retry_exceptions = retry_exceptions  #: False, True or a tuple of exception classes
+        #: exponential average of the execution time; one unknown task fills a worker's queue
+        self.estimate_s = QUEUED_WORK_S
+        self.multiple = wire.num_returns != 1
+        self.refs: Any = None  #: refs captured by the code, kept alive with it
+
+
+class PendingTask:
+    """One submitted task until its result is known. Written by the submitter under the reactor's lock."""
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "deps",
+        "estimate_s",
+        "held",
+        "lease",
+        "missing",
+        "queue",
+        "result",
+        "retries_left",
+        "seq",
+        "task_id",
+        "template",
+    )
+
+    def __init__(
+        self,
+        template: Template,
+        task_id: bytes,
+        args: Value,
+        deps: list[tuple[int | str, ObjectEntry]] | None,
+        held: list[ObjectEntry] | None,
+    ) -> None:
+        self.template = template
+        self.task_id = task_id
+        self.args = args
+        self.deps = deps
+        #: entries used until the task ends: dependencies and refs nested in the arguments
+        self.held = held
+        #: an ObjectEntry, a list of them, or a StreamState
+        self.result: Any = None
+        self.attempt = 0
+        self.retries_left = template.max_retries
+        self.seq = 0
+        self.lease: WorkerLease | None = None
+        self.queue: ActorQueue | None = None  #: of an actor's call
+        self.missing = 0  #: dependencies whose value is not known yet
+        self.cancelled = False
+        self.estimate_s = 0.0
+
+
+class SchedulingClass:
+    """Tasks that may run on each other's leases: same resources, strategy, environment and depth. Written by the submitter."""
+
+    __slots__ = (
+        "backlog_told",
+        "demand",
+        "depth",
+        "environment",
+        "leases",
+        "name",
+        "number",
+        "open",
+        "queue",
+        "requested_at",
+        "strategy",
+        "unschedulable",
+    )
+
+    def __init__(self, number: int, demand: dict[str, int], depth: int, strategy: dict[str, Any], environment: dict[str, Any], name: str) -> None:
+        self.number = number
+        self.demand = demand
+        self.depth = depth
+        self.strategy = strategy
+        self.environment = environment
+        self.name = name
+        #: ready tasks that no lease has room for
+        self.queue: deque[PendingTask] = deque()
+        self.leases: dict[int, WorkerLease] = {}
+        #: leases with room, the one to fill next first
+        self.open: deque[WorkerLease] = deque()
+        self.backlog_told = 0
+        self.requested_at = 0.0
+        self.unschedulable = ""
+
+
+class WorkerLease:
+    """The right to push tasks to one worker. Written by the submitter."""
+
+    __slots__ = ("connection", "ending", "idle_since", "inflight", "is_open", "klass", "lease_id", "load_s", "next_seq", "out", "progress_at", "recalled")
+
+    def __init__(self, lease_id: int, klass: SchedulingClass | None, connection: Connection) -> None:
+        self.lease_id = lease_id
+        self.klass = klass
+        self.connection = connection
+        self.inflight: dict[int, PendingTask] = {}
+        self.next_seq = 1
+        self.load_s = 0.0
+        #: items gathered for one PushTasks
+        self.out: list[Any] = []
+        self.is_open = False  #: stands in klass.open
+        self.idle_since = 0.0
+        self.progress_at = 0.0  #: when the last reply came, or the first task was pushed
+        self.recalled = False  #: asked to bounce what has not started
+        self.ending = False  #: returned or revoked: nothing is pushed any more
+
+
+class WorkerPeer:
+    """What a submitter knows of one worker it is connected to. Attached to the connection."""
+
+    __slots__ = ("address", "death", "functions", "leases", "pid", "templates", "worker_id")
+
+    def __init__(self, worker_id: bytes, address: str, pid: int) -> None:
+        self.worker_id = worker_id
+        self.address = address
+        self.pid = pid
+        self.leases: dict[int, WorkerLease] = {}
+        #: function ids and template numbers this worker has been sent
+        self.functions: set[bytes] = set()
+        self.templates: set[int] = set()
+        self.death: Any = None  #: the WorkerDied message, once it came
+
+
+class TaskContext:
+    """Who is running: names the children it makes. One for each executing task, one for a process's own root."""
+
+    __slots__ = ("actor_id", "assigned", "attempt", "children", "depth", "is_cancelled", "job_id", "lease", "name", "prefix", "puts", "task_id")
+
+    def __init__(self, task_id: bytes, attempt: int, prefix: bytes, depth: int, job_id: bytes, name: str) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.prefix = prefix  #: empty until the first child is named
+        self.children = count(1)
+        self.puts = count(1)
+        self.depth = depth
+        self.job_id = job_id
+        self.name = name
+        self.lease: Any = None
+        self.assigned: dict[str, list[int]] = {}
+        self.actor_id = b""
+        self.is_cancelled = False
+
+

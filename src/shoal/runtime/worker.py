@@ -1,0 +1,119 @@
+"""A worker process: what the zygote's fork becomes.
+
+Purpose: `run_worker(start)` listens, registers, and executes until the process is to leave.
+
+Design: the listening socket is bound before the daemon is told of it, so a submitter can connect as soon as it knows the address. Output is line
+buffered, and each line of output from a newly named task or actor is preceded by a marker line that the daemon swallows, so that the driver
+can say who printed.
+
+What it does not do: fork (`launch.zygote`) or decide what to run (`executor`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from shoal.protocol.messages import Hello, Shutdown
+from shoal.runtime import core
+from shoal.runtime.actor_host import exit_process
+from shoal.runtime.executor import Executor, SubmitterPeer
+from shoal.runtime.reactor import Connection
+from shoal.runtime.session import connect
+from shoal.system.start_plan import WorkerStart
+
+NAME_MARKER = "\x01shoal:name:"
+
+
+def run_worker(start: WorkerStart) -> int:
+    """Be a worker until there is nothing more to do; returns the exit code."""
+    runtime = core.Runtime("worker", start.worker_id)
+    core.set_current(runtime)
+    folder = os.path.join(start.session_dir, "w")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    address = os.path.join(folder, start.worker_id.hex()[:16] + ".sock")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(512)
+    listener.setblocking(False)
+    executor = connect_executor(runtime, start, address, listener)
+    try:
+        executor.run()
+    finally:
+        try:
+            os.unlink(address)
+        except OSError:
+            pass
+    exit_process(0)
+    return 0
+
+
+def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, listener: socket.socket) -> Executor:
+    """Register with the daemon and make the executor that serves the listening socket."""
+    reactor = runtime.reactor
+    executor = Executor(runtime)
+    reactor.handlers[Shutdown] = lambda connection, message: exit_process(0)
+    reactor.handlers[Hello] = _on_hello
+
+    def on_submitter_closed(connection: Connection) -> None:
+        executor.on_submitter_gone(connection)
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, OSError):
+                return
+            connection = reactor.add(sock, on_submitter_closed)
+            connection.attachment = SubmitterPeer()
+
+    reactor.add_listener(listener.fileno(), accept)
+    page = connect(runtime, start.node_socket, address, start.startup_token)
+    executor.page = page
+    daemon = reactor.causal
+    if daemon is None:
+        exit_process(1)
+        raise AssertionError("unreachable")
+    daemon.on_closed = lambda connection: exit_process(1)  # nobody can use a worker without its daemon
+    sys.stdout = NamedStream(sys.stdout)
+    sys.stderr = NamedStream(sys.stderr)
+    return executor
+
+
+def _on_hello(connection: Connection, message: Hello) -> None:
+    connection.attachment.worker_id = message.worker_id
+
+
+class NamedStream:
+    """A text stream that says who prints, when that changed since the line before."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._name = ""
+        self._at_line_start = True
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        """Write text, after a marker line when another task prints than before."""
+        context = core.running_task.get()
+        runtime = core.current_or_none()
+        name = ""
+        if context is not None and runtime is not None:
+            actor = runtime.executor.actor
+            name = actor.printed_name() if actor is not None else context.name
+        with self._lock:
+            if self._at_line_start and name and name != self._name:
+                self._name = name
+                self._stream.write(f"{NAME_MARKER}{name}\n")
+            written: int = self._stream.write(text)
+            if text:
+                self._at_line_start = text.endswith("\n")
+                if self._at_line_start:
+                    self._stream.flush()
+        return written
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._stream, attribute)
