@@ -99,9 +99,7 @@ class NodeDaemon:
             self.actors.handles_gone,
         )
         self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self._statistics())
-        self._handlers: dict[type, Callable[[Any, Any], None]] = {
-            kind: find(self) for kind, find in _HANDLERS.items()
-        }
+        self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
 
     def _statistics(self) -> dict[str, Callable[[], Any]]:
         return {
