@@ -223,10 +223,11 @@ class GcsShard:
             self._forget_subscriber(topic, event.connection)
         node_id = connection.node_id
         if node_id:
-            del self._node_connections[node_id]
             self.nodes.leave(node_id, event.cause, now)
+            # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost connection goes nowhere.
             for job_id in self.jobs.running_on(node_id):
                 self._end_job(job_id, f"the node of its driver died: {event.cause}", now, effects)
+            del self._node_connections[node_id]
             self._on_actor_event(NodeLost(node_id, event.cause), now, effects)
 
     # ------------------------------------------------------------ publishing
