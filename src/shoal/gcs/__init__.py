@@ -1,1 +1,10 @@
+"""The Global Control Store: what the cluster knows of nodes, jobs, actors, functions, keys and traces.
 
+Purpose: everything else may restart and read its state here. Others come in by one door, `client`.
+
+Design: `shard` is a pure machine composed of `tables` and `actor_manager`; `storage` keeps rows; `io.server` is the process around it.
+
+How to extend: see `shard` for calls and messages, `storage.backend` for another place to keep rows.
+
+What it does not do: carry object values or single tasks; place anything (the nodes do).
+"""
