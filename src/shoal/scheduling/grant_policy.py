@@ -11,12 +11,12 @@ children before more parents start; parents that wait lend their CPUs, so somebo
 fit, leases that are older than a slice end after their current task. After LEASE_SLICE_S that happens where it is plainly right: for a
 deeper class, for an equal class or a job that would still have less after it. After LEASE_SLICE_LONG_S it happens for anybody:
 the scheduler does not see whether a lease is idle, and a busy one comes back at the price of one bounce in 50 ms. No more leases end than
-are needed; those that end soon are counted first, those whose task goes on longer than a slice are not relied on.
+are needed; those that end soon are counted first, those whose task goes on for a long slice are not relied on.
 
 *Starvation* (`choose_reservations`): "whatever fits first" would never serve wide needs beside a stream of narrow ones, and "deepest
 first" never a shallow class beside a fountain of deep ones. Who waited STARVED_AFTER_S goes first and has what it needs kept free
 for it: one such class in STARVED_AFTER_S, so that a deep recursion does not turn into a broad one, and for RESERVED_S at first. When
-that was in vain it rests twice as long, then tries for twice as long: needs that take minutes to come free are met some day, and those that
+that was in vain it rests four times as long, then tries for twice as long: needs that take minutes to come free are met some day, and those that
 nobody frees idle the node for a third of the time at worst.
 
 What it does not do: grant or revoke.
@@ -37,7 +37,7 @@ LEASE_SLICE_LONG_S = 5 * LEASE_SLICE_S
 STARVED_AFTER_S = 0.5
 RESERVED_S = 2.0
 RESERVED_MAX_S = 64.0
-RESERVATION_REST_FACTOR = 2.0
+RESERVATION_REST_FACTOR = 4.0
 GROWTH_PAUSE_S = 0.001  #: between grants to a class that has more leases running than the node has CPUs
 WAITERS_PLANNED_MAX = 64  #: waiting classes for whom leases are revoked in one go
 
@@ -93,7 +93,7 @@ def choose_next(queue: RequestQueue, view: NodeView, now: float) -> SchedulingCl
     if view.reservations:
         for waiter, _ in view.reservations.values():
             lane = waiter.lane
-            if lane is not None and _lane_fits(lane, view, waiter) and lane.pool.idle and waiter.grant_after <= now:
+            if lane is not None and lane.pool.idle and _lane_fits(lane, view, waiter) and _may_grow(waiter, view, now):
                 return waiter
     for job in queue.jobs_in_order():
         best = _best_of_job(job, view, now)
@@ -115,11 +115,17 @@ def _best_of_job(job: JobQueue, view: NodeView, now: float) -> SchedulingClass |
         for entry in lane.entries:
             if best is not None and best < entry:
                 break
-            if entry[3].grant_after <= now:
+            waiter = entry[3]
+            if _may_grow(waiter, view, now):
                 best = entry
                 break
-            view.growth_at = min(view.growth_at or entry[3].grant_after, entry[3].grant_after)
+            view.growth_at = min(view.growth_at or waiter.grant_after, waiter.grant_after)
     return None if best is None else best[3]
+
+
+def _may_grow(waiter: SchedulingClass, view: NodeView, now: float) -> bool:
+    """Whether one more lease of the class may run: what costs no CPU would otherwise start a worker for every tiny task."""
+    return waiter.leases - waiter.blocked < view.cpus or waiter.grant_after <= now
 
 
 def _lane_fits(lane: Lane, view: NodeView, holder: SchedulingClass | None) -> bool:
@@ -152,7 +158,7 @@ def count_lacking_workers(queue: RequestQueue, view: NodeView, limit: int, now: 
             key = lane.pool.key
             for _, _, _, waiter in lane.entries:
                 count = wanted.get(key, 0)
-                backlog = waiter.backlog if waiter.grant_after <= now else 0
+                backlog = waiter.backlog if _may_grow(waiter, view, now) else 0
                 backlog = min(backlog, max(1, view.cpus - waiter.leases + waiter.blocked)) if not waiter.is_actor else 1
                 while backlog > 0 and count < limit and fits(waiter.need, left):
                     subtract(left, waiter.hold)
@@ -181,7 +187,7 @@ def choose_victims(
     leaving: dict[SchedulingClass, int] = {}
     leaving_cpu: dict[JobQueue, int] = {}
     for lease in ending:
-        if now - lease.revoked_at < LEASE_SLICE_S:
+        if now - lease.revoked_at < LEASE_SLICE_LONG_S:
             add(future, lease.held())
             _count_leaving(lease, leaving, leaving_cpu)
     victims: list[Lease] = []

@@ -399,8 +399,14 @@ class LocalScheduler:
 
     def _on_worker_died(self, event: WorkerDied, now: float, effects: list[Effect]) -> None:
         worker = self._pool.died(event.worker_id)
-        if worker is not None and worker.lease_id:
-            self._free(self._leases[worker.lease_id])
+        if worker is None or not worker.lease_id:
+            return
+        lease = self._leases[worker.lease_id]
+        waiter = lease.holder
+        # The submitter may never have heard of the lease. One lease too many comes back; one too few would be waited for in vain.
+        if not lease.revoked and self._classes.get(waiter.key) is waiter:
+            self._set_backlog(waiter, waiter.backlog + 1, now)
+        self._free(lease)
 
     def _on_worker_start_failed(self, event: WorkerStartFailed, now: float, effects: list[Effect]) -> None:
         pool = self._pool.start_failed(event.environment_key, event.reason, now)
