@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
 from shoal.gcs.io.server import GcsServer
@@ -63,7 +64,8 @@ def serving(tmp_path: Path, body: Callable[[GcsServer, str], Coroutine[Any, Any,
             await server.stop()
         assert not os.path.exists(path)
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 def test_a_node_creates_an_actor(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from shoal.protocol.gcs_messages import FromGcs, GcsAnswer, GcsCall, GcsPush, NodeRegistered, RegisterNode, ToGcs
 from shoal.protocol.limits import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, PROTOCOL_VERSION
@@ -45,7 +45,6 @@ class GcsClient(asyncio.BufferedProtocol):
         self._on_push = on_push
         self._on_lost = on_lost
         #: uvloop may return from connecting before it says connection_made
-        self._connected = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._decoder: FrameDecoder[Any] = FrameDecoder(FromGcs)
         self._last_request = 0
@@ -87,7 +86,6 @@ class GcsClient(asyncio.BufferedProtocol):
                     raise GcsLostError(f"no GCS server at {path} within {timeout_s:g} s: {error}") from None
                 await asyncio.sleep(pause_s)
                 pause_s = min(0.05, pause_s * 1.5)
-        await asyncio.wait_for(client._connected.wait(), max(0.1, deadline - loop.time()))
         client.send(Hello(PROTOCOL_VERSION, speaker_id, b"", os.getpid()))
         return client
 
@@ -150,9 +148,7 @@ class GcsClient(asyncio.BufferedProtocol):
     # ------------------------------------------------------------ asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._connected.set()
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.writable()

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -47,8 +47,7 @@ class _Peer(asyncio.BufferedProtocol):
         self.closing = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._server.add_peer(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
