@@ -20,6 +20,7 @@ from shoal.protocol.messages import (
     Call,
     CreateActor,
     Escape,
+    FreeObjects,
     Hello,
     Hold,
     KillActor,
@@ -27,16 +28,20 @@ from shoal.protocol.messages import (
     LeaseGranted,
     LeasesUnschedulable,
     LogLines,
+    OpenSegment,
     Publish,
     Release,
     RequestLeases,
     Resolve,
     Resolved,
     ReturnLease,
+    Sealed,
+    SegmentBudget,
     Shutdown,
     SubscribeActor,
     WorkerDied,
 )
+from shoal.store.client import StoreClient
 from shoal.system.process import open_pidfd, wait_readable
 from shoal.system.start_plan import EntryPoints
 
@@ -159,6 +164,52 @@ def test_objects_are_held_resolved_and_freed(node: Node) -> None:
     assert driver.expect(Resolved) == Resolved(oid, b"value")
     driver.send(Hold([oid]), Release([oid]), Release([oid]))
     eventually(lambda: node.call("node.stats")["objects"]["objects"] == 0, 1.0)
+
+
+def test_stored_objects_come_and_go_with_their_holders(node: Node) -> None:
+    driver = node.driver
+
+    def open_segment(need: int) -> SegmentBudget:
+        driver.send(OpenSegment(3, need))
+        budget: SegmentBudget = driver.expect(SegmentBudget)
+        return budget
+
+    assert driver.page is not None
+    store = StoreClient(node.registered.daemon_pid, driver.page, open_segment)
+    oid, private = b"s" * 20, b"p" * 20
+    for each in (oid, private):
+        stored = store.put(each, b"x" * 1_000_000)
+        item = (each, stored.segment, stored.offset, stored.size, stored.generation, driver.worker_id)
+        driver.send(Sealed([item]))
+        if each is oid:
+            driver.send(Escape([oid]), Publish(oid, stored))
+    guest = Speaker(node.head.node_socket)
+    guest.register()
+    guest.send(Hold([oid]), Resolve([oid]))
+    resolved = guest.expect(Resolved)
+    assert resolved.value.size == 1_000_000
+    driver.send(Release([oid]))
+    time.sleep(0.1)
+    assert node.call("node.stats")["store"]["objects"] == 2
+    guest.sock.close()
+    eventually(lambda: node.call("node.stats")["store"]["objects"] == 1, 1.0)
+    driver.send(FreeObjects([private]))
+    eventually(lambda: node.call("node.stats")["store"]["objects"] == 0, 1.0)
+
+
+def test_another_driver_takes_its_workers_along_and_nothing_else(node: Node) -> None:
+    guest = Speaker(node.head.node_socket)
+    job_id = guest.register(job={"namespace": "other"}).job_id
+    assert job_id != node.registered.job_id
+    guest.send(RequestLeases(1, job_id, CPU_1, 0, 1))
+    granted = guest.expect(LeaseGranted)
+    fd = open_pidfd(granted.pid)
+    mine = node.grant()
+    guest.sock.close()
+    assert wait_readable(fd, 5.0)
+    os.close(fd)
+    assert ask(mine.address, "lease?") == str(mine.lease_id)
+    eventually(lambda: node.call("node.resources")["available"]["CPU"] == 1.0)
 
 
 def spec_of(name: str, class_name: str = "Counter", **fields: Any) -> ActorSpec:

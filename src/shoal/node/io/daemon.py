@@ -35,9 +35,11 @@ from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
+from shoal.node.io.memory_watch import THRESHOLD, MemoryWatch
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Driver, End, Process, ProcessTable, WatchTable, Worker
-from shoal.node.io.workers import WorkerPool, death_text
+from shoal.node.io.store_shell import StoreShell
+from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import ActorChanged, RegisterNode, StartActor, StopActor
@@ -46,24 +48,10 @@ from shoal.protocol.messages import Hello, Register, Registered, Shutdown, Worke
 from shoal.protocol.resources import to_units
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.serialization.failures import dumps_error
-from shoal.store.page import ProcessPage
 from shoal.system.janitor import end_children
 from shoal.system.start_plan import DaemonStart
 
 log = logging.getLogger("shoal.node")
-
-
-class StoreAbsent:
-    """In the place of the store's shell until it is wired."""
-
-    def free(self, oid: bytes) -> None: ...
-    def ensure_resident(self, oid: bytes, process: bytes) -> None: ...
-    def process_died(self, process: Process) -> None: ...
-    def on_sealed(self, process: Process, message: messages.Sealed) -> None: ...
-    def on_free_objects(self, process: Process, message: messages.FreeObjects) -> None: ...
-    def on_budget_returned(self, process: Process, message: messages.BudgetReturned) -> None: ...
-    def on_open_segment(self, process: Process, message: messages.OpenSegment) -> None:
-        process.send(messages.SegmentBudget(message.request, 0, 0, 0, "the store is not wired yet"))
 
 
 class NodeDaemon:
@@ -87,9 +75,28 @@ class NodeDaemon:
             start, self.watches, LogRouter(self.table.drivers), self._on_start_failed, self._on_worker_exit
         )
         machine = LocalScheduler(self.resources)
-        self.leases = Leases(machine, self.table, self.pool, loop, lambda effect: self.actors.on_effect(effect))
+        self.leases = Leases(
+            machine,
+            self.table,
+            self.pool,
+            loop,
+            lambda effect: self.actors.on_effect(effect),
+            lambda: self.memory.attend(),
+        )
+        self.memory = MemoryWatch(
+            self.pool, self.leases, loop, float(start.options.get("memory_usage_threshold", THRESHOLD))
+        )
         self.actors = Actors(self.table, self.pool, self.leases, self.gcs)
-        self.store = StoreAbsent()
+        self.store = StoreShell(
+            loop,
+            start.session_dir,
+            int(start.options["object_store_memory"]),
+            self.table.send,
+            lambda oid, stored: self.objects.moved(oid, stored),
+            lambda oid, reason: self.objects.lost(oid, reason),
+            start.options.get("object_spilling_directory") or "",
+            bool(start.options.get("object_spilling", True)),
+        )
         self.objects = Objects(
             ObjectDirectory(dumps_error),
             self.table,
@@ -106,6 +113,7 @@ class NodeDaemon:
             "scheduler": lambda: asdict(self.leases.machine.statistics()),
             "objects": lambda: self.objects.machine.statistics(),
             "actors": self.actors.statistics,
+            "store": lambda: asdict(self.store.statistics()),
             "node": lambda: {"processes": len(self.table.by_id), "connections": len(self._connections)},
         }
 
@@ -218,7 +226,7 @@ class NodeDaemon:
             process = worker
         connection.peer = process
         process.connection = connection
-        process.page = ProcessPage.create()
+        process.page = self.store.add_process(process.worker_id, str(process))
         self.table.by_id[process.worker_id] = process
         self.objects.joined(process)
         connection.send(
@@ -318,14 +326,12 @@ class NodeDaemon:
         self.leases.process_died(process)
         self.actors.process_died(process, end, cause)
         self.objects.process_died(process, cause)
-        self.store.process_died(process)
+        self.store.remove_process(process.worker_id)
         self.calls.process_died(process)
         if process.connection is not None:
             process.connection.close("")
             process.connection = None
-        if process.page is not None:
-            process.page.close()
-            process.page = None
+        process.page = None
         if process.watch is not None:
             process.watch.cancel()
 
@@ -334,6 +340,7 @@ class NodeDaemon:
         if isinstance(process, Worker):
             process.leaving = process.leaving or message.reason
             process.exits_by_itself = True
+            self.pool.kill_later(process, EXIT_GRACE_S)
 
     def on_shutdown(self, process: Process, message: Shutdown) -> None:
         """A driver's job is over."""
@@ -371,7 +378,7 @@ class NodeDaemon:
         self.loop.stop()
 
     def finish(self) -> None:
-        """End all children and remove the session's folder."""
+        """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""
         self.gcs.close()
         worker_pids = self.pool.close()
         left = end_children(self.start.session_dir, self.pool.zygote_pid, self.start.gcs_pid, worker_pids)
@@ -396,10 +403,10 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Hold: lambda d: d.objects.on_hold,
     messages.Release: lambda d: d.objects.on_release,
     messages.Resolve: lambda d: d.objects.on_resolve,
-    messages.Sealed: lambda d: d.store.on_sealed,
-    messages.FreeObjects: lambda d: d.store.on_free_objects,
-    messages.OpenSegment: lambda d: d.store.on_open_segment,
-    messages.BudgetReturned: lambda d: d.store.on_budget_returned,
+    messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),
+    messages.FreeObjects: lambda d: lambda process, message: d.store.on_free_objects(process.worker_id, message),
+    messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),
+    messages.BudgetReturned: lambda d: lambda process, message: d.store.on_budget_returned(process.worker_id, message),
     messages.CreateActor: lambda d: d.actors.on_create,
     messages.SubscribeActor: lambda d: d.actors.on_subscribe,
     messages.ActorStarted: lambda d: d.actors.on_started,

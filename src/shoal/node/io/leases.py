@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.processes import Process, ProcessTable, Worker
-from shoal.node.io.workers import WorkerPool
+from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool
 from shoal.protocol import messages
 from shoal.protocol.messages import KillWorker, LeaseGranted, LeaseStarted, LeasesUnschedulable, SignalWorker
 from shoal.scheduling import events
@@ -39,6 +39,7 @@ class Leases:
 
     Args:
         on_actor: gets AssignActor and RefuseActor effects.
+        on_work: called when a worker gets a lease.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Leases:
         pool: WorkerPool,
         loop: asyncio.AbstractEventLoop,
         on_actor: Callable[[Any], None],
+        on_work: Callable[[], None] = lambda: None,
     ) -> None:
         self.machine = machine
         self._table = table
         self._pool = pool
         self._loop = loop
         self._on_actor = on_actor
+        self._on_work = on_work
         self._events: deque[Any] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -130,6 +133,7 @@ class Leases:
         worker.lease_id = 0
         if message.exiting:
             worker.leaving = worker.leaving or "it left after its last task"
+            self._pool.kill_later(worker, EXIT_GRACE_S)
         self.handle(events.LeaseFinished(message.lease_id, message.exiting))
 
     def on_blocked(self, process: Process, message: messages.Blocked) -> None:
@@ -186,6 +190,7 @@ class Leases:
         self.workers[effect.lease_id] = worker
         worker.lease_id = effect.lease_id
         worker.job_id = effect.job_id
+        self._on_work()
         worker.send(
             LeaseStarted(
                 effect.lease_id, submitter_id, effect.job_id, effect.demand, effect.assigned, effect.environment, depth

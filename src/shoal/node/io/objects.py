@@ -7,33 +7,25 @@ local socket until it is seen empty; sockets that never are, because their peer 
 
 How to extend: a new message gets a method, listed by `daemon` in its table; a new effect a row in `_PERFORM`.
 
-What it does not do: decide (`node.object_directory`), or touch blocks of the store (`store`, behind `StoreDoor`).
+What it does not do: decide (`node.object_directory`), or touch blocks of the store (`store_shell`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from shoal.node import object_directory as directory
 from shoal.node.io.connections import Connection
 from shoal.node.io.processes import Process, ProcessTable
+from shoal.node.io.store_shell import StoreShell
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
+from shoal.protocol.errors import ObjectLostError, ShoalError
 from shoal.protocol.limits import RELEASE_SWEEP_S
-
-if TYPE_CHECKING:
-    import asyncio
-
-
-class StoreDoor(Protocol):
-    """What the directory wants of the store."""
-
-    def free(self, oid: bytes) -> None:
-        """Nobody refers to a stored object any more."""
-
-    def ensure_resident(self, oid: bytes, process: bytes) -> None:
-        """Bring an object into memory; answered through `Objects.moved` or `Objects.lost`."""
+from shoal.protocol.messages import Failed, Stored
+from shoal.serialization.failures import dumps_error
 
 
 class Objects:
@@ -48,7 +40,7 @@ class Objects:
         self,
         machine: ObjectDirectory,
         table: ProcessTable,
-        store: StoreDoor,
+        store: StoreShell,
         loop: asyncio.AbstractEventLoop,
         connections: Callable[[], Iterable[Connection]],
         on_handles_gone: Callable[[bytes], None],
@@ -59,11 +51,18 @@ class Objects:
         self._loop = loop
         self._connections = connections
         self._on_handles_gone = on_handles_gone
+        #: stored objects freed by the event being handled: the store hears of them at once
+        self._freed: list[bytes] = []
+        self._bringing: set[asyncio.Task[None]] = set()
 
     def handle(self, event: directory.Event) -> None:
-        """Give the machine an event and do what it says. Its effects never come back here before this returns, but through the loop."""
+        """Give the machine an event and do what it says. The store may answer from within, so an event can come while another's effects
+        are performed; the directory's own effects are complete by then."""
         for effect in self.machine.handle(event, 0.0):
             _PERFORM[type(effect)](self, effect)
+        if self._freed:
+            freed, self._freed = self._freed, []
+            self._store.free(freed)
 
     # ---------------------------------------------------------------- messages
 
@@ -94,6 +93,21 @@ class Objects:
     def process_died(self, process: Process, cause: str) -> None:
         """A process is dead and its socket was read to the end."""
         self.handle(directory.ProcessDied(process.worker_id, cause))
+        # What it owned in the store and had never let go of is of use to nobody.
+        value_of = self.machine.value_of
+        private = [oid for oid in self._store.owned_by(process.worker_id) if type(value_of(oid)) is not Stored]
+        if private:
+            self._store.free(private)
+
+    # ---------------------------------------------------------------- from the store
+
+    def moved(self, oid: bytes, stored: Stored | None) -> None:
+        """An object lies somewhere else, or (None) on disk only."""
+        self.handle(directory.Moved(oid, stored))
+
+    def lost(self, oid: bytes, reason: str) -> None:
+        """An object's bytes are gone."""
+        self.handle(directory.Lost(oid, reason))
 
     # ---------------------------------------------------------------- effects
 
@@ -101,13 +115,29 @@ class Objects:
         process = self._table.by_id.get(effect.process)
         if process is not None:
             process.send(messages.Resolved(effect.oid, effect.value))
+            if type(effect.value) is Stored:
+                self._store.used(effect.oid)
 
     def _free(self, effect: directory.FreeStored) -> None:
-        self._store.free(effect.oid)
+        self._freed.append(effect.oid)
 
     def _ensure_resident(self, effect: directory.EnsureResident) -> None:
-        # Not from within the machine's effects: the store may answer at once.
-        self._loop.call_soon(self._store.ensure_resident, effect.oid, effect.process)
+        task = self._loop.create_task(self._bring(effect.oid, effect.process))
+        self._bringing.add(task)
+        task.add_done_callback(self._bringing.discard)
+
+    async def _bring(self, oid: bytes, process_id: bytes) -> None:
+        try:
+            stored = await self._store.ensure_resident(oid)
+        except ObjectLostError as error:
+            self.lost(oid, str(error))
+        except ShoalError as error:
+            # No room for it now: an answer for who asked, not the object's end.
+            process = self._table.by_id.get(process_id)
+            if process is not None:
+                process.send(messages.Resolved(oid, Failed(dumps_error(error))))
+        else:
+            self.moved(oid, stored)
 
     def _request_sweep(self, effect: directory.RequestSweep) -> None:
         self._loop.call_later(RELEASE_SWEEP_S, self._begin_sweep, effect.token)

@@ -232,6 +232,12 @@ class ProcessTable:
     def __init__(self) -> None:
         self.by_id: dict[bytes, Process] = {}
 
+    def send(self, worker_id: bytes, message: Any) -> None:
+        """Queue a message for a process, if it lives."""
+        process = self.by_id.get(worker_id)
+        if process is not None:
+            process.send(message)
+
     def worker(self, worker_id: bytes) -> Worker | None:
         """The worker of that id, if it lives."""
         process = self.by_id.get(worker_id)

@@ -41,6 +41,8 @@ ZYGOTE_DEATHS_MAX = 4
 ZYGOTE_DEATHS_WITHIN_S = 30.0
 #: how long a worker that was asked to leave may take
 STOP_GRACE_S = 10 * SHUTDOWN_GRACE_S
+#: the same for one that leaves by its own will: what users registered with atexit may take its time
+EXIT_GRACE_S = 30.0
 TAIL_SHOWN_LINES = 20
 
 
