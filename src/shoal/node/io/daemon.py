@@ -253,7 +253,7 @@ class NodeDaemon:
             job_id=self._jobs.to_bytes(4, "big"),
             namespace=job.get("namespace") or os.urandom(16).hex(),
             address=message.address,
-            is_home=message.pid == self.start.driver_pid,
+            is_home=message.pid == self.start.driver_pid and not any(d.is_home for d in self.table.drivers()),
             log_to_driver=bool(job.get("log_to_driver", True)),
         )
         if not driver.is_home:
