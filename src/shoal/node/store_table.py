@@ -51,7 +51,7 @@ from shoal.store.allocator import RangeAllocator, page_ceil, page_floor, punchab
 from shoal.store.segment import EVICTING_MAX, first_generation
 
 GRANT_STEP_BYTES_MIN = 1 << 20
-SEGMENT_CAPACITY_FACTOR = 2  #: addresses of a segment per byte of the pool, against fragmentation of addresses
+SEGMENT_CAPACITY_FACTOR = 4  #: addresses of a segment per byte of the pool, against fragmentation of addresses
 TRIM_WAIT_S = 0.05
 TRIM_BYTES_MIN = 256 << 10  #: a writer with less free is not asked
 RECENT_S = 0.1  #: what was just asked for is not spilled before its reader could pin it
@@ -634,10 +634,10 @@ class StoreTable:
     def _deficit(self, head: SpaceRequest) -> int:
         """Bytes that `head` lacks and that are not yet on their way."""
         need = head.need
-        if head.generation:
-            need = self._own_ranges.missing_bytes(need) if self._own_ranges is not None else need
-        elif self._spilling_bytes == 0 and not self._trims:
-            need = min(max(need, self._step_bytes()), self.capacity_bytes)
+        if head.generation and self._own_ranges is not None:
+            need = self._own_ranges.missing_bytes(need)
+        if need > 0 and self._spilling_bytes == 0 and not self._expected_trims():
+            need = min(max(need, self._step_bytes()), self.capacity_bytes)  # a little more, since it takes a grace each time
         return need - self.available_bytes - self._spilling_bytes - self._expected_trims()
 
     def _expected_trims(self) -> int:

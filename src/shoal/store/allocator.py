@@ -8,8 +8,8 @@ ranges stay warm and are taken first.
     ^ start                                                                                ^ end
 
 Design: the free warm ranges and the cold ones are two `FreeRanges`, each with an index by size (best fit, lowest address first) and by both ends
-(coalescing). Boundaries between warm and cold lie on pages, blocks on 64 bytes. Small blocks warm a megabyte at a time. A block that
-ends up against the cold tail grows into it rather than starting a new place.
+(coalescing). Boundaries between warm and cold lie on pages, small blocks on 64 bytes, others on whole pages, so that punching them leaves no
+rest that would keep holes apart. Small blocks warm a megabyte at a time. A block that ends up against the largest cold range grows into it.
 
 What it does not do: touch memory, know who reads a block (a block is freed here when nobody does), or talk to the daemon.
 """
@@ -23,6 +23,7 @@ from shoal.protocol.limits import BLOCK_ALIGN_BYTES
 
 PAGE_BYTES = 4096
 WARM_STEP_BYTES = 1 << 20
+WHOLE_PAGES_BYTES_MIN = 64 << 10  #: blocks from this size on take whole pages (at most 6% more)
 _OFFSET_BITS = 48
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 
@@ -38,8 +39,13 @@ def page_ceil(value: int) -> int:
 
 
 def block_bytes(size: int) -> int:
-    """What a block of `size` bytes takes."""
-    return (size + BLOCK_ALIGN_BYTES - 1) & -BLOCK_ALIGN_BYTES
+    """What a block of `size` bytes takes; the same for what it returns."""
+    return page_ceil(size) if size >= WHOLE_PAGES_BYTES_MIN else (size + BLOCK_ALIGN_BYTES - 1) & -BLOCK_ALIGN_BYTES
+
+
+def _aligned(start: int, size: int) -> int:
+    """The first place from `start` on where a block of `size` may lie."""
+    return page_ceil(start) if size >= WHOLE_PAGES_BYTES_MIN else start
 
 
 class FreeRanges:
@@ -84,10 +90,9 @@ class FreeRanges:
         self._start_of_end[start + size] = start
         bisect.insort(self._by_size, size << _OFFSET_BITS | start)
 
-    def take(self, start: int, size: int) -> None:
-        """Take the part [start, start+size) out of the range that begins at `start` or ends at `start + size`."""
+    def take(self, whole_start: int, start: int, size: int) -> None:
+        """Take the part [start, start+size) out of the range that begins at `whole_start`."""
         end = start + size
-        whole_start = start if start in self._size_at else self._start_of_end[end]
         whole_size = self._remove(whole_start)
         self.total_bytes -= size
         assert whole_start <= start and end <= whole_start + whole_size
@@ -176,7 +181,7 @@ class RangeAllocator:
     def missing_bytes(self, size: int) -> int:
         """How much more budget `allocate(size)` may need, 0 when what there is suffices."""
         size = block_bytes(size)
-        if self._free.largest_bytes() >= size:
+        if self._free.largest_bytes() >= size + (PAGE_BYTES if size >= WHOLE_PAGES_BYTES_MIN else 0):
             return 0
         return max(page_ceil(size) - self.spare_bytes, 0)
 
@@ -187,9 +192,14 @@ class RangeAllocator:
         size = block_bytes(size)
         assert size > 0
         start = self._free.best_fit(size)
+        if start is not None and _aligned(start, size) != start:
+            # The tightest range does not begin on a page: one page more is enough anywhere, unless this one is.
+            if self._free.size_at(start) < size + _aligned(start, size) - start:
+                start = self._free.best_fit(size + PAGE_BYTES)
         if start is not None:
-            self._free.take(start, size)
-            return self._made(Block(start, size))
+            offset = _aligned(start, size)
+            self._free.take(start, offset, size)
+            return self._made(Block(offset, size))
         return self._grow_into_cold(size) or self._allocate_cold(size)
 
     def _allocate_cold(self, size: int) -> Block | None:
@@ -201,7 +211,7 @@ class RangeAllocator:
         if start is None:
             return None
         warmed = min(max(pages, WARM_STEP_BYTES), spare, self._cold.size_at(start))
-        self._cold.take(start, warmed)
+        self._cold.take(start, start, warmed)
         self._free.add(start + size, warmed - size)
         return self._made(Block(start, size, start, warmed))
 
@@ -212,15 +222,18 @@ class RangeAllocator:
         start = None if border is None else self._free.start_of_end(border)
         if border is None or start is None:
             return None
-        had = border - start
-        wanted = page_ceil(size - had)
-        if wanted > min(self.spare_bytes, cold_size):
+        offset = _aligned(start, size)
+        if offset > border:
             return None
-        warmed = min(max(wanted, WARM_STEP_BYTES), self.spare_bytes, cold_size)
-        self._free.take(start, had)
-        self._cold.take(border, warmed)
-        self._free.add(start + size, had + warmed - size)
-        return self._made(Block(start, size, border, warmed))
+        wanted = page_ceil(offset + size - border)
+        spare = self.spare_bytes
+        if wanted > min(spare, cold_size):
+            return None
+        warmed = min(max(wanted, WARM_STEP_BYTES), spare, cold_size)
+        self._free.take(start, offset, border - offset)
+        self._cold.take(border, border, warmed)
+        self._free.add(offset + size, border + warmed - offset - size)
+        return self._made(Block(offset, size, border, warmed))
 
     def _made(self, block: Block) -> Block:
         self._live[block.offset] = block.size
@@ -266,17 +279,12 @@ class RangeAllocator:
                 # The end of a range goes first: it is what may touch the cold tail.
                 kept = length - min(length, page_ceil(want_bytes - returned))
                 start, length = start + kept, length - kept
-                self._split_out(free_start, free_size, start, length)
+                self._free.take(free_start, start, length)
+                self._cold.add(start, length)
                 punched.append((start, length))
                 returned += length
                 self.budget_bytes -= length
         return returned, punched
-
-    def _split_out(self, free_start: int, free_size: int, start: int, length: int) -> None:
-        self._free.take(free_start, free_size)
-        self._free.add(free_start, start - free_start)
-        self._free.add(start + length, free_start + free_size - start - length)
-        self._cold.add(start, length)
 
     def check(self) -> None:
         """Assert every invariant (tests)."""

@@ -184,13 +184,16 @@ class StoreClient:
                     block, missing = self._allocate_or_defragment(need, only_if_half=True)
                     if block is not None:
                         return block
+                    if missing == 0:
+                        reason = "its free memory is in pieces too small for this object"
+                        break
                 answer = self._open_segment(missing)
                 self._statistics.budget_requests += 1
                 if answer.granted > 0:
                     self._take_budget(answer)
                     continue
                 if self._allocator is not None:
-                    block, missing = self._allocate_or_defragment(need, only_if_half=False)
+                    block, _ = self._allocate_or_defragment(need, only_if_half=False)
                     if block is not None:
                         return block
                 reason = answer.reason
@@ -199,19 +202,21 @@ class StoreClient:
             raise OutOfDiskError(what) if reason.startswith(DISK_REASON) else ObjectStoreFullError(what)
 
     def _allocate_or_defragment(self, need: int, only_if_half: bool) -> tuple[Block | None, int]:
-        """(a block, 0) or (None, the budget that lacks). Punching free pages turns them into budget for pages elsewhere."""
+        """(a block, 0) or (None, the budget that lacks). Punching free pages turns them into budget, and joins the cold ranges."""
         allocator = self._allocator
         assert allocator is not None and self._own is not None
         with self._lock:
             self._drain_locked()
             block = allocator.allocate(need)
+            if block is not None:
+                return block, 0
             missing = allocator.missing_bytes(need)
-            if block is None and missing <= allocator.free_warm_bytes:
-                if not only_if_half or 2 * allocator.free_warm_bytes >= allocator.budget_bytes:
-                    self._trim_locked(missing + allocator.spare_bytes, keep_budget=True)
-                    block = allocator.allocate(need)
-                    missing = allocator.missing_bytes(need)
-            return block, max(missing, 1)
+            free = allocator.free_warm_bytes
+            if missing == 0 or (missing <= free and (not only_if_half or 2 * free >= allocator.budget_bytes)):
+                self._trim_locked((missing or free) + allocator.spare_bytes, keep_budget=True)
+                block = allocator.allocate(need)
+                missing = 0 if block is not None else allocator.missing_bytes(need)
+            return block, missing
 
     def _take_budget(self, answer: SegmentBudget) -> None:
         if self._own is None:
