@@ -37,6 +37,7 @@ from shoal.protocol.messages import ToRuntime
 from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
 PARK_AFTER_TICKS = 20
+SLEEP_LATENCY_S = 150e-6  #: what blocking in epoll, here and at the other end, adds to a wait
 
 Handler = Callable[["Connection", Any], None]
 
@@ -294,7 +295,7 @@ class Reactor:
         poll = self.epoll.poll
         start = perf_counter()
         spin_until = start + SPIN_S if self._average_wait_s < SPIN_GIVE_UP_S else start
-        slept = False
+        slept = ever_slept = False
         while True:
             events = poll(0)
             if events:
@@ -309,7 +310,7 @@ class Reactor:
             if now < spin_until and not slept:
                 continue
             if not slept:
-                slept = True
+                slept = ever_slept = True
                 for callback in self.before_sleep:
                     callback()
                 if waiter.done:
@@ -323,7 +324,9 @@ class Reactor:
                 break
             slept = perf_counter() - now > SPIN_S  # a quick event: spin again before the next sleep
             spin_until = perf_counter() + SPIN_S if self._average_wait_s < SPIN_GIVE_UP_S else 0.0
-        self._average_wait_s += 0.1 * (perf_counter() - start - self._average_wait_s)
+        # A sleep adds its own latency to the wait: without taking that off, not spinning would prove itself right.
+        waited_s = perf_counter() - start - (SLEEP_LATENCY_S if ever_slept else 0.0)
+        self._average_wait_s += 0.2 * (min(waited_s, 3 * SPIN_GIVE_UP_S) - self._average_wait_s)
 
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""

@@ -60,6 +60,7 @@ class Leases:
         self._events: deque[Any] = deque()
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  #: uvloop's handles do not tell
         #: worker of every lease (also of actors) that was granted and has not ended
         self.workers: dict[int, Worker] = {}
 
@@ -85,10 +86,11 @@ class Leases:
         if at == math.inf:
             return
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_at(at, self._tick)
+        self._timer_at = at
 
     def _tick(self) -> None:
         self._timer = None
