@@ -94,7 +94,8 @@ class StandInDaemon:
     def replies(self) -> list[SpawnReply]:
         replies = self.client.read_replies()
         for reply in replies:
-            assert reply.pid and not reply.error, reply
+            if reply.error:
+                raise RuntimeError(f"no worker: {reply.error}")
             self.workers[reply.token] = reply.pid
         if self.client.closed:
             pending = dict(self.client.pending)

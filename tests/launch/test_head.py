@@ -30,6 +30,7 @@ GONE_S = 3.0
 
 def options(tmp_path: Path, **changes: Any) -> HeadOptions:
     entries = EntryPoints(
+        preload=changes.pop("preload", []),
         daemon=changes.pop("daemon", "stand_ins:daemon_main"),
         gcs=changes.pop("gcs", "stand_ins:gcs_main"),
         worker="stand_ins:worker_main",
@@ -181,6 +182,13 @@ def test_warm_modules_come_after_the_first_workers(parent_dir: Path) -> None:
         wait_until(warm, "numpy was never imported by the zygote", 10.0)
     finally:
         node.stop()
+
+
+def test_a_broken_import_of_workers_is_told_for_each_request(parent_dir: Path) -> None:
+    with pytest.raises(
+        NodeStartError, match=r"no worker: what workers need cannot be imported: ModuleNotFoundError.*'no_such_module'"
+    ):
+        start_head(options(parent_dir, preload=["no_such_module"]))
 
 
 # ---------------------------------------------------------------- ends

@@ -2,15 +2,16 @@
 
 Purpose: three roles out of one interpreter start, in the order that makes the first worker early.
 
-Design: until the last step nothing may start a thread or an event loop, because this process forks. What workers need is imported before the
-first fork, and shared; what only the daemon or the GCS needs is imported after.
+Design: until the last step nothing may start a thread or an event loop, because this process forks. What two processes need is imported before
+the fork that parts them, so they share its memory; the rest each imports for itself, at the same time as the others. Garbage collection
+stays off until the imports are done, and what was imported is frozen: collections have nothing to look at there.
 
 What it does not do: wait for anything, or know what a daemon does.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import signal
 import socket
@@ -39,7 +40,9 @@ def main(plan: dict[str, Any]) -> NoReturn:
     code = 1
     try:
         start = _start_children(plan)
-        entry_function(start.zygote.entries.daemon)(start)
+        daemon_main = entry_function(start.zygote.entries.daemon)
+        _collect_from_now_on()
+        daemon_main(start)
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -67,8 +70,9 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
         node_socket=os.path.join(session_dir, "node.sock"),
         daemon_pid=os.getpid(),
     )
-    zygote.preload(zygote_start)
+    _import_all(zygote_start.entries.shared)
     zygote_pid, zygote_fd = _fork_zygote(zygote_start, plan["alive_fd"])
+    _import_all(zygote_start.entries.servers)
     gcs_socket = os.path.join(session_dir, "gcs.sock")
     gcs_pid = _fork_gcs(zygote_start.entries.gcs, gcs_socket, plan)
     return DaemonStart(
@@ -86,6 +90,11 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
         alive_fd=plan["alive_fd"],
         log_path=plan["log_path"],
     )
+
+
+def _import_all(names: list[str]) -> None:
+    for name in names:
+        __import__(name)
 
 
 def _watch_driver(driver_pid: int) -> int:
@@ -119,7 +128,9 @@ def _fork_gcs(entry: str, socket_path: str, plan: dict[str, Any]) -> int:
         close_all_except([plan["alive_fd"]])
         guard_session(daemon_pid, plan["session_dir"])
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        entry_function(entry)(socket_path, storage=plan["options"].get("gcs_storage", "memory"), parent_pid=daemon_pid)
+        gcs_main = entry_function(entry)
+        _collect_from_now_on()
+        gcs_main(socket_path, storage=plan["options"].get("gcs_storage", "memory"), parent_pid=daemon_pid)
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -129,6 +140,11 @@ def _fork_gcs(entry: str, socket_path: str, plan: dict[str, Any]) -> int:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def _collect_from_now_on() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def resolve_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +171,8 @@ def _or(value: float | None, detect: Any) -> float:
 
 def _tell(ready_fd: int, error: BaseException) -> None:
     """Tell the starter, if it still listens; otherwise the log has it."""
+    import json
+
     line = json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n"
     try:
         os.write(ready_fd, line.encode())

@@ -2,9 +2,10 @@
 
 Purpose: a worker in 2-5 ms, sharing the memory of the imported modules with all others.
 
-Design: no event loop and no threads, so that fork is safe; the garbage collector is off and everything is frozen, so that children touch few
-shared pages. One request is one packet (`system.zygote_client`); the fork is double, so that the worker's parent is the daemon, which learns
-of its death and takes it along when it dies:
+Design: it is forked from the node process before that imports anything of its own, and imports what workers need while the daemon and the
+GCS server start beside it; requests wait in the socket meanwhile. No event loop and no threads, so that fork is safe; the garbage collector
+is off and everything is frozen, so that children touch few shared pages. One request is one packet (`system.zygote_client`); the fork is
+double, so that the worker's parent is the daemon, which learns of its death and takes it along when it dies:
 
     zygote --fork--> intermediate --fork--> worker
        |                  `- exits: the worker is re-parented to the daemon (its subreaper)
@@ -33,6 +34,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from shoal.system.interpreter import complete_package
 from shoal.system.janitor import remove_session
 from shoal.system.process import close_all_except, set_parent_death_signal, set_process_title
 from shoal.system.start_plan import WorkerStart, ZygoteStart, entry_function, zygote_start_of
@@ -44,26 +46,18 @@ _PARENT_ENDS_S = 1.0
 _BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def preload(start: ZygoteStart) -> None:
-    """Import what every worker needs. Called once, before the zygote is forked or in the fresh interpreter of a second one."""
-    for name in start.entries.preload:
-        __import__(name)
-    entry_function(start.entries.worker)
-
-
 def main(plan: dict[str, Any]) -> NoReturn:
     """Entry of a zygote in a fresh interpreter (`respawn_zygote`)."""
     control_fd, alive_fd = plan["control_fd"], plan["alive_fd"]
     names = ZygoteStart.__slots__
-    start = zygote_start_of({name: plan[name] for name in names})
-    preload(start)
-    serve(start, control_fd, alive_fd)
+    serve(zygote_start_of({name: plan[name] for name in names}), control_fd, alive_fd)
 
 
 def serve(start: ZygoteStart, control_fd: int, alive_fd: int) -> NoReturn:
     """Be the zygote until the daemon lets go of the control socket. Everything else that is open is closed."""
     code = 1
     try:
+        gc.disable()
         set_process_title("shoal:zygote")
         close_all_except([control_fd, alive_fd])
         _watch_parent(start)
@@ -102,6 +96,14 @@ def _parent_gone(start: ZygoteStart) -> bool:
     return os.getppid() != start.daemon_pid
 
 
+def _preload(start: ZygoteStart) -> Any:
+    """Import what every worker needs; returns the worker's entry function."""
+    complete_package()
+    for name in start.entries.preload:
+        __import__(name)
+    return entry_function(start.entries.worker)
+
+
 class _Zygote:
     """The loop. `run` returns when the daemon has closed the control socket."""
 
@@ -110,13 +112,18 @@ class _Zygote:
         self.control = control
         self.alive_fd = alive_fd
         self.decoder = msgspec.msgpack.Decoder(SpawnRequest)
-        self.run_worker = entry_function(start.entries.worker)
+        self.broken = ""  #: why no worker can be made: every request is answered with it
+        try:
+            self.run_worker = _preload(start)
+        except Exception as error:
+            traceback.print_exc()
+            _flush()
+            self.broken = f"what workers need cannot be imported: {type(error).__name__}: {error}"
         self.forked = 0
         self.warm = not start.entries.warm  #: whether nothing is left to be warmed
 
     def run(self) -> None:
         """Answer requests, one packet after the other."""
-        gc.disable()
         gc.collect()
         gc.freeze()
         while not _parent_gone(self.start):
@@ -147,6 +154,9 @@ class _Zygote:
         request = self.decoder.decode(packet)
         if len(fds) != 2:
             self._answer(SpawnReply(request.token, 0, f"a request comes with 2 descriptors, this one had {len(fds)}"))
+            return
+        if self.broken:
+            self._answer(SpawnReply(request.token, 0, self.broken))
             return
         try:
             pid = os.fork()

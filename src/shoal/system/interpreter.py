@@ -8,6 +8,8 @@ travels in a memfd, written with `marshal`, which needs no import; file descript
 from 4 up; everything else that was inheritable is closed before the entry function runs. PYTHON* variables hold as everywhere (no `-E`), and
 PYTHONHASHSEED is chosen once a session, so that `hash` of a string is the same in all workers: users partition by it.
 
+The package is entered without running its `__init__` (see `complete_package`): only workers need the public interface.
+
 What it does not do: wait for the process or speak with it.
 """
 
@@ -23,14 +25,24 @@ from typing import Any
 from shoal.system.start_plan import InterpreterPlan
 
 PLAN_FD = 3
+PACKAGE = __name__.partition(".")[0]
 #: Long enough, with its arguments, that every process title fits into the memory of argv (`process.set_process_title`).
 BOOT_CODE = """
-import sys, os, marshal
+import sys, os, gc, marshal
+gc.disable()
 plan = marshal.loads(os.pread(3, os.fstat(3).st_size, 0))
 seen = plan["interpreter"]
 sys.path[:] = seen["import_path"]
 sys.executable, sys.prefix, sys.exec_prefix = seen["shown_executable"], seen["prefix"], seen["exec_prefix"]
 os.closerange(plan["first_free_fd"], 1 << 20)
+for name in seen["finders"]:
+    try:
+        __import__(name)
+        sys.modules[name].install()
+    except Exception as error:
+        print(f"shoal: the import hook {name} could not be installed: {error!r}", file=sys.stderr)
+from importlib.util import find_spec, module_from_spec
+sys.modules[plan["package"]] = module_from_spec(find_spec(plan["package"]))
 from shoal.system.interpreter import boot
 boot(plan)
 """
@@ -92,7 +104,12 @@ def spawn_interpreter(
     kept = {name: fd for name, fd in kept_fds.items() if fd >= 0}
     numbers = {name: PLAN_FD + 1 + i for i, name in enumerate(kept)}
     full = {**plan, **dict.fromkeys(kept_fds, -1), **numbers}
-    full |= {"interpreter": _plain(interpreter), "entry": entry, "first_free_fd": PLAN_FD + 1 + len(kept)}
+    full |= {
+        "interpreter": _plain(interpreter),
+        "entry": entry,
+        "package": PACKAGE,
+        "first_free_fd": PLAN_FD + 1 + len(kept),
+    }
     plan_fd = os.memfd_create("shoal-plan", os.MFD_CLOEXEC)
     # Targets are 3, 4, ...: sources must lie above all of them, or one dup2 would overwrite the source of the next.
     sources: list[int] = []
@@ -121,19 +138,25 @@ def spawn_interpreter(
 
 
 def boot(plan: dict[str, Any]) -> None:
-    """First function of the new interpreter: complete its import system and call the entry."""
+    """First function of the new interpreter: call the entry. The garbage collector is off: it is the entry's to turn on."""
     from shoal.system.start_plan import entry_function
 
     os.close(PLAN_FD)
     for fd in range(PLAN_FD + 1, plan["first_free_fd"]):
         os.set_inheritable(fd, False)  # what user code executes must not keep them open
-    for name in plan["interpreter"]["finders"]:
-        try:
-            __import__(name)
-            sys.modules[name].install()
-        except Exception as error:  # noqa: BLE001 - one broken editable install must not stop the node
-            print(f"shoal: the import hook {name} could not be installed: {error!r}", file=sys.stderr)
     entry_function(plan["entry"])(plan)
+
+
+def complete_package() -> None:
+    """Run the package's `__init__`, which `BOOT_CODE` left out: it imports the whole public interface (0.1 s), which only workers need.
+
+    Raises:
+        Exception: whatever the import raises.
+    """
+    package = sys.modules[PACKAGE]
+    loader = package.__spec__.loader if package.__spec__ else None
+    if loader is not None and not getattr(package, "__version__", ""):
+        loader.exec_module(package)
 
 
 def _flags() -> list[str]:

@@ -46,8 +46,12 @@ class EntryPoints:
     gcs: str = "shoal.gcs.io.server:main"
     #: `run_worker(start: WorkerStart) -> int`, the exit code
     worker: str = "shoal.runtime.worker:run_worker"
-    #: imported by the zygote before it forks (beside the worker entry's module)
-    preload: list[str] = field(default_factory=lambda: ["msgspec", "cloudpickle"])
+    #: imported in the node process before the zygote is forked: what all processes of a node need
+    shared: list[str] = field(default_factory=lambda: ["msgspec", "shoal.protocol.messages"])
+    #: imported after the zygote was forked, before the GCS server is: what these two need and workers do not
+    servers: list[str] = field(default_factory=lambda: ["asyncio", "uvloop"])
+    #: imported by the zygote before it serves (beside the public package and the worker entry's module)
+    preload: list[str] = field(default_factory=lambda: ["cloudpickle"])
     #: imported by the zygote when it has been idle for a moment after the first worker
     warm: list[str] = field(default_factory=lambda: ["numpy"])
 
