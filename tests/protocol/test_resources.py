@@ -29,6 +29,7 @@ def test_units_and_floats() -> None:
         ("CPU", math.nan, ValueError, "nan"),
         ("CPU", math.inf, ValueError, "at most"),
         ("CPU", -math.inf, ValueError, "negative"),
+        ("CPU", 10**400, ValueError, "at most"),
         ("CPU", 1e13, ValueError, "at most"),
         ("memory", 1e15, ValueError, "at most"),
         ("CPU", "2", TypeError, "str"),

@@ -93,7 +93,10 @@ def _checked_amount(name: object, quantity: object) -> float:
         raise TypeError(
             f"the amount of resource {name!r} must be a number, got {quantity!r} of type {type(quantity).__name__}"
         )
-    amount = float(quantity)
+    try:
+        amount = float(quantity)
+    except OverflowError:
+        amount = math.inf if quantity > 0 else -math.inf
     if math.isnan(amount):
         raise ValueError(f"the amount of resource {name!r} must be a number, got nan")
     if amount < 0:

@@ -107,7 +107,9 @@ def _best_of_job(job: JobQueue, view: NodeView, now: float) -> SchedulingClass |
     best: Entry | None = None
     get = view.available.get
     for lane in job.lanes.values():
-        if get(lane.probe, 0) < lane.probe_units or not _lane_fits(lane, view, None):
+        if get(lane.probe, 0) < lane.probe_units:
+            continue
+        if (best is not None and best < lane.entries[0]) or not _lane_fits(lane, view, None):
             continue
         if not lane.pool.idle:
             view.lacks_workers = True
