@@ -139,8 +139,8 @@ def _from_daemon(speaker: Speaker, state: dict[str, Any]) -> None:
 
 def _obey(speaker: Speaker, state: dict[str, Any], words: str) -> str:
     command, _, rest = words.partition(" ")
+    _from_daemon(speaker, state)  # what was granted is here by now
     if command == "lease?":
-        _from_daemon(speaker, state)
         return str(state.get("lease", 0))
     if command == "begin":
         assert speaker.page is not None

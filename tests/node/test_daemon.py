@@ -232,6 +232,26 @@ def test_an_actor_lives_and_dies(node: Node) -> None:
     assert driver.expect(ActorState).state == "dead"
 
 
+def test_whoever_follows_an_actor_before_it_is_created_waits(node: Node) -> None:
+    driver, spec = node.driver, spec_of("")
+    handle = actor_handle_id(spec.actor_id)
+    driver.send(Escape([handle]), SubscribeActor(spec.actor_id))
+    driver.nothing()
+    driver.send(CreateActor(5, spec))
+    assert driver.expect(ActorState).state == "pending"
+    other = spec_of("")
+    driver.send(Escape([actor_handle_id(other.actor_id)]), SubscribeActor(other.actor_id))
+    driver.send(Release([actor_handle_id(other.actor_id)]))
+    while (state := driver.expect(ActorState)).actor_id != other.actor_id:
+        pass
+    assert state.state == "dead"
+    racing = spec_of("")
+    driver.send(Escape([actor_handle_id(racing.actor_id)]), SubscribeActor(racing.actor_id), CreateActor(6, racing))
+    while (state := driver.expect(ActorState)).actor_id != racing.actor_id:
+        pass
+    assert state.state != "dead"
+
+
 def test_an_actor_restarts_is_killed_and_a_failing_one_dies(node: Node) -> None:
     driver, spec = node.driver, spec_of("phoenix", max_restarts=1)
     driver.send(Escape([actor_handle_id(spec.actor_id)]), CreateActor(5, spec), SubscribeActor(spec.actor_id))

@@ -6,7 +6,8 @@ Purpose: the node's part in an actor's life. The GCS decides (its actor manager)
     callers <--ActorState--- | <-----ActorChanged--- GCS <--Actor...---- | <--AssignActor-- : LeaseStarted, BecomeActor -> worker
 
 Design: one `Placed` record for every life that the GCS sent here, from StartActor to the worker's death. States of actors that processes here
-follow are kept, so that a second subscriber is answered at once.
+follow are kept, so that a second subscriber is answered at once. A handle may travel before its actor is asked for (its constructor waits for
+arguments): a subscription to such an actor, which the GCS does not know yet, waits for CreateActor, as long as somebody holds a handle.
 
 What it does not do: restart, name, or count handles (GCS and object directory do).
 """
@@ -14,6 +15,7 @@ What it does not do: restart, name, or count handles (GCS and object directory d
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ from shoal.node.io.workers import WorkerPool
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
+    DEATH_FORGOTTEN,
     ActorChanged,
     ActorConstructed,
     ActorPlacementRefused,
@@ -34,6 +37,7 @@ from shoal.protocol.gcs_messages import (
     StopActor,
     SubscribeKey,
 )
+from shoal.protocol.ids import actor_handle_id
 from shoal.protocol.limits import SHUTDOWN_GRACE_S
 from shoal.protocol.messages import ActorSpec, ActorState, Answer, BecomeActor, TerminateActor
 from shoal.scheduling import events
@@ -58,19 +62,33 @@ class Followed:
     """An actor whose state processes of this node want to know."""
 
     state: ActorState | None = None
+    #: what the GCS said of an actor that is still to be created
+    unknown: ActorChanged | None = None
+    #: the GCS was asked after the actor had been created (or for one that others create)
+    asked_late: bool = False
     subscribers: dict[bytes, None] = field(default_factory=dict)
 
 
 class Actors:
-    """All actors that live here or are called from here."""
+    """All actors that live here or are called from here. `is_held(object id)` tells whether any process holds an object."""
 
-    def __init__(self, table: ProcessTable, pool: WorkerPool, leases: Leases, gcs: GcsLink) -> None:
+    def __init__(
+        self,
+        table: ProcessTable,
+        pool: WorkerPool,
+        leases: Leases,
+        gcs: GcsLink,
+        is_held: Callable[[bytes], bool],
+    ) -> None:
         self._table = table
         self._pool = pool
         self._leases = leases
         self._gcs = gcs
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
+        self._is_held = is_held
+        #: actors asked for by processes of this node whose handles have not all gone
+        self._created: dict[bytes, None] = {}
 
     # ---------------------------------------------------------------- from processes
 
@@ -80,14 +98,19 @@ class Actors:
         def answered(body: Any, error: list[str]) -> None:
             process.send(Answer(message.request, body, error))
 
+        actor_id = message.spec.actor_id
+        self._created[actor_id] = None
         self._gcs.call("gcs.actor_create", {"spec": message.spec, "get_if_exists": message.get_if_exists}, answered)
+        followed = self._followed.get(actor_id)
+        if followed is not None and followed.unknown is not None:
+            self._follow(actor_id, followed)
 
     def on_subscribe(self, process: Process, message: messages.SubscribeActor) -> None:
         """A process wants to know an actor's state, now and later."""
         followed = self._followed.get(message.actor_id)
         if followed is None:
             followed = self._followed[message.actor_id] = Followed()
-            self._gcs.send(SubscribeKey(CHANNEL_ACTOR, message.actor_id))
+            self._follow(message.actor_id, followed)
         followed.subscribers[process.worker_id] = None
         if followed.state is not None:
             process.send(followed.state)
@@ -107,7 +130,9 @@ class Actors:
 
     def handles_gone(self, actor_id: bytes) -> None:
         """Nobody on this node holds a handle any more."""
+        self._created.pop(actor_id, None)
         self._gcs.send(ActorRefsGone(actor_id))
+        self._give_up_unknown()
 
     # ---------------------------------------------------------------- from the GCS
 
@@ -150,6 +175,13 @@ class Actors:
         followed = self._followed.get(state.actor_id)
         if followed is None:
             return
+        if state.death == DEATH_FORGOTTEN and not followed.asked_late:
+            if state.actor_id in self._created:
+                self._follow(state.actor_id, followed)  # it was created while the answer was on its way
+                return
+            if self._may_come(state.actor_id):
+                followed.unknown = message
+                return
         followed.state = state
         for worker_id in followed.subscribers:
             process = self._table.by_id.get(worker_id)
@@ -158,6 +190,21 @@ class Actors:
         if state.state == DEAD:
             # Nothing more will come; whoever asks later asks the GCS anew.
             del self._followed[state.actor_id]
+
+    def _follow(self, actor_id: bytes, followed: Followed) -> None:
+        followed.unknown = None
+        followed.asked_late = actor_id in self._created
+        self._gcs.send(SubscribeKey(CHANNEL_ACTOR, actor_id))
+
+    def _may_come(self, actor_id: bytes) -> bool:
+        """Whether an actor that the GCS does not know may still be created by a process of this node."""
+        return actor_id not in self._created and self._is_held(actor_handle_id(actor_id))
+
+    def _give_up_unknown(self) -> None:
+        """Somebody let go: tell those who wait for an actor that nobody will create any more."""
+        for followed in list(self._followed.values()):
+            if followed.unknown is not None and not self._may_come(followed.unknown.state.actor_id):
+                self.on_changed(followed.unknown)
 
     # ---------------------------------------------------------------- from the scheduler
 
@@ -200,6 +247,7 @@ class Actors:
         """A registered process is dead."""
         for followed in self._followed.values():
             followed.subscribers.pop(process.worker_id, None)
+        self._give_up_unknown()
         if not isinstance(process, Worker) or not process.actor_id:
             return
         placed = self._placed.get(process.actor_id)

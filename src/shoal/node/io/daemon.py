@@ -86,7 +86,9 @@ class NodeDaemon:
         self.memory = MemoryWatch(
             self.pool, self.leases, loop, float(start.options.get("memory_usage_threshold", THRESHOLD))
         )
-        self.actors = Actors(self.table, self.pool, self.leases, self.gcs)
+        self.actors = Actors(
+            self.table, self.pool, self.leases, self.gcs, lambda oid: bool(self.objects.machine.holders(oid))
+        )
         self.store = StoreShell(
             loop,
             start.session_dir,
@@ -324,8 +326,8 @@ class NodeDaemon:
         process.dead = True
         del self.table.by_id[process.worker_id]
         self.leases.process_died(process)
-        self.actors.process_died(process, end, cause)
         self.objects.process_died(process, cause)
+        self.actors.process_died(process, end, cause)
         self.store.remove_process(process.worker_id)
         self.calls.process_died(process)
         if process.connection is not None:
