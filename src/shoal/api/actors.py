@@ -137,7 +137,7 @@ class ActorClass:
             options.environment,
             serialization.dumps(about)[0],
         )
-        ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists)
+        ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)
         if existing is not None:
             return _handle_of_spec(existing, strong=True)
         handle = ActorHandle(spec.actor_id, about, ref)

@@ -23,7 +23,7 @@ from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import CALL_TIMEOUT_S, FLUSH_TASKS
 from shoal.protocol.messages import ActorSpec, ActorState, Call, CreateActor, Failed, KillActor, SubscribeActor, WorkerDied
-from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
+from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState, sendable
 from shoal.runtime.tasks import PendingTask, WorkerLease
 
 if TYPE_CHECKING:
@@ -71,10 +71,13 @@ class ActorCalls:
         queue = self.queues.get(actor_id)
         if queue is None:
             queue = self.queues[actor_id] = ActorQueue(actor_id, class_name, in_order)
-            daemon = self.reactor.causal
-            if daemon is not None:
-                daemon.send_now(SubscribeActor(actor_id))
+            self._subscribe(actor_id)
         return queue
+
+    def _subscribe(self, actor_id: bytes) -> None:
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send_now(SubscribeActor(actor_id))
 
     # ------------------------------------------------------------ birth and names
 
@@ -88,7 +91,9 @@ class ActorCalls:
             if daemon is not None:
                 daemon.send(Call(0, "gcs.function_put", {"function_id": class_id, "code": code}))
 
-    def create(self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any], get_if_exists: bool) -> tuple[ObjectRef | None, ActorSpec | None]:
+    def create(
+        self, spec: ActorSpec, args: tuple[Any, ...], kwargs: dict[str, Any], get_if_exists: bool, in_order: bool
+    ) -> tuple[ObjectRef | None, ActorSpec | None]:
         """Have an actor made. Fills in the spec's id and arguments.
 
         Returns:
@@ -109,9 +114,14 @@ class ActorCalls:
         entry.value = runtime.none_blob
         ref = ObjectRef(entry)
         with self.reactor.lock:
+            if held:
+                # A restart needs what the arguments refer to, also when this process is gone: the handle's object contains it.
+                entry.shared = SharedState(owned=True)
+                entry.shared.nested = runtime.objects.escape([ObjectRef(inner) for inner in held])
+                for inner in held:
+                    inner.count += 1  # for the refs made in the line above
             runtime.objects.unuse(runtime.objects.escape([ref]))
-            queue = self.queue_of(spec.actor_id, spec.class_name, True)
-            queue.in_order = True
+            queue = self.queues[spec.actor_id] = ActorQueue(spec.actor_id, spec.class_name, in_order)
             queue.kept = held or []
         if spec.name:
             if deps is not None:
@@ -122,6 +132,8 @@ class ActorCalls:
                     runtime.objects.unuse(queue.kept)
                     del self.queues[spec.actor_id]
                 return None, msgspec.convert(answer["existing"], ActorSpec)
+            with self.reactor.lock:
+                self._subscribe(spec.actor_id)
             return ref, None
         unknown = [entry for _, entry in deps or () if entry.value is None]
         if not unknown:
@@ -161,7 +173,8 @@ class ActorCalls:
                     return
             daemon = self.reactor.causal
             if daemon is not None:
-                daemon.send_now(self._creation(0, spec, deps))
+                daemon.send(self._creation(0, spec, deps))
+                self._subscribe(spec.actor_id)  # after: the GCS must know the actor first
 
     def named(self, name: str, namespace: str) -> ActorSpec:
         """The spec of a named actor.

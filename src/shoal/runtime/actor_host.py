@@ -278,19 +278,20 @@ class ActorHost:
         for name, size in self.spec.concurrency_groups.items():
             self._semaphores[name] = asyncio.Semaphore(size)
         reactor = self.reactor
-        with reactor._lead:  # this thread reads for good; others follow
+        reactor.claim_lead()
+        try:
             self._loop = loop
             loop.add_reader(reactor.epoll.fileno(), reactor.poll_once)
             while self.executor.queue:  # arrived while the constructor ran
                 self._arrived.append(self.executor.queue.popleft())
             self._start_arrived()
-            try:
-                loop.run_until_complete(self._stop.wait())
-                loop.run_until_complete(loop.shutdown_asyncgens())
-            finally:
-                self._loop = None
-                loop.remove_reader(reactor.epoll.fileno())
-                self.executor.flush_replies()
+            loop.run_until_complete(self._stop.wait())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            self._loop = None
+            loop.remove_reader(reactor.epoll.fileno())
+            self.executor.flush_replies()
+            reactor.release_lead()
 
     def _start_arrived(self) -> None:
         loop = self._loop

@@ -169,6 +169,7 @@ class Reactor:
         #: whether something is going on that the background must tend (replies expected, leases held)
         self.is_active: Callable[[], bool] = lambda: False
         self._lead = threading.RLock()
+        self._claimed = False  #: an event loop's thread leads for good
         self._followers: deque[Waiter] = deque()
         self._listeners: dict[int, Callable[[], None]] = {}
         self._poke_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -274,7 +275,21 @@ class Reactor:
         except ValueError:
             pass
 
+    def claim_lead(self) -> None:
+        """Make this thread the leader for good: an event loop runs on it and reads with `poll_once`."""
+        self._claimed = True
+        self.attend()
+        self._lead.acquire()
+
+    def release_lead(self) -> None:
+        """The counterpart of `claim_lead`."""
+        self._claimed = False
+        self._lead.release()
+        self._leave()
+
     def _lead_is_free(self) -> bool:
+        if self._claimed:
+            return False
         if self._lead.acquire(False):
             self._lead.release()
             return True
@@ -470,7 +485,7 @@ class Reactor:
             idle_ticks = 0 if self._async_waits or self.is_active() else idle_ticks + 1
             if self._leads != leads_before and self._async_waits == 0 and idle_ticks < PARK_AFTER_TICKS:
                 leads_before = self._leads  # a user thread reads: stay out of its way
-            elif self._lead.acquire(False):
+            elif not self._claimed and self._lead.acquire(False):
                 try:
                     self._lead_in_background()
                 finally:
@@ -503,10 +518,10 @@ class Reactor:
     def _lead_in_background(self) -> None:
         """Lead until a user thread wants to, ticking while something is going on."""
         last_tick = perf_counter()
-        while not self._followers and not self.stopping:
+        while not self._followers and not self.stopping and not self._claimed:
             self._background_blocked = True
             try:
-                if self._followers:
+                if self._followers or self._claimed:
                     return
                 timeout = BACKGROUND_TICK_S if self.is_active() else -1
                 events = self.epoll.poll(timeout)
