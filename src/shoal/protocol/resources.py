@@ -96,14 +96,14 @@ def _checked_amount(name: object, quantity: object) -> float:
     try:
         amount = float(quantity)
     except OverflowError:
-        amount = math.inf if quantity > 0 else -math.inf
+        amount = math.inf  # an integer of more than 300 digits
     if math.isnan(amount):
         raise ValueError(f"the amount of resource {name!r} must be a number, got nan")
     if amount < 0:
-        raise ValueError(f"the amount of resource {name!r} must not be negative, got {quantity}")
+        raise ValueError(f"the amount of resource {name!r} must not be negative, got {amount:g}")
     limit = QUANTITY_BYTES_MAX if name in _BYTE_RESOURCES else QUANTITY_MAX
     if amount > limit:
-        raise ValueError(f"the amount of resource {name!r} must be at most {limit:g}, got {quantity}")
+        raise ValueError(f"the amount of resource {name!r} must be at most {limit:g}, got {amount:g}")
     if name in ACCELERATOR_RESOURCES and amount > 1 and not amount.is_integer():
         raise ValueError(
             f"the amount of {name!r} must be a whole number, or a fraction below 1 to share one; got {quantity}"
