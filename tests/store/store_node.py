@@ -164,7 +164,9 @@ class StoreNode:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         page = self.call(self.shell.add_process, process, process.decode())
-        child = context.Process(target=_child_main, args=(process, os.getpid(), page.fd, theirs, body, arguments), daemon=True)
+        child = context.Process(
+            target=_child_main, args=(process, os.getpid(), page.fd, theirs, body, arguments), daemon=True
+        )
         self._sends[process] = lambda message: _send_quietly(ours, message)
         child.start()
         theirs.close()
@@ -200,7 +202,14 @@ def _send_quietly(pipe: Connection, message: msgspec.Struct) -> None:
         pass  # the process is gone; its death is on the way
 
 
-def _child_main(process: bytes, daemon_pid: int, page_fd: int, pipe: Connection, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _child_main(
+    process: bytes,
+    daemon_pid: int,
+    page_fd: int,
+    pipe: Connection,
+    body: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
     lock = threading.Lock()
 
     def send(message: Any) -> None:
