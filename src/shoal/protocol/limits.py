@@ -14,8 +14,7 @@ INLINE_ARGUMENT_BYTES_MAX = 16 << 10  #: larger arguments go through the store (
 INLINE_RESULT_BYTES_MAX = 100 << 10  #: larger results are sealed in the store
 
 # --- the hot path
-SPIN_S = 50e-6
-SPIN_GIVE_UP_S = 100e-6  #: no spinning while recent waits take longer than this on average
+SPIN_S = 80e-6  #: longer than one wake-up, so that one side's spinning shows its worth
 SWITCH_INTERVAL_S = 0.0005
 BACKGROUND_TICK_S = 0.005
 QUEUED_WORK_S = 0.0015  #: work kept queued at a worker

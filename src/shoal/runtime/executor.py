@@ -341,6 +341,8 @@ class Executor:
                 if host.has_work():
                     host.attend_to()
                     continue
+                if self.runtime.submitter.lease_count:
+                    self.runtime.submitter.return_idle_leases()
                 reactor.wait(idle)
                 last_poll = perf_counter()
                 continue

@@ -32,12 +32,12 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from shoal.protocol.limits import BACKGROUND_TICK_S, SPIN_GIVE_UP_S, SPIN_S
+from shoal.protocol.limits import BACKGROUND_TICK_S, SPIN_S
 from shoal.protocol.messages import ToRuntime
 from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
 PARK_AFTER_TICKS = 20
-SLEEP_LATENCY_S = 150e-6  #: what blocking in epoll, here and at the other end, adds to a wait
+COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
 
@@ -181,7 +181,10 @@ class Reactor:
         self._tick_sleep = threading.Lock()
         self._tick_sleep.acquire()
         self._async_waits = 0
-        self._average_wait_s = 0.0
+        self._spins = True
+        self._waits = 0
+        self._spinning_wait_s = 50e-6  #: averages of short waits, the two ways
+        self._sleeping_wait_s = 150e-6
         self.stopping = False
         self.pid = os.getpid()
 
@@ -309,8 +312,9 @@ class Reactor:
             self.flush_dirty()
         poll = self.epoll.poll
         start = perf_counter()
-        spin_until = start + SPIN_S if self._average_wait_s < SPIN_GIVE_UP_S else start
-        slept = ever_slept = False
+        spins = self._spins
+        spin_until = start + SPIN_S if spins else start
+        slept = False
         while True:
             events = poll(0)
             if events:
@@ -325,7 +329,7 @@ class Reactor:
             if now < spin_until and not slept:
                 continue
             if not slept:
-                slept = ever_slept = True
+                slept = True
                 for callback in self.before_sleep:
                     callback()
                 if waiter.done:
@@ -338,10 +342,26 @@ class Reactor:
             if waiter.done:
                 break
             slept = perf_counter() - now > SPIN_S  # a quick event: spin again before the next sleep
-            spin_until = perf_counter() + SPIN_S if self._average_wait_s < SPIN_GIVE_UP_S else 0.0
-        # A sleep adds its own latency to the wait: without taking that off, not spinning would prove itself right.
-        waited_s = perf_counter() - start - (SLEEP_LATENCY_S if ever_slept else 0.0)
-        self._average_wait_s += 0.2 * (min(waited_s, 3 * SPIN_GIVE_UP_S) - self._average_wait_s)
+            spin_until = perf_counter() + SPIN_S if spins else 0.0
+        self._learn(perf_counter() - start, spins)
+
+    def _learn(self, waited_s: float, spun: bool) -> None:
+        """Compare waits with and without spinning, and do what has been shorter; look at the other way now and then.
+
+        On an idle machine spinning saves two wake-ups a round trip; where others compute on all cores it delays the very process that is
+        waited for.
+        """
+        if waited_s < COMPARED_WAIT_S:
+            if spun:
+                self._spinning_wait_s += 0.1 * (waited_s - self._spinning_wait_s)
+            else:
+                self._sleeping_wait_s += 0.1 * (waited_s - self._sleeping_wait_s)
+        self._waits += 1
+        phase = self._waits & 127
+        if phase >= 120:
+            self._spins = self._spinning_wait_s >= self._sleeping_wait_s  # the other way
+        elif phase == 0:
+            self._spins = self._spinning_wait_s < self._sleeping_wait_s
 
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""

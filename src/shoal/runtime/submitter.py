@@ -60,6 +60,7 @@ class Submitter:
         self._peers: dict[bytes, Connection] = {}
         #: leases with gathered pushes
         self._unsent: list[WorkerLease] = []
+        self.lease_count = 0  #: leases of tasks (not of actors)
         self.pending = 0  #: submitted tasks whose result is not known
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
@@ -279,7 +280,7 @@ class Submitter:
                 touched.append(klass)
         for klass in touched:
             self.refill(klass)
-            if klass.queue:
+            if len(klass.queue) > klass.backlog_told:
                 self.request_leases(klass, len(klass.queue))
 
     def fail(self, task: PendingTask, error: BaseException) -> None:
@@ -307,20 +308,26 @@ class Submitter:
     def on_granted(self, connection: Connection, message: LeaseGranted) -> None:
         """The daemon leased a worker to one of our classes."""
         klass = self.classes[message.class_no]
-        if not klass.queue:
-            self._refuse(message)
-            return
-        peer_connection = self.connect(message.worker_id, message.address, message.pid)
+        klass.backlog_told = max(0, klass.backlog_told - 1)  # the daemon counts a grant as one task served
+        peer_connection = self.connect(message.worker_id, message.address, message.pid) if klass.queue else None
         if peer_connection is None:
             self._refuse(message)
+            self._request_more(klass)
             return
         lease = WorkerLease(message.lease_id, klass, peer_connection)
         lease.idle_since = perf_counter()
         klass.leases[message.lease_id] = lease
         peer_connection.attachment.leases[message.lease_id] = lease
+        self.lease_count += 1
         lease.is_open = True
         klass.open.appendleft(lease)
         self.refill(klass)
+        self._request_more(klass)
+
+    def _request_more(self, klass: SchedulingClass) -> None:
+        """The daemon has served all that it was told of: tell it of the tasks that still wait."""
+        if klass.queue and klass.backlog_told == 0:
+            self.request_leases(klass, len(klass.queue))
 
     def _refuse(self, message: LeaseGranted) -> None:
         daemon = self.reactor.causal
@@ -385,6 +392,7 @@ class Submitter:
         lease.ending = True
         klass = lease.klass
         if klass is not None:
+            self.lease_count -= klass.leases.get(lease.lease_id) is lease
             self._close_to_pushes(lease)
             klass.leases.pop(lease.lease_id, None)
         lease.connection.attachment.leases.pop(lease.lease_id, None)
@@ -460,6 +468,14 @@ class Submitter:
                     lease.progress_at = now
                     lease.connection.send(RecallTasks(lease.lease_id))
 
+    def return_idle_leases(self) -> None:
+        """This worker has nothing to do: others may need what its tasks had leased."""
+        with self.reactor.lock:
+            for klass in self.classes:
+                for lease in list(klass.leases.values()):
+                    if not lease.inflight:
+                        self.return_lease(lease)
+
     def return_lease(self, lease: WorkerLease) -> None:
         """Give a lease back to the daemon. Caller holds the lock."""
         self.forget_lease(lease)
@@ -469,7 +485,7 @@ class Submitter:
 
     def is_active(self) -> bool:
         """Whether replies are expected or leases held."""
-        return self.pending > 0 or any(klass.leases for klass in self.classes)
+        return self.pending > 0 or self.lease_count > 0
 
     def tasks_of(self, prefix: bytes) -> list[PendingTask]:
         """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""
