@@ -236,7 +236,7 @@ class Runtime:
                 self.actor_calls.enqueue(queue, task)
             elif deps is None or not self._fail_on_dependency(task):
                 self.submitter.enqueue(task)
-            if self.reactor._parked or self.reactor._background_blocked:
+            if self.reactor._parked or self.reactor._background_idle:
                 self.reactor.attend()
         self._since_poll += 1
         if self._since_poll >= POLL_EVERY:

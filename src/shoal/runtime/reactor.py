@@ -178,6 +178,7 @@ class Reactor:
         self._background: threading.Thread | None = None
         self._background_blocked = False  #: the background leads, blocked in epoll: whoever wants to lead pokes
         self._parked = False  #: the background sleeps without a tick; `attend` wakes it
+        self._background_idle = False  #: it is blocked without a time limit, as nothing is going on
         self._tick_sleep = threading.Lock()
         self._tick_sleep.acquire()
         self._async_waits = 0
@@ -366,9 +367,9 @@ class Reactor:
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""
         lead = self._lead
+        self._leads += 1
         try:
             if lead.acquire(False):
-                self._leads += 1
                 if self.dirty:
                     self.flush_dirty()
                 events = self.epoll.poll(0)
@@ -474,7 +475,7 @@ class Reactor:
         """Something was begun that nobody waits for: the background must wake from its idle sleep soon."""
         if self._parked:
             self._end_tick_sleep()
-        elif self._background_blocked:
+        elif self._background_idle:
             self.poke()
 
     def _end_tick_sleep(self) -> None:
@@ -538,17 +539,22 @@ class Reactor:
     def _lead_in_background(self) -> None:
         """Lead until a user thread wants to, ticking while something is going on."""
         last_tick = perf_counter()
+        leads = self._leads
         while not self._followers and not self.stopping and not self._claimed:
             self._background_blocked = True
             try:
                 if self._followers or self._claimed:
                     return
-                timeout = BACKGROUND_TICK_S if self.is_active() else -1
-                events = self.epoll.poll(timeout)
+                self._background_idle = True  # before looking, so that whoever begins something now pokes
+                if self.is_active():
+                    self._background_idle = False
+                events = self.epoll.poll(-1 if self._background_idle else BACKGROUND_TICK_S)
             finally:
-                self._background_blocked = False
+                self._background_blocked = self._background_idle = False
             if events:
                 self._dispatch(events)
+            if self._leads != leads:
+                return  # a user thread looks at the sockets by itself
             now = perf_counter()
             if now - last_tick >= BACKGROUND_TICK_S:
                 last_tick = now

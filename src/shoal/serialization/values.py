@@ -57,6 +57,8 @@ class _Progress(threading.local):
 _progress = _Progress()
 #: replaced by `custom` while serializers are registered, so that the plain path does not pay for them
 plain_dumps: Callable[..., bytes] = c_dumps
+_PLAIN_TYPES = frozenset((bytes, str, int, float, bool, type(None)))
+_LONG_BYTES_MIN = 1000  #: below, scanning costs less than looking at the types
 #: names of modules that travel by value; maintained by `code`
 by_value_needles: tuple[bytes, ...] = ()
 
@@ -82,7 +84,7 @@ def dumps(value: Any) -> tuple[Blob, list[Any] | None]:
         return _dumps_by_value(value, error)
     finally:
         progress.collected = before
-    if len(head) >= _SCAN_BYTES_MIN and _must_travel_by_value(head):
+    if len(head) >= _SCAN_BYTES_MIN and not (len(head) > _LONG_BYTES_MIN and _is_plain(value)) and _must_travel_by_value(head):
         return _dumps_by_value(value, None)
     if collected:
         return _sorted_out(head, collected)
@@ -105,6 +107,13 @@ def loads(blob: bytes | memoryview) -> Any:
     if mark == BYTEARRAY_MARK:
         return bytearray(view[64:])
     raise ValueError(f"not a serialized value: it starts with byte {mark:#x}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value (or each item of a tuple) is text or a number, which needs no scan however long it is."""
+    if type(value) is tuple:
+        return all(type(item) in _PLAIN_TYPES for item in value)
+    return type(value) in _PLAIN_TYPES
 
 
 def _must_travel_by_value(head: bytes) -> bool:
