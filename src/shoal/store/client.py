@@ -270,6 +270,7 @@ class StoreClient:
         return memoryview(holder).cast("B")[start : start + size].toreadonly()
 
     def _pin_locked(self, segment: Segment, stored: Stored) -> _Pin:
+        self._check_usable()
         offset = stored.offset
         page = self._page
         slot = page.pin(segment.number, offset)
@@ -286,7 +287,6 @@ class StoreClient:
         segment = self._segments.get(number)
         if segment is not None:
             return segment
-        self._check_usable()
         try:
             segment = Segment.open(self._daemon_pid, number, writable=False)
         except OSError as error:
@@ -439,6 +439,7 @@ class StoreClient:
         )
         self._lock = threading.Lock()
         self._grow_lock = threading.Lock()
+        self._pins = {}
 
 
 _clients: weakref.WeakSet[StoreClient] = weakref.WeakSet()
