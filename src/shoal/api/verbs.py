@@ -10,6 +10,7 @@ from shoal.api.remote_function import RemoteFunction
 from shoal.runtime import core
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
+from shoal.runtime.waiting import Rest
 
 
 def remote(*args: Any, **options: Any) -> Any:
@@ -107,7 +108,7 @@ def wait(refs: Any, *, num_returns: int = 1, timeout: float | None = None, fetch
         raise ValueError(f"num_returns is {num_returns}: it must be at least 1")
     if num_returns > len(refs):
         raise ValueError(f"num_returns is {num_returns}, but there are {len(refs)} refs")
-    if not runtime.is_last_rest(refs):
+    if type(refs) is not Rest or refs.session is None:
         for ref in refs:
             if type(ref) is not ObjectRef and not isinstance(ref, ObjectRefGenerator):
                 raise TypeError(f"wait takes ObjectRefs; the list contains {ref!r} of type {type(ref).__name__}")

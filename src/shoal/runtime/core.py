@@ -13,11 +13,10 @@ What it does not do: execute tasks (`executor`), start processes (`launch`), or 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shoal import serialization
 from shoal.protocol import errors, ids
@@ -40,8 +39,8 @@ from shoal.protocol.messages import (
     Many,
     Resolved,
     Sealed,
-    Shutdown,
     SegmentBudget,
+    Shutdown,
     SignalWorker,
     Stored,
     StreamItem,
@@ -50,6 +49,7 @@ from shoal.protocol.messages import (
     Value,
 )
 from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
+from shoal.runtime import awaiting, waiting
 from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
@@ -58,10 +58,6 @@ from shoal.runtime.streams import ObjectRefGenerator, StreamState, add_item, end
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import PendingTask, TaskContext, Template
 from shoal.store.client import StaleBlock, StoreClient
-
-if TYPE_CHECKING:
-    import asyncio
-    from concurrent.futures import Future
 
 #: the task that runs in this thread or coroutine; None outside of tasks
 running_task: ContextVar[TaskContext | None] = ContextVar("shoal_task", default=None)
@@ -146,7 +142,6 @@ class Runtime:
         self._requests = 0
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
         self._since_poll = 0
-        self._last_rest: list[Any] | None = None
         #: code of functions and classes by identity: those this process exported, and those it was sent
         self._exported: dict[int, tuple[Any, bytes, bytes, Any]] = {}
         handlers = self.reactor.handlers
@@ -433,6 +428,9 @@ class Runtime:
     def wait_for(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
         """Wait in this thread; a worker's task that waits long lends its CPU."""
         self.submitter.flush()
+        if timeout_s == 0:
+            self.reactor.poll_once()
+            return waiter.done
         deadline = None if timeout_s is None else perf_counter() + timeout_s
         executor = self.executor
         if executor is None or not executor.runs_here():
@@ -484,14 +482,14 @@ class Runtime:
         if type(refs) is ObjectRef:
             entry = refs._entry
             if entry.value is None and not self.wait_entries((entry,), timeout_s):
-                raise self._timed_out([entry], timeout_s)
+                raise waiting.timed_out(self, [entry], timeout_s)
             value = entry.value
             return serialization.loads(value) if type(value) is bytes else self.load(entry)
         entries = [ref._entry for ref in refs]  # type: ignore[union-attr]
         for entry in entries:
             if entry.value is None:
                 if not self.wait_entries(entries, timeout_s):
-                    raise self._timed_out(entries, timeout_s)
+                    raise waiting.timed_out(self, entries, timeout_s)
                 break
         for entry in entries:
             if type(entry.value) is Failed:
@@ -546,76 +544,9 @@ class Runtime:
                             self.objects.resolve_again(entry)
             self.wait_entries((entry,), None)
 
-    def _timed_out(self, entries: list[ObjectEntry], timeout_s: float | None) -> errors.GetTimeoutError:
-        pending = [entry for entry in entries if entry.value is None]
-        reasons = "; ".join(self.explain(entry) for entry in pending[:3])
-        more = f" (and {len(pending) - 3} more)" if len(pending) > 3 else ""
-        return errors.GetTimeoutError(f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}")
-
-    def explain(self, entry: ObjectEntry) -> str:
-        """Why an object has no value yet, in a sentence."""
-        task: PendingTask | None = entry.task
-        if task is None:
-            return f"object {entry.oid.hex()[:12]} is made by a task of another process"
-        name = task.template.wire.name
-        if task.missing:
-            return f"{name} waits for {task.missing} of its arguments"
-        if task.lease is not None:
-            peer = task.lease.connection.attachment
-            return f"{name} was sent to the worker with pid {peer.pid} and runs or waits its turn there"
-        if task.queue is not None:
-            return f"{name} waits for its actor, which is {task.queue.state}"
-        klass = task.template.klass
-        try:
-            why = self.call("node.explain", {"class_no": klass.number if klass else -1}, timeout_s=1.0)
-        except errors.ShoalError:
-            why = ""
-        return f"{name} waits for a worker{': ' + str(why) if why else ''}"
-
     def wait(self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
         """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
-        waiter = Waiter(0)
-        registered: list[Any] = []
-        ready_count = 0
-        with self.reactor.lock:
-            if dropped:
-                self.objects.drain_dropped()
-            for ref in refs:
-                if _is_ready(ref):
-                    ready_count += 1
-                    if ready_count >= num_returns:
-                        break
-            missing = num_returns - ready_count
-            if missing > 0:
-                unknown = []
-                for ref in refs:
-                    if not _is_ready(ref):
-                        waiters = _waiters_of(ref)
-                        waiters.append(waiter)
-                        registered.append(ref)
-                        if type(ref) is ObjectRef:
-                            unknown.append(ref._entry)
-                waiter.pending = missing
-                waiter.done = False
-                self.objects.resolve(unknown)
-        if missing > 0:
-            self.wait_for(waiter, timeout_s)
-            with self.reactor.lock:
-                for ref in registered:
-                    waiters = _waiters_of(ref)
-                    if waiter in waiters:
-                        waiters.remove(waiter)
-        ready: list[Any] = []
-        for index, ref in enumerate(refs):
-            if _is_ready(ref):
-                ready.append(ref)
-                if len(ready) == num_returns:
-                    rest = [other for other in refs[:index] if not _is_ready(other)] + refs[index + 1 :]
-                    self._last_rest = rest
-                    return ready, rest
-        chosen = set(map(id, ready))
-        rest = self._last_rest = [ref for ref in refs if id(ref) not in chosen]
-        return ready, rest
+        return waiting.wait(self, refs, num_returns, timeout_s)
 
     def poll(self) -> None:
         """Look at the sockets without waiting."""
@@ -624,72 +555,9 @@ class Runtime:
 
     # ------------------------------------------------------------ async
 
-    def on_ready(self, entry: ObjectEntry, callback: Callable[[], None]) -> None:
-        """Call `callback` when the entry has a value: by the reading thread, outside of the lock."""
-        with self.reactor.lock:
-            if entry.value is None:
-                if entry.waiters is None:
-                    entry.waiters = []
-                entry.waiters.append(lambda entry: self.reactor.later.append(callback))
-                self.objects.resolve([entry])
-                self.reactor.attend()
-                return
-        callback()
-
-    def future(self, ref: ObjectRef) -> Future[Any]:
-        """A concurrent.futures.Future of a ref's value."""
-        from concurrent.futures import Future
-
-        future: Future[Any] = Future()
-        entry = ref._entry
-        self.submitter.flush()
-        self.reactor.async_wait_began()
-
-        def deliver() -> None:
-            self.reactor.async_wait_ended()
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                value = self.load(ref._entry)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-
-        self.on_ready(entry, deliver)
-        return future
-
-    async def await_ref(self, ref: ObjectRef) -> Any:
-        """The value of a ref, in asyncio code."""
-        entry = ref._entry
-        if entry.value is None:
-            import asyncio
-
-            loop = asyncio.get_running_loop()
-            arrived: asyncio.Future[None] = loop.create_future()
-            here = threading.get_ident()
-
-            def finish() -> None:
-                if not arrived.done():
-                    arrived.set_result(None)
-
-            def deliver() -> None:
-                if threading.get_ident() == here:
-                    finish()
-                    return
-                try:
-                    loop.call_soon_threadsafe(finish)
-                except RuntimeError:
-                    pass  # the loop was closed meanwhile
-
-            self.submitter.flush()
-            self.reactor.async_wait_began()
-            try:
-                self.on_ready(entry, deliver)
-                await arrived
-            finally:
-                self.reactor.async_wait_ended()
-        return self.load(entry)
+    on_ready = awaiting.on_ready
+    future = awaiting.future
+    await_ref = awaiting.await_ref
 
     # ------------------------------------------------------------ objects
 
@@ -867,10 +735,6 @@ class Runtime:
         for waiter, _ in list(self._answers.values()):
             waiter.finish()
 
-    def is_last_rest(self, refs: list[Any]) -> bool:
-        """Whether `refs` is the very list that the last `wait` returned as its rest: then it need not be checked again."""
-        return refs is self._last_rest
-
     def say_goodbye(self) -> None:
         """Tell the daemon that this driver leaves, so that it need not find out."""
         with self.reactor.lock:
@@ -893,20 +757,3 @@ class Runtime:
 
 #: errors that the other side names by a word
 _ERROR_OF: dict[str, type[Exception]] = {"ActorAlreadyExists": errors.ActorAlreadyExistsError, "ActorNotFound": ValueError}
-
-
-def _is_ready(ref: Any) -> bool:
-    if type(ref) is ObjectRef:
-        return ref._entry.value is not None
-    state = ref._state
-    return bool(state.items) or state.ended
-
-
-def _waiters_of(ref: Any) -> list[Any]:
-    if type(ref) is ObjectRef:
-        entry = ref._entry
-        if entry.waiters is None:
-            entry.waiters = []
-        return entry.waiters
-    waiters: list[Any] = ref._state.waiters
-    return waiters

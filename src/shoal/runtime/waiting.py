@@ -1,0 +1,280 @@
+"""Waiting for some of many refs: `wait`, and why something is not ready.
+
+Purpose: `while refs: ready, refs = shoal.wait(refs)` over thousands of refs costs each call a few microseconds, not a scan of all of them.
+
+Design: the rest that `wait` returns is a `Rest`: a list that remembers how it came about. When it is passed to the next `wait`, a `WaitSession`
+registers once with every ref that is not ready; from then on each completion puts the ref's number into a heap, and every `wait` on the next rest
+takes the smallest numbers: the first ready ones in the order of the list.
+
+The user may change a rest as any list. What is taken from a session is looked up in the list (so a wrong ref is never returned), and before a
+thread sleeps the whole list is compared with what the session knows; any difference ends the session and the call begins anew.
+
+    first wait       scan; sleep with a waiter of its own; returns a Rest without a session
+    wait(rest)       takes over the rest's session, or begins one; hands it on to the new rest
+    a rest dies      its session is put into `_ended`; the next one that begins takes it off the entries
+
+What it does not do: read sockets (`reactor`), or wait for all of some refs (`core.wait_entries`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+from shoal.protocol import errors
+from shoal.runtime.objects import ObjectEntry, ObjectRef, dropped
+from shoal.runtime.reactor import Waiter
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.tasks import PendingTask
+
+SESSION_REFS_MIN = 8  #: shorter lists are scanned
+
+
+class Rest(list[Any]):
+    """What is left after a `wait`: a list of refs that the next `wait` need not look through."""
+
+    __slots__ = ("known", "session")
+
+    def __init__(self, refs: list[Any]) -> None:
+        super().__init__(refs)
+        self.session: WaitSession | None = None
+        #: what the list held when it was returned; None until a session begins
+        self.known: list[Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+    def __del__(self) -> None:
+        session = self.session
+        if session is not None:
+            _ended.append(session)
+
+
+class WaitSession:
+    """One registration with many refs, kept over the calls of a `wait` loop. Written under the reactor's lock."""
+
+    __slots__ = ("numbers", "order", "ready", "waiter")
+
+    def __init__(self, runtime: Runtime, refs: list[Any]) -> None:
+        #: the numbers of the refs that are left, in the order of the list
+        self.order = list(range(len(refs)))
+        #: heap of the numbers of ready refs
+        self.ready: list[int] = []
+        #: of those that are not
+        self.numbers: dict[ObjectEntry, int] = {}
+        self.waiter: Waiter | None = None  #: who sleeps for the session now
+        unknown = []
+        for number, ref in enumerate(refs):
+            entry = ref._entry
+            if entry.value is not None:
+                self.ready.append(number)  # ascending: a heap already
+            else:
+                self.numbers[entry] = number
+                if entry.waiters is None:
+                    entry.waiters = []
+                entry.waiters.append(self)
+                unknown.append(entry)
+        runtime.objects.resolve(unknown)
+
+    def __call__(self, entry: ObjectEntry) -> None:
+        """An entry has a value."""
+        number = self.numbers.pop(entry, None)
+        if number is not None:
+            heappush(self.ready, number)
+            if self.waiter is not None:
+                self.waiter.arrived()
+
+    def end(self) -> None:
+        """Nobody asks any more."""
+        for entry in self.numbers:
+            if entry.waiters is not None and self in entry.waiters:
+                entry.waiters.remove(self)
+        self.numbers.clear()
+
+
+#: sessions whose rest is gone, to be taken off their entries; filled by finalizers
+_ended: deque[WaitSession] = deque()
+
+
+def wait(runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None) -> tuple[list[Any], list[Any]]:
+    """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
+    if type(refs) is Rest and len(refs) >= SESSION_REFS_MIN:
+        found = _wait_on_rest(runtime, refs, num_returns, timeout_s)
+        if found is not None:
+            return found
+    return _wait_anew(runtime, refs, num_returns, timeout_s)
+
+
+def _wait_on_rest(
+    runtime: Runtime, refs: Rest, num_returns: int, timeout_s: float | None
+) -> tuple[list[Any], list[Any]] | None:
+    """Wait with the session of a rest, or a new one; None when the list is not what the session knows, or holds generators."""
+    with runtime.reactor.lock:
+        if dropped:
+            runtime.objects.drain_dropped()
+        session, refs.session = refs.session, None
+        if session is None:
+            if runtime.lost is not None or not all(type(ref) is ObjectRef for ref in refs):
+                return None
+            while _ended:
+                _ended.popleft().end()
+            session = WaitSession(runtime, refs)
+            refs.known = list(refs)
+        elif len(session.order) != len(refs):
+            session.end()
+            return None
+    try:
+        if len(session.ready) < num_returns:
+            if refs != refs.known:
+                raise _ListChangedError
+            _sleep(runtime, session, num_returns, timeout_s)
+        return _take(runtime, session, refs, num_returns)
+    except BaseException as error:
+        with runtime.reactor.lock:
+            session.end()
+        if type(error) is _ListChangedError:
+            return None
+        raise
+
+
+class _ListChangedError(Exception):
+    """A rest is not what its session knows."""
+
+
+def _sleep(runtime: Runtime, session: WaitSession, num_returns: int, timeout_s: float | None) -> None:
+    with runtime.reactor.lock:
+        missing = num_returns - len(session.ready)
+        if missing <= 0:
+            return
+        waiter = session.waiter = Waiter(missing)
+    try:
+        runtime.wait_for(waiter, timeout_s)
+    finally:
+        session.waiter = None
+
+
+def _take(runtime: Runtime, session: WaitSession, refs: Rest, num_returns: int) -> tuple[list[Any], list[Any]]:
+    """The first ready refs of a session, and a new rest that has it."""
+    order = session.order
+    known = refs.known
+    assert known is not None, "a session goes with what it knows"
+    rest = Rest(refs)
+    ready: list[Any] = []
+    with runtime.reactor.lock:
+        while session.ready and len(ready) < num_returns:
+            number = heappop(session.ready)
+            index = bisect_left(order, number)
+            ref = known[index]
+            if rest[index] is not ref:
+                raise _ListChangedError
+            ready.append(ref)
+            del order[index], known[index], rest[index]
+        refs.known = None
+        rest.known = known
+        rest.session = session
+    return ready, rest
+
+
+def _wait_anew(
+    runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None
+) -> tuple[list[Any], list[Any]]:
+    """Wait by looking at every ref."""
+    waiter = Waiter(0)
+    registered: list[Any] = []
+    with runtime.reactor.lock:
+        if dropped:
+            runtime.objects.drain_dropped()
+        missing = num_returns
+        for ref in refs:
+            if _is_ready(ref):
+                missing -= 1
+                if missing == 0:
+                    break
+        if missing > 0:
+            if runtime.lost is not None:
+                raise runtime.lost
+            registered = [ref for ref in refs if not _is_ready(ref)]
+            for ref in registered:
+                _waiters_of(ref).append(waiter)
+            waiter.pending = missing
+            waiter.done = False
+            runtime.objects.resolve([ref._entry for ref in registered if type(ref) is ObjectRef])
+    if registered:
+        try:
+            runtime.wait_for(waiter, timeout_s)
+        finally:
+            with runtime.reactor.lock:
+                for ref in registered:
+                    waiters = _waiters_of(ref)
+                    if waiter in waiters:
+                        waiters.remove(waiter)
+    return _split(refs, num_returns)
+
+
+def _split(refs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+    ready: list[Any] = []
+    others: list[Any] = []
+    for index, ref in enumerate(refs):
+        if _is_ready(ref):
+            ready.append(ref)
+            if len(ready) == num_returns:
+                others += refs[index + 1 :]
+                break
+        else:
+            others.append(ref)
+    return ready, Rest(others)
+
+
+def _is_ready(ref: Any) -> bool:
+    if type(ref) is ObjectRef:
+        return ref._entry.value is not None
+    state = ref._state
+    return bool(state.items) or state.ended
+
+
+def _waiters_of(ref: Any) -> list[Any]:
+    if type(ref) is ObjectRef:
+        entry = ref._entry
+        if entry.waiters is None:
+            entry.waiters = []
+        return entry.waiters
+    waiters: list[Any] = ref._state.waiters
+    return waiters
+
+
+# ---------------------------------------------------------------- why
+
+
+def timed_out(runtime: Runtime, entries: list[ObjectEntry], timeout_s: float | None) -> errors.GetTimeoutError:
+    """What a `get` raises when its time is over."""
+    pending = [entry for entry in entries if entry.value is None]
+    reasons = "; ".join(explain(runtime, entry) for entry in pending[:3])
+    more = f" (and {len(pending) - 3} more)" if len(pending) > 3 else ""
+    return errors.GetTimeoutError(
+        f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}"
+    )
+
+
+def explain(runtime: Runtime, entry: ObjectEntry) -> str:
+    """Why an object has no value yet, in a sentence."""
+    task: PendingTask | None = entry.task
+    if task is None:
+        return f"object {entry.oid.hex()[:12]} is made by a task of another process"
+    name = task.template.wire.name
+    if task.missing:
+        return f"{name} waits for {task.missing} of its arguments"
+    if task.lease is not None:
+        peer = task.lease.connection.attachment
+        return f"{name} was sent to the worker with pid {peer.pid} and runs or waits its turn there"
+    if task.queue is not None:
+        return f"{name} waits for its actor, which is {task.queue.state}"
+    klass = task.template.klass
+    try:
+        why = runtime.call("node.explain", {"class_no": klass.number if klass else -1}, timeout_s=1.0)
+    except errors.ShoalError:
+        why = ""
+    return f"{name} waits for a worker{': ' + str(why) if why else ''}"
