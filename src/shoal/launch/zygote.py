@@ -25,6 +25,7 @@ import array
 import gc
 import importlib.util
 import os
+import select
 import signal
 import socket
 import sys
@@ -36,7 +37,7 @@ import msgspec
 
 from shoal.system.interpreter import complete_package
 from shoal.system.janitor import remove_session
-from shoal.system.process import close_all_except, set_parent_death_signal, set_process_title
+from shoal.system.process import close_all_except, set_parent_death_signal, set_process_title, wait_readable
 from shoal.system.start_plan import WorkerStart, ZygoteStart, entry_function, zygote_start_of
 from shoal.system.zygote_client import REQUEST_BYTES_MAX, SpawnReply, SpawnRequest
 
@@ -62,6 +63,7 @@ def serve(start: ZygoteStart, control_fd: int, alive_fd: int) -> NoReturn:
         close_all_except([control_fd, alive_fd])
         _watch_parent(start)
         control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=control_fd)
+        control.setblocking(True)
         # The interpreter exits by `os._exit` only: nothing here may be torn down twice.
         _Zygote(start, control, alive_fd).run()
         code = 0
@@ -128,12 +130,11 @@ class _Zygote:
         gc.freeze()
         while not _parent_gone(self.start):
             may_warm = self.forked > 0 and not self.warm
-            self.control.settimeout(WARM_AFTER_IDLE_S if may_warm else None)
-            try:
-                packet, fds = self._receive()
-            except TimeoutError:
+            if may_warm and not wait_readable(self.control.fileno(), WARM_AFTER_IDLE_S):
                 self._warm_up()
                 continue
+            try:
+                packet, fds = self._receive()
             except ConnectionError:
                 return
             if not packet:
@@ -182,9 +183,12 @@ class _Zygote:
             os._exit(1)  # never back into the zygote's loop
 
     def _answer(self, reply: SpawnReply) -> None:
+        # Forks share the socket with the zygote, so its blocking mode must stay as it is: no settimeout anywhere.
+        poller = select.poll()
+        poller.register(self.control, select.POLLOUT)
+        poller.poll(_REPARENT_TIMEOUT_S * 1000)
         try:
-            self.control.settimeout(_REPARENT_TIMEOUT_S)
-            self.control.send(msgspec.msgpack.encode(reply))
+            self.control.send(msgspec.msgpack.encode(reply), socket.MSG_DONTWAIT)
         except OSError:
             pass  # the daemon is gone or stuck: the next receive tells
 
