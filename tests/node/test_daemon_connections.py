@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.node.io import connections
 from shoal.node.io.connections import Connection, Listener, Outbox
-from shoal.protocol.messages import Blocked, FromDaemon, LeaseGranted, Notice, Unblocked
+from shoal.protocol.messages import Blocked, Escape, FromDaemon, LeaseGranted, Notice, Unblocked
 from shoal.wire.framing import FrameDecoder, encode_frame
 
 
@@ -108,6 +108,26 @@ def test_when_written_waits_for_the_kernel() -> None:
                 break
         await asyncio.sleep(0.01)
         assert list(FrameDecoder(FromDaemon).receive_data(submitter_peer.recv(4096))) == [grant]
+
+    run(scenario)
+
+
+def test_frames_arrive_in_pieces_and_large_ones_too() -> None:
+    async def scenario() -> None:
+        fixture = Fixture()
+        pairs = [fixture.pair() for _ in range(3)]
+        frames = [bytes(encode_frame(Escape([bytes(20)], bytes([n]) * (n * 300_000)))) for n in range(3)]
+        for piece in range(0, len(frames[2]), 50_000):
+            for frame, (_connection, peer) in zip(frames, pairs, strict=True):
+                peer.sendall(frame[piece : piece + 50_000])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(0.01)
+        assert sorted(len(message.lineage) for message in fixture.messages) == [0, 300_000, 600_000]
+        for _connection, peer in pairs:
+            peer.sendall(bytes(encode_frame(Blocked(1))))
+        await asyncio.sleep(0.01)
+        assert fixture.messages[3:] == [Blocked(1)] * 3
 
     run(scenario)
 

@@ -125,7 +125,10 @@ class Actors:
             self._pool.stop(placed.worker, "its constructor raised an exception", SHUTDOWN_GRACE_S)
 
     def on_kill(self, process: Process, message: messages.KillActor) -> None:
-        """Somebody kills an actor. The GCS knows where it is."""
+        """Somebody kills an actor. The GCS knows where it is; one that lives here need not wait for it."""
+        placed = self._placed.get(message.actor_id)
+        if placed is not None and placed.worker is not None:
+            self._pool.kill(placed.worker, "killed by shoal.kill()")
         self._gcs.call("gcs.actor_kill", {"actor_id": message.actor_id, "no_restart": message.no_restart})
 
     def handles_gone(self, actor_id: bytes) -> None:
@@ -188,7 +191,10 @@ class Actors:
             if process is not None:
                 process.send(state)
         if state.state == DEAD:
-            # Nothing more will come; whoever asks later asks the GCS anew.
+            # Nothing more will come; whoever asks later asks the GCS anew. A killed worker may outlive this news: its end is told to them too.
+            placed = self._placed.get(state.actor_id)
+            if placed is not None and placed.worker is not None:
+                placed.worker.submitters.update(followed.subscribers)
             del self._followed[state.actor_id]
 
     def _follow(self, actor_id: bytes, followed: Followed) -> None:

@@ -9,6 +9,9 @@ sent while one loop iteration runs leave in one system call a connection at its 
 
     send(message) -> _out ... end of the iteration ... flush() -> kernel      full? a writer callback goes on, `when_written` waits for it
 
+A `FrameDecoder` with its buffer is lent to a connection for one read, and stays only while part of a frame waits in it; a thousand idle
+connections need no thousand buffers.
+
 Garbage, an oversize frame, an error in the handler, or a reader so slow that OUT_BYTES_MAX gathered closes that connection and no other.
 
 What it does not do: know what a message means or which process speaks (`peer` belongs to the owner of the table).
@@ -24,6 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shoal.protocol.limits import RECEIVE_BUFFER_BYTES
 from shoal.protocol.messages import ToDaemon
 from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
@@ -36,6 +40,7 @@ log = logging.getLogger("shoal.node")
 OUT_BYTES_MAX = 256 << 20
 #: how much one drain reads before it gives way to others; a peer that floods is seen empty some iterations later
 DRAIN_READS_MAX = 64
+DECODERS_SPARE = 4
 ACCEPT_BACKLOG = 1024
 ACCEPT_PAUSE_S = 0.1  #: before accepting again when the process has no file descriptor left
 
@@ -71,7 +76,6 @@ class Connection:
         outbox: Outbox,
         on_message: Callable[[Connection, Any], None],
         on_lost: Callable[[Connection, str], None],
-        expected: Any = ToDaemon,
     ) -> None:
         sock.setblocking(False)
         self.sock = sock
@@ -83,7 +87,8 @@ class Connection:
         self.dirty = False  #: is in the outbox's list of this iteration
         self._outbox = outbox
         self._loop = outbox.loop
-        self._decoder: FrameDecoder[Any] = FrameDecoder(expected)
+        #: holds part of a frame; None between frames
+        self._decoder: FrameDecoder[Any] | None = None
         self._on_message = on_message
         self._on_lost = on_lost
         self._out = bytearray()
@@ -101,22 +106,22 @@ class Connection:
         """Receive once and handle what it completes; False when there was nothing (or nothing more will come)."""
         if self.closed or self._reading:
             return False
-        try:
-            count = self.sock.recv_into(self._decoder.writable())
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            self.close(f"receiving failed: {error}" if error.errno != errno.ECONNRESET else "")
-            return False
+        decoder = self._decoder or self._outbox.borrow_decoder()
+        count = self._receive(decoder)
         if count == 0:
-            self.close("")
             return False
         self._reading = True
         try:
-            for message in self._decoder.received(count):
+            for message in decoder.received(count):
                 self._on_message(self, message)
                 if self.closed:
                     break
+            else:
+                if _is_empty(decoder):
+                    self._outbox.return_decoder(decoder)
+                    self._decoder = None
+                else:
+                    self._decoder = decoder
         except ProtocolError as error:
             self.close(f"it sent garbage: {error}")
         except Exception as error:
@@ -125,6 +130,23 @@ class Connection:
         finally:
             self._reading = False
         return not self.closed
+
+    def _receive(self, decoder: FrameDecoder[Any]) -> int:
+        """Bytes received into a decoder; 0 when there is nothing now, or never will be."""
+        reason = ""
+        try:
+            count = self.sock.recv_into(decoder.writable())
+            if count:
+                return count
+        except (BlockingIOError, InterruptedError):
+            if self._decoder is None:
+                self._outbox.return_decoder(decoder)
+            return 0
+        except OSError as error:
+            if error.errno != errno.ECONNRESET:
+                reason = f"receiving failed: {error}"
+        self.close(reason)
+        return 0
 
     def drain(self) -> bool:
         """Read and handle everything that is there; True when the socket was seen empty (or at its end)."""
@@ -225,13 +247,21 @@ class Connection:
         return str(self.peer) if self.peer is not None else "a process that has not registered"
 
 
+def _is_empty(decoder: FrameDecoder[Any]) -> bool:
+    """Whether no part of a frame waits in a decoder: then its whole buffer is writable."""
+    room = decoder.writable()
+    return room.nbytes == len(room.obj)  # type: ignore[arg-type]
+
+
 class Outbox:
-    """The connections with something to send: flushed together at the end of the loop iteration."""
+    """What all connections share: those with something to send, flushed together at the end of the loop iteration, and spare decoders."""
 
-    __slots__ = ("_dirty", "_scheduled", "loop")
+    __slots__ = ("_decoders", "_dirty", "_expected", "_scheduled", "loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, expected: Any = ToDaemon) -> None:
         self.loop = loop
+        self._expected = expected
+        self._decoders: list[FrameDecoder[Any]] = []
         self._dirty: list[Connection] = []
         self._scheduled = False
 
@@ -249,6 +279,15 @@ class Outbox:
         for connection in dirty:
             connection.dirty = False
             connection.flush()
+
+    def borrow_decoder(self) -> FrameDecoder[Any]:
+        """An empty decoder."""
+        return self._decoders.pop() if self._decoders else FrameDecoder(self._expected)
+
+    def return_decoder(self, decoder: FrameDecoder[Any]) -> None:
+        """Give back a decoder that is empty again; one that a large frame has grown is dropped."""
+        if len(self._decoders) < DECODERS_SPARE and len(decoder.writable()) == RECEIVE_BUFFER_BYTES:
+            self._decoders.append(decoder)
 
 
 class Listener:

@@ -284,10 +284,13 @@ class NodeDaemon:
     # ---------------------------------------------------------------- ends of processes
 
     def _on_start_failed(self, environment_key: str, reason: str) -> None:
-        self.leases.start_failed(environment_key, reason)
+        if not self.ending:
+            self.leases.start_failed(environment_key, reason)
 
     def _on_worker_exit(self, worker: Worker, end: End) -> None:
         """A registered worker is dead and its pipes are read."""
+        if self.ending:
+            return
         if worker.connection is not None:
             worker.connection.drain()
         cause = death_text(worker, end)
@@ -374,8 +377,8 @@ class NodeDaemon:
         log.info("the node ends: %s", reason)
         if self._listener is not None:
             self._listener.close()
-        for process in list(self.table.by_id.values()):
-            process.send(Shutdown(f"the node ends: {reason}"))
+        for driver in self.table.drivers():
+            driver.send(Shutdown(f"the node ends: {reason}"))
         self.outbox.flush()
         self.loop.stop()
 

@@ -181,7 +181,15 @@ class WorkerPool:
             if failing:
                 self._loop.call_soon(self._fail_start, worker, "the zygote, which starts workers, died again and again")
             elif worker.pipe_fds and not self._zygote.closed:
-                self._zygote.spawn(token, worker.worker_id, worker.environment, *worker.pipe_fds)
+                self._rename(worker)
+                self._zygote.spawn(worker.token, worker.worker_id, worker.environment, *worker.pipe_fds)
+
+    def _rename(self, worker: Worker) -> None:
+        """Give a worker that is asked for again another identity: the dead zygote may have forked the first one, which is then refused."""
+        del self.by_token[worker.token]
+        self._last_token += 1
+        worker.token, worker.worker_id = self._last_token, os.urandom(16)
+        self.by_token[worker.token] = worker
 
     def _spawned(self, reply: SpawnReply) -> None:
         worker = self.by_token.get(reply.token)
