@@ -348,4 +348,6 @@ def exit_actor() -> None:
     task = core.running_task.get()
     if task is None or not task.actor_id:
         raise TypeError("exit_actor() is for methods of actors")
-    raise SystemExit(0)
+    from shoal.runtime.actor_host import ActorExit
+
+    raise ActorExit(0)

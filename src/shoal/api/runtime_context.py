@@ -69,7 +69,7 @@ class RuntimeContext:
     def is_canceled(self) -> bool:
         """Whether somebody asked to cancel the running call (threaded actors)."""
         task = core.running_task.get()
-        return bool(task is not None and task.is_cancelled)
+        return bool(task is not None and task.job is not None and task.job.cancelled)
 
     @property
     def runtime_env(self) -> dict[str, Any]:

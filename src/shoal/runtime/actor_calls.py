@@ -9,6 +9,9 @@ restarting: they queue. Dead: they fail, with the cause.
     in flight when the actor dies    retried if max_task_retries allows, else ActorUnavailableError (restarting) or ActorDiedError (dead)
     not started when it dies         pushed again after the restart, free; failed when it is dead
 
+An actor has many callers, and its page tells one started call: each caller numbers its calls from a base of its own, so that the number says
+whose call it was. Calls to threaded and asyncio actors count as started once they are sent.
+
 What it does not do: decide an actor's fate (the GCS does), or count handles (they are refs, see `objects`).
 """
 
@@ -21,7 +24,8 @@ import msgspec
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import CALL_TIMEOUT_S, FLUSH_TASKS
+from shoal.protocol.gcs_messages import DEATH_UNSCHEDULABLE
+from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS
 from shoal.protocol.messages import ActorSpec, ActorState, Call, CreateActor, Failed, KillActor, SubscribeActor, WorkerDied
 from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState, sendable
 from shoal.runtime.tasks import PendingTask, WorkerLease
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 class ActorQueue:
     """The calls of this process to one actor. Written under the reactor's lock."""
 
-    __slots__ = ("actor_id", "kept", "class_name", "death", "in_order", "lease", "lost", "state", "unsent")
+    __slots__ = ("actor_id", "class_name", "death", "in_order", "kept", "last_end", "lease", "lost", "state", "unsent")
 
     def __init__(self, actor_id: bytes, class_name: str, in_order: bool) -> None:
         self.actor_id = actor_id
@@ -48,6 +52,7 @@ class ActorQueue:
         #: in flight when the connection broke; settled when the actor's next state is known
         self.lost: list[tuple[PendingTask, bool]] = []
         self.death: BaseException | None = None
+        self.last_end = ""  #: how the actor's process ended the last time
         #: what the constructor's arguments refer to: a restart needs it again (creator's process only)
         self.kept: list[ObjectEntry] = []
 
@@ -64,6 +69,10 @@ class ActorCalls:
         self.reactor = runtime.reactor
         self.queues: dict[bytes, ActorQueue] = {}
         self._published: set[bytes] = set()
+        #: actors whose death this process knows, the oldest first: the first ones are forgotten
+        self._dead: deque[bytes] = deque()
+        #: numbers of calls carry their caller in the upper half, below 2**63
+        self._first_seq = ((int.from_bytes(runtime.worker_id[:4], "big") & 0x7FFFFFFF) << 32) + 1
         runtime.reactor.handlers[ActorState] = self.on_state
 
     def queue_of(self, actor_id: bytes, class_name: str, in_order: bool) -> ActorQueue:
@@ -126,11 +135,16 @@ class ActorCalls:
         if spec.name:
             if deps is not None:
                 runtime.wait_entries([entry for _, entry in deps], None)
-            answer = runtime.unpack(runtime.request(lambda number: self._creation(number, spec, deps, get_if_exists), CALL_TIMEOUT_S))
-            if answer["existing"] is not None:
-                with self.reactor.lock:
-                    runtime.objects.unuse(queue.kept)
-                    del self.queues[spec.actor_id]
+            existing = True
+            try:
+                answer = runtime.unpack(runtime.request(lambda number: self._creation(number, spec, deps, get_if_exists), CALL_TIMEOUT_S))
+                existing = answer["existing"] is not None
+            finally:
+                if existing:  # or refused
+                    with self.reactor.lock:
+                        runtime.objects.unuse(queue.kept)
+                        del self.queues[spec.actor_id]
+            if existing:
                 return None, msgspec.convert(answer["existing"], ActorSpec)
             with self.reactor.lock:
                 self._subscribe(spec.actor_id)
@@ -158,19 +172,7 @@ class ActorCalls:
 
     def _send_creation(self, queue: ActorQueue, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None) -> None:
         with self.reactor.lock:
-            for _, entry in deps or ():
-                if type(entry.value) is Failed:
-                    cause = errors.dependency_error(serialization.loads_error(entry.value.error), f"{spec.class_name}.__init__")
-                    queue.death = errors.ActorDiedError(
-                        "an argument of its constructor could not be computed",
-                        actor_id=spec.actor_id.hex(),
-                        class_name=spec.class_name,
-                        actor_init_failed=True,
-                        cause=cause,
-                    )
-                    queue.state = "dead"
-                    self._fail_unsent(queue)
-                    return
+            # Also with a failed argument: the worker finds it, and then everybody who has a handle is told by the GCS.
             daemon = self.reactor.causal
             if daemon is not None:
                 daemon.send(self._creation(0, spec, deps))
@@ -199,6 +201,8 @@ class ActorCalls:
         task.queue = queue
         lease = queue.lease
         if lease is not None and not queue.unsent and not task.missing:
+            if task.deps is not None and self.runtime.fail_on_dependency(task):
+                return
             submitter = self.runtime.submitter
             idle = not lease.inflight
             submitter.push(lease, task)
@@ -227,7 +231,8 @@ class ActorCalls:
                 self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled before it ran"))
             elif not task.missing:
                 unsent.popleft()
-                submitter.push(lease, task)
+                if task.deps is None or not self.runtime.fail_on_dependency(task):
+                    submitter.push(lease, task)
             elif queue.in_order:
                 break
             else:
@@ -252,38 +257,68 @@ class ActorCalls:
             peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
             if peer is None:
                 return  # it died just now; its next state is on the way
-            queue.lease = WorkerLease(message.lease_id, None, peer)
-            peer.attachment.leases[message.lease_id] = queue.lease
-            self._settle_lost(queue, message)
+            lease = queue.lease = WorkerLease(message.lease_id, None, peer)
+            lease.queue = queue
+            lease.next_seq = self._first_seq
+            peer.attachment.leases[message.lease_id] = lease
+            self._settle_lost(queue)
             self.advance(queue)
-        elif message.state in ("restarting", "dead"):
-            if message.state == "dead":
-                queue.death = death_error(queue, message)
-                kept, queue.kept = queue.kept, []
-                self.runtime.objects.unuse(kept)
-            lease = queue.lease
-            if lease is not None and not lease.ending:
-                # The connection's end may come later: what it still holds is read first.
-                self.reactor.drain(lease.connection)
-            if queue.lease is None or queue.lease.ending:
-                self._settle_lost(queue, message)
-                self._fail_unsent(queue)
+        elif message.state == "restarting":
+            if queue.lease is not None:
+                # Its connection's end may still stand in the socket: what it holds is read first.
+                self.reactor.drain(queue.lease.connection)
+            if queue.lease is None:
+                self._settle_lost(queue)
+        elif message.state == "dead":
+            queue.death = death_error(queue, message)
+            kept, queue.kept = queue.kept, []
+            self.runtime.objects.unuse(kept)
+            self._lose_lease(queue)
+            self._settle_lost(queue)
+            self._fail_unsent(queue)
+            self._forget_oldest_dead(queue)
+
+    def _lose_lease(self, queue: ActorQueue) -> None:
+        """The actor is dead, though its process may be about to be killed: what it has answered is read, the rest is lost."""
+        lease = queue.lease
+        if lease is None:
+            return
+        self.reactor.drain(lease.connection)
+        if queue.lease is not lease:
+            return  # the connection's end was read
+        self.runtime.submitter.forget_lease(lease)
+        tasks = sorted(lease.inflight.values(), key=lambda task: task.seq)
+        lease.inflight.clear()
+        lease.out.clear()
+        self.on_lease_lost(lease, tasks, lease.connection.attachment.death)
+
+    def _forget_oldest_dead(self, queue: ActorQueue) -> None:
+        """Handles keep their queue; a handle that comes later than ACTORS_DEAD_MAX deaths asks the GCS."""
+        self._dead.append(queue.actor_id)
+        if len(self._dead) > ACTORS_DEAD_MAX:
+            self.queues.pop(self._dead.popleft(), None)
 
     def on_lease_lost(self, lease: WorkerLease, tasks: list[PendingTask], death: WorkerDied | None) -> None:
         """The actor's worker is gone; `tasks` had no reply. Caller holds the lock."""
-        queue = next((queue for queue in self.queues.values() if queue.lease is lease), None)
-        if queue is None:
+        queue = lease.queue
+        if queue is None or queue.lease is not lease:
             return
         queue.lease = None
-        started = death.started_seq if death is not None and death.lease_id == lease.lease_id else 0
-        queue.lost.extend((task, task.seq <= started) for task in tasks)
+        if death is None or not queue.in_order:
+            queue.lost.extend((task, True) for task in tasks)  # nobody knows
+        else:
+            started = death.started_seq if death.lease_id == lease.lease_id else 0
+            ours = started >> 32 == self._first_seq >> 32
+            queue.lost.extend((task, ours and task.seq <= started) for task in tasks)
+        if death is not None:
+            queue.last_end = death.cause
         if queue.death is not None:
-            self._settle_lost(queue, None)
+            self._settle_lost(queue)
             self._fail_unsent(queue)
         elif queue.state == "restarting":
-            self._settle_lost(queue, None)
+            self._settle_lost(queue)
 
-    def _settle_lost(self, queue: ActorQueue, message: ActorState | None) -> None:
+    def _settle_lost(self, queue: ActorQueue) -> None:
         """Decide on calls that were in flight when the actor's worker ended."""
         lost, queue.lost = queue.lost, []
         again = []
@@ -304,8 +339,8 @@ class ActorCalls:
                     queue,
                     task,
                     errors.ActorUnavailableError(
-                        f"the actor's process died while it ran {task.template.wire.name}; the actor restarts, this call is lost. "
-                        "Set max_task_retries to have calls repeated.",
+                        f"{queue.last_end or 'the process of the actor died'}. It ran {task.template.wire.name}, which is lost; the actor "
+                        "restarts. Set max_task_retries to have such calls repeated.",
                         actor_id=queue.actor_id.hex(),
                         class_name=queue.class_name,
                     ),
@@ -327,12 +362,20 @@ class ActorCalls:
 
     def requeue(self, task: PendingTask) -> None:
         """A call to be made again (retry_exceptions), or bounced by a worker that is not the actor any more. Caller holds the lock."""
-        assert task.queue is not None, "a call belongs to an actor"
-        self.enqueue(task.queue, task)
+        queue = task.queue
+        assert queue is not None, "a call belongs to an actor"
+        if queue.lease is None or queue.lease.ending:
+            queue.lease = None
+            queue.unsent.appendleft(task)
+            self._fail_unsent(queue)
+        else:
+            self.enqueue(queue, task)
 
     def fail_everything(self, error: BaseException) -> None:
         """The node is gone. Caller holds the lock."""
         for queue in self.queues.values():
+            if queue.death is not None:
+                continue
             queue.death = errors.ActorDiedError(str(error), actor_id=queue.actor_id.hex(), class_name=queue.class_name)
             tasks = [task for task, _ in queue.lost]
             queue.lost = []
@@ -350,7 +393,7 @@ def death_error(queue: ActorQueue, message: ActorState) -> BaseException:
     cause: Any = None
     if message.creation_error:
         cause = serialization.loads_error(message.creation_error)
-    if message.cause.startswith("unschedulable"):
+    if message.death == DEATH_UNSCHEDULABLE:
         return errors.ActorUnschedulableError(message.cause)
     return errors.ActorDiedError(
         message.cause or "the actor is dead",

@@ -69,7 +69,9 @@ class ActorHost:
         self._arrived: deque[Job] = deque()
         self._flush_scheduled = False
         self._stop: asyncio.Event | None = None
+        #: calls that threads were given and have not answered, by connection and number
         self._active: dict[tuple[int, int], Job] = {}
+        self._begun: set[tuple[int, int]] = set()  #: those of them that run
         self.reactor.handlers[BecomeActor] = self._on_become
         self.reactor.handlers[TerminateActor] = self._on_terminate
         self._become: BecomeActor | None = None
@@ -108,14 +110,18 @@ class ActorHost:
         context.actor_id = spec.actor_id
         context.assigned = held.started.assigned
         token = running_task.set(context)
-        error = b""
+        error = self._failed_argument(spec)
         try:
+            if error:
+                raise InputFailed
             cls = self._load_class(spec)
             plain = executor.load_value(spec.arguments)
             positional, named = executor.with_dependencies(plain, spec.dependencies)
             executor.actor = self
             self.instance = cls(*positional, **named)
             self._prepare_concurrency()
+        except InputFailed:
+            pass
         except BaseException as exception:
             wrapped = errors.make_task_error(exception, f"{spec.class_name}.__init__", self.runtime.pid, "127.0.0.1")
             error = serialization.dumps_error(wrapped)
@@ -129,6 +135,13 @@ class ActorHost:
             executor.exit_reason = "its constructor failed"
         elif spec.is_async:
             self._run_loop()
+
+    def _failed_argument(self, spec: Any) -> bytes:
+        """The constructor's error, when one of its arguments could not be computed; else empty."""
+        for _, value in spec.dependencies or ():
+            if type(value) is Failed:
+                return serialization.dumps_error(errors.dependency_error(serialization.loads_error(value.error), f"{spec.class_name}.__init__"))
+        return b""
 
     def _load_class(self, spec: Any) -> type:
         code = self.executor.functions.get(spec.class_id)
@@ -172,7 +185,11 @@ class ActorHost:
     # ------------------------------------------------------------ death
 
     def _terminate(self) -> None:
-        self.leave("it was asked to terminate")
+        """`__ray_terminate__`: what runs beside it finishes first."""
+        if self._threads or self._loop is not None:
+            self.ending = "it was asked to terminate"
+        else:
+            self.leave("it was asked to terminate")
 
     def leave(self, reason: str) -> None:
         """Exit after the replies of what ran before were sent."""
@@ -187,11 +204,12 @@ class ActorHost:
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
 
-    def exit_value(self, job: Job) -> Value:
+    def exit_value(self, job: Job, exit_request: SystemExit) -> Value:
         """sys.exit or exit_actor in a method: the process leaves, the call fails as the actor's end."""
-        reason = "exit_actor() was called"
+        asked = "exit_actor()" if type(exit_request) is ActorExit else f"sys.exit({exit_request.code!r})"
+        reason = f"the actor left by its own will: {job.template.wire.name} called {asked}"
         self.leave(reason)
-        error = errors.ActorDiedError(f"the actor left by its own will: {reason}", actor_id=self.actor_id.hex(), class_name=self.spec.class_name)
+        error = errors.ActorDiedError(reason, actor_id=self.actor_id.hex(), class_name=self.spec.class_name)
         return Failed(serialization.dumps_error(error))
 
     def _on_terminate(self, connection: Connection, message: TerminateActor) -> None:
@@ -219,41 +237,54 @@ class ActorHost:
             return True
         if self._threads:
             for job in jobs:
-                self._active[(job.held_lease.lease_id << 64 | id(job.connection), job.seq)] = job
+                self._active[(id(job.connection), job.seq)] = job
                 group = job.template.wire.concurrency_group
                 (self._threads.get(group) or self._threads[""]).add(job)
             return True
         return False
 
-    def find(self, lease_id: int, seq: int) -> Job | None:
+    def find(self, connection: Connection, seq: int) -> Job | None:
         """A call that is queued or runs in a thread or on the loop."""
-        for job in list(self._active.values()) + [entry[0] for entry in list(self._async_jobs.values())]:
-            if job.seq == seq and job.held_lease.lease_id == lease_id:
-                return job
-        return None
+        key = (id(connection), seq)
+        entry = self._async_jobs.get(key)
+        return entry[0] if entry is not None else self._active.get(key)
 
-    def cancel(self, lease_id: int, seq: int) -> bool:
+    def cancel(self, connection: Connection, seq: int) -> bool:
         """Cancel a call in a thread (a flag it may ask for) or on the loop (asyncio's cancellation). Caller holds the lock."""
-        for job, task in list(self._async_jobs.values()):
-            if job.seq == seq and job.held_lease.lease_id == lease_id:
-                job.cancelled = True
-                assert self._loop is not None, "async jobs run on a loop"
+        key = (id(connection), seq)
+        entry = self._async_jobs.get(key)
+        if entry is not None:
+            job, task = entry
+            job.cancelled = True
+            if self._loop is not None:
                 self._loop.call_soon_threadsafe(task.cancel)
-                return True
-        for job in self._active.values():
-            if job.seq == seq and job.held_lease.lease_id == lease_id:
-                job.cancelled = True
-                return True
-        return False
+            return True
+        waiting = self._active.get(key)
+        if waiting is None:
+            return False
+        if key in self._begun:
+            waiting.cancelled = True
+        else:
+            del self._active[key]
+            self.executor.answer_cancelled(waiting)
+        return True
 
     def run_in_thread(self, job: Job) -> None:
         """Run a call in one of the threads and answer it."""
         executor = self.executor
+        key = (id(job.connection), job.seq)
+        with self.reactor.lock:
+            if key not in self._active:
+                return  # it was cancelled, and answered
+            self._begun.add(key)
         start = perf_counter()
         value = executor.run_task(job)
         now = perf_counter()
+        if job.cancelled and type(value) is not Failed:
+            value = executor.encode_error(job, KeyboardInterrupt())  # the method saw the flag, or never looked
         with self.reactor.lock:
-            self._active.pop((job.held_lease.lease_id << 64 | id(job.connection), job.seq), None)
+            self._begun.discard(key)
+            self._active.pop(key, None)
             executor.add_reply(job, value, now - start, now)
             executor.flush_replies()
         executor.note_event(job, start, now, value)
@@ -337,6 +368,8 @@ class ActorHost:
         held = job.held_lease
         context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, template.wire.name)
         context.lease = held
+        context.job = job
+        context.assigned = held.started.assigned
         context.actor_id = self.actor_id
         running_task.set(context)
         function = template.function or executor.load_function(template)
@@ -352,8 +385,8 @@ class ActorHost:
             if inspect.isawaitable(result):
                 result = await result
             return executor.encode_result(job, result)
-        except SystemExit:
-            return self.exit_value(job)
+        except SystemExit as error:
+            return self.exit_value(job, error)
 
     async def _stream_async(self, job: Job, items: Any) -> Value | Many:
         import asyncio
@@ -374,6 +407,14 @@ class ActorHost:
                 await arrived.wait()
                 job.waiter = None
         return self.runtime.none_blob
+
+
+class InputFailed(Exception):
+    """The constructor is not to run."""
+
+
+class ActorExit(SystemExit):
+    """What `exit_actor` raises."""
 
 
 class _EventWaiter(Waiter):

@@ -229,7 +229,7 @@ class Runtime:
                     self.actor_calls.enqueue(queue, task)
             elif queue is not None:
                 self.actor_calls.enqueue(queue, task)
-            elif deps is None or not self._fail_on_dependency(task):
+            elif deps is None or not self.fail_on_dependency(task):
                 self.submitter.enqueue(task)
             if self.reactor._parked or self.reactor._background_idle:
                 self.reactor.attend()
@@ -330,10 +330,10 @@ class Runtime:
     def _dependencies_arrived(self, task: PendingTask) -> None:
         if task.queue is not None:
             self.actor_calls.dependency_arrived(task)
-        elif not task.cancelled and not self._fail_on_dependency(task):
+        elif not task.cancelled and not self.fail_on_dependency(task):
             self.submitter.enqueue(task)
 
-    def _fail_on_dependency(self, task: PendingTask) -> bool:
+    def fail_on_dependency(self, task: PendingTask) -> bool:
         """Whether an input failed; then the task fails with it. Caller holds the lock."""
         for _, entry in task.deps or ():
             value = entry.value

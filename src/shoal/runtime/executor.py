@@ -145,6 +145,7 @@ class Executor:
         self.exit_reason = ""
         self._idle: Waiter | None = None
         self._answered: list[Connection] = []  #: connections with gathered replies
+        self._served: Connection | None = None  #: whose task ran last
         self._calls_made: dict[bytes, int] = {}
         self._blocked = 0
         self._cancel_target: Job | None = None
@@ -254,18 +255,26 @@ class Executor:
 
     def _on_cancel(self, connection: Connection, message: CancelTask) -> None:
         running = self.running
-        if running is not None and running.seq == message.seq and running.held_lease.lease_id == message.lease_id:
+        if running is not None and running.seq == message.seq and running.connection is connection:
             running.cancelled = True
             self._cancel_target = running
             self._cancel_children(running, message.recursive)
             self._interrupt_main()
             return
-        if self.actor is not None and self.actor.cancel(message.lease_id, message.seq):
+        if self.actor is not None and self.actor.cancel(connection, message.seq):
             return
         for job in self.queue:
-            if job.seq == message.seq and job.held_lease.lease_id == message.lease_id:
-                job.cancelled = True  # answered when its turn comes
+            if job.seq == message.seq and job.connection is connection:
+                self.queue.remove(job)
+                self.answer_cancelled(job)
                 return
+
+    def answer_cancelled(self, job: Job) -> None:
+        """Answer a task that was cancelled before it began. Caller holds the lock."""
+        job.cancelled = True
+        error = errors.TaskCancelledError(f"{job.template.wire.name} was cancelled before it ran")
+        self.add_reply(job, Failed(serialization.dumps_error(error)), 0.0, perf_counter())
+        self._flush_replies_of(job.connection)
 
     def _cancel_children(self, job: Job, recursive: bool) -> None:
         if recursive:
@@ -274,8 +283,8 @@ class Executor:
 
     def _on_credit(self, connection: Connection, message: StreamCredit) -> None:
         job = self.running
-        if job is None or job.seq != message.seq:
-            job = self.actor.find(message.lease_id, message.seq) if self.actor is not None else None
+        if job is None or job.seq != message.seq or job.connection is not connection:
+            job = self.actor.find(connection, message.seq) if self.actor is not None else None
         if job is not None:
             job.credit = message.consumed
             if job.waiter is not None:
@@ -291,9 +300,9 @@ class Executor:
     def _on_interrupt(self, signum: int, frame: Any) -> None:
         """SIGUSR1: raise in the task that is to be cancelled, if it still runs."""
         reactor = self.reactor
-        if reactor.lock._is_owned() or reactor._lead._is_owned():  # type: ignore[attr-defined]
+        if reactor.lock._is_owned():  # type: ignore[attr-defined]
             return  # in the middle of the runtime's own work: the next tick interrupts again
-        if self._cancel_target is None:
+        if self._cancel_target is None and not reactor._lead._is_owned():  # type: ignore[attr-defined]
             reactor.poll_once()  # the daemon's signal came first: the cancel stands in a socket
         self.raise_if_cancelled()
 
@@ -315,8 +324,8 @@ class Executor:
             idle.finish()
 
     def on_submitter_gone(self, connection: Connection) -> None:
-        """A submitter's connection ended: what it pushed and nobody started is dropped. Caller holds the lock."""
-        kept = [job for job in self.queue if job.connection is not connection]
+        """A submitter's connection ended: what it pushed and nobody started is dropped, except calls of an actor. Caller holds the lock."""
+        kept = [job for job in self.queue if job.connection is not connection or job.held_lease.is_actor]
         if len(kept) != len(self.queue):
             self.queue.clear()
             self.queue.extend(kept)
@@ -350,8 +359,8 @@ class Executor:
                 reactor.attend()
             try:
                 now = self._run_job(job)
-            except KeyboardInterrupt:
-                now = perf_counter()  # a cancel that came too late: the task has been answered
+            except KeyboardInterrupt as interrupt:
+                now = self._answer_interrupted(job, interrupt)
             if now - last_poll > REPLY_FLUSH_S:
                 last_poll = now
                 if queue:
@@ -364,6 +373,10 @@ class Executor:
         connection = job.connection
         peer: SubmitterPeer = connection.attachment
         if template.estimate_s > SLOW_TASK_S and peer.replies:
+            self.flush_replies()
+        if connection is not self._served:
+            # What the page says now is about this caller: the others must have their replies, or they would take them for not started.
+            self._served = connection
             self.flush_replies()
         held = job.held_lease
         self.page.set_started(held.lease_id, job.seq)
@@ -385,6 +398,20 @@ class Executor:
                 self._end_lease(held)
         return now
 
+    def _answer_interrupted(self, job: Job, interrupt: KeyboardInterrupt) -> float:
+        """A cancel struck outside of the task's own code: before it, while its result was written, or after it was answered."""
+        running_task.set(None)
+        now = perf_counter()
+        if self.running is job:  # nobody interrupts twice, and nobody after this is None
+            value = self.encode_error(job, interrupt)
+            with self.reactor.lock:
+                self.running = None
+                self.add_reply(job, value, 0.0, now)
+                self._flush_replies_of(job.connection)
+                if job.held_lease.revoked:
+                    self._end_lease(job.held_lease)
+        return now
+
     def _count_call(self, function_id: bytes) -> int:
         made = self._calls_made[function_id] = self._calls_made.get(function_id, 0) + 1
         return made
@@ -403,6 +430,7 @@ class Executor:
         held = job.held_lease
         context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, wire.name)
         context.lease = held
+        context.job = job
         context.assigned = held.started.assigned
         if self.actor is not None:
             context.actor_id = self.actor.actor_id
@@ -451,7 +479,14 @@ class Executor:
             return serialization.loads(value.blob)
         if type(value) is Failed:
             raise serialization.loads_error(value.error)
-        return self.runtime.load_stored(value)
+        assert type(value) is Stored, "an argument is inline, an error or stored"
+        context = running_task.get()
+        assert context is not None, "arguments are read in their task's context"
+        context.loads_arguments = True
+        try:
+            return self.runtime.load_stored(value)
+        finally:
+            context.loads_arguments = False
 
     def load_function(self, template: BoundTemplate) -> Callable[..., Any]:
         """The callable of a template, unpickled at its first use."""
@@ -530,7 +565,7 @@ class Executor:
     def _on_system_exit(self, job: Job, error: SystemExit) -> Value:
         """sys.exit in a task is a crash of its worker; in an actor's method it is the actor's end."""
         if self.actor is not None:
-            return self.actor.exit_value(job)
+            return self.actor.exit_value(job, error)
         code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
         self.flush_replies()
         with self.reactor.lock:
@@ -608,8 +643,9 @@ class Executor:
     # ------------------------------------------------------------ blocking
 
     def runs_here(self) -> bool:
-        """Whether this thread runs a task."""
-        return running_task.get() is not None
+        """Whether this thread runs a task's own code, whose waits lend its CPU."""
+        context = running_task.get()
+        return context is not None and not context.loads_arguments
 
     def block(self) -> None:
         """The running task waits: give back what is queued behind it and lend its CPU."""

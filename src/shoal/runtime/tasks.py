@@ -121,7 +121,21 @@ class SchedulingClass:
 class WorkerLease:
     """The right to push tasks to one worker. Written by the submitter."""
 
-    __slots__ = ("connection", "ending", "idle_since", "inflight", "is_open", "klass", "lease_id", "load_s", "next_seq", "out", "progress_at", "recalled")
+    __slots__ = (
+        "connection",
+        "ending",
+        "idle_since",
+        "inflight",
+        "is_open",
+        "klass",
+        "lease_id",
+        "load_s",
+        "next_seq",
+        "out",
+        "progress_at",
+        "queue",
+        "recalled",
+    )
 
     def __init__(self, lease_id: int, klass: SchedulingClass | None, connection: Connection) -> None:
         self.lease_id = lease_id
@@ -137,6 +151,7 @@ class WorkerLease:
         self.progress_at = 0.0  #: when the last reply came, or the first task was pushed
         self.recalled = False  #: asked to bounce what has not started
         self.ending = False  #: returned or revoked: nothing is pushed any more
+        self.queue: ActorQueue | None = None  #: of an actor's lease: the calls behind it
 
 
 class WorkerPeer:
@@ -158,7 +173,7 @@ class WorkerPeer:
 class TaskContext:
     """Who is running: names the children it makes. One for each executing task, one for a process's own root."""
 
-    __slots__ = ("actor_id", "assigned", "attempt", "children", "depth", "is_cancelled", "job_id", "lease", "name", "prefix", "puts", "task_id")
+    __slots__ = ("actor_id", "assigned", "attempt", "children", "depth", "job", "job_id", "lease", "loads_arguments", "name", "prefix", "puts", "task_id")
 
     def __init__(self, task_id: bytes, attempt: int, prefix: bytes, depth: int, job_id: bytes, name: str) -> None:
         self.task_id = task_id
@@ -172,6 +187,8 @@ class TaskContext:
         self.lease: Any = None
         self.assigned: dict[str, list[int]] = {}
         self.actor_id = b""
-        self.is_cancelled = False
+        #: its arguments are being read: waiting for them lends no CPU, or ever more tasks would pin theirs
+        self.loads_arguments = False
+        self.job: Any = None  #: the executor's record of the task, which knows whether it was cancelled
 
 
