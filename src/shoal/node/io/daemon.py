@@ -35,7 +35,7 @@ from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
-from shoal.node.io.memory_watch import THRESHOLD, MemoryWatch
+from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Driver, End, Process, ProcessTable, WatchTable, Worker
 from shoal.node.io.store_shell import StoreShell
@@ -83,9 +83,7 @@ class NodeDaemon:
             lambda effect: self.actors.on_effect(effect),
             lambda: self.memory.attend(),
         )
-        self.memory = MemoryWatch(
-            self.pool, self.leases, loop, float(start.options.get("memory_usage_threshold", THRESHOLD))
-        )
+        self.memory = MemoryWatch(self.pool, self.leases, loop, memory_threshold(start.options))
         self.actors = Actors(
             self.table, self.pool, self.leases, self.gcs, lambda oid: bool(self.objects.machine.holders(oid))
         )

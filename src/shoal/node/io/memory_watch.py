@@ -12,7 +12,8 @@ What it does not do: limit what a task that asked for `memory` uses; that is a p
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.leases import Leases
 from shoal.node.io.processes import Worker
@@ -83,6 +84,16 @@ class MemoryWatch:
         )
         log.warning("worker %d was killed: %d of %d MB of memory were in use", worker.pid, used // mb, limit // mb)
         return True
+
+
+def memory_threshold(options: dict[str, Any]) -> float:
+    """The share of memory at which a worker is killed: the node's option, the environment's word, or THRESHOLD."""
+    said = options.get("memory_usage_threshold", os.environ.get("SHOAL_MEMORY_USAGE_THRESHOLD", THRESHOLD))
+    try:
+        return float(said)
+    except ValueError:
+        log.error("SHOAL_MEMORY_USAGE_THRESHOLD is %r, which is no number: using %s", said, THRESHOLD)
+        return THRESHOLD
 
 
 def memory_used() -> tuple[int, int]:

@@ -28,6 +28,7 @@ from shoal.node.io.processes import End, Watch, WatchTable, Worker
 from shoal.protocol.errors import describe_exit
 from shoal.protocol.limits import SHUTDOWN_GRACE_S, WORKER_START_TIMEOUT_S
 from shoal.protocol.messages import Shutdown
+from shoal.system.process import kill_orphans_of
 from shoal.system.start_plan import DaemonStart
 from shoal.system.zygote_client import SpawnReply, ZygoteClient, respawn_zygote
 
@@ -236,6 +237,7 @@ class WorkerPool:
         self._on_start_failed(worker.environment_key, with_tail(reason, tail))
 
     def _died(self, worker: Worker, end: End) -> None:
+        kill_orphans_of(worker.pid)
         for stream in (worker.stdout, worker.stderr):
             if stream is not None:
                 stream.drain()
