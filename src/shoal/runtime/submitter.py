@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.reactor import Connection
 
+PEER_CONNECT_TIMEOUT_S = 2.0
 STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
 
 
@@ -340,6 +341,7 @@ class Submitter:
         if connection is not None and not connection.closed:
             return connection
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(PEER_CONNECT_TIMEOUT_S)  # a stopped worker with a full backlog must not hold the lock for good
         try:
             sock.connect(address)
         except OSError:
