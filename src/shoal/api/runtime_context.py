@@ -79,9 +79,8 @@ class RuntimeContext:
 
     @property
     def namespace(self) -> str:
-        """Where names of actors are looked up."""
-        spec = self._spec()
-        return spec.namespace if spec is not None else core.current().namespace
+        """Where names of actors are looked up: the job's, also in an actor that is itself named elsewhere."""
+        return core.current().namespace
 
     @property
     def was_current_actor_reconstructed(self) -> bool:

@@ -125,11 +125,12 @@ class RecallTasks(Message, tag=9):
 
 
 class CancelTask(Message, tag=10):
-    """Cancel a pushed task: drop it when queued, interrupt it when running."""
+    """Cancel a pushed task: drop it when queued, interrupt it when running; with `force` the worker kills itself instead."""
 
     lease_id: int
     seq: int
     recursive: bool
+    force: bool = False
 
 
 class StreamCredit(Message, tag=11):
@@ -243,6 +244,7 @@ class LeaseStarted(Message, tag=26):
     assigned: dict[str, list[int]] = {}  #: accelerator ids by resource name, e.g. {"GPU": [0, 1]}
     environment: dict[str, Any] = {}
     depth: int = 0
+    namespace: str = ""  #: of the job: where its actors' names are looked up
 
 
 class RevokeLease(Message, tag=27):
@@ -343,6 +345,14 @@ class Notice(Message, tag=40):
 
     level: str
     text: str
+
+
+class CancelObject(Message, tag=41):
+    """Cancel the task that makes an object: from whoever holds its ref to the daemon, and on to the object's owner."""
+
+    oid: bytes
+    force: bool
+    recursive: bool
 
 
 # ---------------------------------------------------------------- objects
@@ -542,6 +552,7 @@ FromDaemon = (
     | LogLines
     | Answer
     | Notice
+    | CancelObject
     | Resolved
     | FreeBlocks
     | SegmentBudget
@@ -565,6 +576,7 @@ ToDaemon = (
     | Shutdown
     | TaskEvents
     | Call
+    | CancelObject
     | Escape
     | Publish
     | Hold

@@ -61,7 +61,7 @@ from shoal.protocol.messages import (
 from shoal.runtime.actor_host import ActorHost
 from shoal.runtime.core import Runtime, running_task
 from shoal.runtime.objects import ObjectRef
-from shoal.runtime.reactor import Connection, Waiter
+from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.streams import DynamicObjectRefGenerator
 from shoal.runtime.tasks import TaskContext
 
@@ -183,6 +183,7 @@ class Executor:
         self.leases[message.lease_id] = HeldLease(message)
         self.runtime.job_id = message.job_id
         self.runtime.root.job_id = message.job_id
+        self.runtime.namespace = message.namespace
         apply_assignment(message)
 
     def _on_push(self, connection: Connection, message: PushTasks) -> None:
@@ -257,8 +258,10 @@ class Executor:
         running = self.running
         if running is not None and running.seq == message.seq and running.connection is connection:
             running.cancelled = True
-            self._cancel_target = running
             self._cancel_children(running, message.recursive)
+            if message.force:
+                self._end_by_force()
+            self._cancel_target = running
             self._interrupt_main()
             return
         if self.actor is not None and self.actor.cancel(connection, message.seq):
@@ -268,6 +271,16 @@ class Executor:
                 self.queue.remove(job)
                 self.answer_cancelled(job)
                 return
+
+    def _end_by_force(self) -> None:
+        """Kill this process, after what it has to say was written. Caller holds the lock."""
+        for connection in list(self._answered):
+            self._flush_replies_of(connection)
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send(WorkerExiting("killed by shoal.cancel(force=True)"))
+        self.reactor.flush_dirty()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def answer_cancelled(self, job: Job) -> None:
         """Answer a task that was cancelled before it began. Caller holds the lock."""
@@ -300,7 +313,7 @@ class Executor:
     def _on_interrupt(self, signum: int, frame: Any) -> None:
         """SIGUSR1: raise in the task that is to be cancelled, if it still runs."""
         reactor = self.reactor
-        if reactor.lock._is_owned():  # type: ignore[attr-defined]
+        if reactor.lock._is_owned() or (frame is not None and frame.f_code in _UNINTERRUPTIBLE):  # type: ignore[attr-defined]
             return  # in the middle of the runtime's own work: the next tick interrupts again
         if self._cancel_target is None and not reactor._lead._is_owned():  # type: ignore[attr-defined]
             reactor.poll_once()  # the daemon's signal came first: the cancel stands in a socket
@@ -693,6 +706,13 @@ class Executor:
             if daemon is not None:
                 events, self._events = self._events, []
                 daemon.send(TaskEvents(events))
+
+
+#: code between whose lines no exception may strike; what it calls may be interrupted
+_UNINTERRUPTIBLE = frozenset(
+    function.__code__
+    for function in (Runtime.wait_for, Executor.block, Executor.unblock, Reactor.wait, Reactor._leave, Reactor._promote, ObjectRef.__del__)
+)
 
 
 def apply_assignment(started: LeaseStarted) -> None:

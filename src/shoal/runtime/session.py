@@ -48,6 +48,12 @@ def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token
     waiter = Waiter()
 
     def on_registered(connection: Connection, message: Registered) -> None:
+        # Here and not below: a lease may follow in the same read, and says more.
+        runtime.node_id = message.node_id
+        runtime.job_id = runtime.root.job_id = message.job_id
+        runtime.namespace = message.namespace
+        runtime.session_dir = message.session_dir
+        runtime.config = message.config
         answers.append(message)
         waiter.arrived()
 
@@ -64,11 +70,6 @@ def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token
     if not answers:
         raise ConnectionError(f"the Shoal node at {node_socket} did not accept this process within {CONNECT_TIMEOUT_S} s")
     registered = answers[0]
-    runtime.node_id = registered.node_id
-    runtime.job_id = runtime.root.job_id = registered.job_id
-    runtime.namespace = registered.namespace
-    runtime.session_dir = registered.session_dir
-    runtime.config = registered.config
     page = ProcessPage.open(registered.daemon_pid, registered.page_fd)
     runtime.store = StoreClient(registered.daemon_pid, page, runtime.open_segment)
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -256,6 +256,7 @@ class NodeDaemon:
             is_home=message.pid == self.start.driver_pid and not any(d.is_home for d in self.table.drivers()),
             log_to_driver=bool(job.get("log_to_driver", True)),
         )
+        self.table.namespaces[driver.job_id] = driver.namespace
         if not driver.is_home:
             driver.watch = self.watches.watch(
                 message.pid, lambda _end: self._driver_left(driver, "its process ended"), is_child=False

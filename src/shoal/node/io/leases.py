@@ -195,7 +195,14 @@ class Leases:
         self._on_work()
         worker.send(
             LeaseStarted(
-                effect.lease_id, submitter_id, effect.job_id, effect.demand, effect.assigned, effect.environment, depth
+                effect.lease_id,
+                submitter_id,
+                effect.job_id,
+                effect.demand,
+                effect.assigned,
+                effect.environment,
+                depth,
+                self._table.namespaces.get(effect.job_id, ""),
             )
         )
 

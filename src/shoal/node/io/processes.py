@@ -227,10 +227,12 @@ class WatchTable:
 class ProcessTable:
     """The registered processes that live. Written by `daemon` alone."""
 
-    __slots__ = ("by_id",)
+    __slots__ = ("by_id", "namespaces")
 
     def __init__(self) -> None:
         self.by_id: dict[bytes, Process] = {}
+        #: where the actors of each job are named; kept when the driver is gone, for those that are detached
+        self.namespaces: dict[bytes, str] = {}
 
     def send(self, worker_id: bytes, message: Any) -> None:
         """Queue a message for a process, if it lives."""
