@@ -407,6 +407,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Hold: lambda d: d.objects.on_hold,
     messages.Release: lambda d: d.objects.on_release,
     messages.Resolve: lambda d: d.objects.on_resolve,
+    messages.CancelObject: lambda d: d.objects.on_cancel,
     messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),
     messages.FreeObjects: lambda d: lambda process, message: d.store.on_free_objects(process.worker_id, message),
     messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),

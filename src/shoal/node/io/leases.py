@@ -149,7 +149,10 @@ class Leases:
             self.handle(events.WorkerUnblocked(message.lease_id))
 
     def on_kill(self, process: Process, message: KillWorker) -> None:
-        """A task is cancelled with force."""
+        """A task is cancelled with force. Its worker kills itself, once it has cancelled the task's children; one that cannot is killed."""
+        self._loop.call_later(KILL_AFTER_S, self._kill, message)
+
+    def _kill(self, message: KillWorker) -> None:
         worker = self._running(message)
         if worker is not None:
             self._pool.kill(worker, "killed by shoal.cancel(force=True)")
@@ -179,6 +182,8 @@ class Leases:
             if process.lease_id:
                 self.workers.pop(process.lease_id, None)
             self.handle(events.WorkerDied(process.worker_id))
+        for worker in self._table.workers():
+            worker.submitters.pop(process.worker_id, None)
         self.handle(events.ProcessDied(process.worker_id))
 
     def start_failed(self, environment_key: str, reason: str) -> None:

@@ -86,6 +86,12 @@ class Objects:
         """A process wants values."""
         self.handle(directory.ResolveAsked(process.worker_id, message.oids, message.stale_generation))
 
+    def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
+        """Somebody cancels the task that makes an object: only its owner can."""
+        owner = self._table.by_id.get(self.machine.owner_of(message.oid))
+        if owner is not None:
+            owner.send(message)
+
     def joined(self, process: Process) -> None:
         """A process registered."""
         self.handle(directory.ProcessJoined(process.worker_id))

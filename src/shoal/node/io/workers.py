@@ -286,7 +286,7 @@ def death_text(worker: Worker, end: End) -> str:
     else:
         text = describe_exit(end.exit_code)
     text = f"worker {worker.pid}: {text}"
-    if end.peak_bytes:
+    if end.peak_bytes and (worker.out_of_memory or not worker.leaving):
         text += f"; it used up to {end.peak_bytes >> 20} MB of memory"
     if worker.leaving and not end.exit_code:
         return text
