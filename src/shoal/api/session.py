@@ -21,6 +21,8 @@ from shoal.protocol.resources import to_units
 from shoal.runtime import core
 from shoal.runtime.session import connect, new_worker_id
 
+LOG_LINES_SHOWN = 12  #: of a dead daemon's log, in the error
+
 _lock = threading.RLock()
 _head: Any = None  #: the HeadNode this process started
 _context: SessionContext | None = None
@@ -127,6 +129,8 @@ def init(
         runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.lose(
             errors.NodeDaemonDiedError(f"the node ended this session: {message.reason}")
         )
+        if _head is not None:
+            runtime.explain_loss = _why_the_node_died
         try:
             connect(runtime, node_socket, job={"namespace": namespace or "", "log_to_driver": log_to_driver})
         except BaseException:
@@ -167,6 +171,16 @@ def _stop_head() -> None:
     head, _head = _head, None
     if head is not None:
         head.stop()
+
+
+def _why_the_node_died() -> str:
+    """How the daemon that this process started ended, and the warnings at the end of its log."""
+    head = _head
+    if head is None:
+        return ""
+    how = head.exit_reason(within_s=0.2)
+    last = [line for line in head.log_tail().splitlines()[-LOG_LINES_SHOWN:] if " INFO " not in line]
+    return f": {how}" + ("; its log ends with:\n    " + "\n    ".join(last) + "\n" if last else "")
 
 
 def is_initialized() -> bool:

@@ -97,8 +97,10 @@ class HeadNode:
         """Whether the daemon runs."""
         return not self._stopped and not wait_readable(self._pidfd, 0.0)
 
-    def exit_reason(self) -> str:
-        """How the daemon ended, for people ("killed by SIGKILL (9)"); "running" if it has not."""
+    def exit_reason(self, within_s: float = 0.0) -> str:
+        """How the daemon ended, for people ("killed by SIGKILL (9)"); "running" if it has not within `within_s` seconds."""
+        if not self._stopped:
+            wait_readable(self._pidfd, within_s)
         if self.is_alive():
             return "running"
         self._reap()

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from shoal.system.interpreter import complete_package
-from shoal.system.janitor import remove_session
+from shoal.system.janitor import clear_session
 from shoal.system.process import close_all_except, set_parent_death_signal, set_process_title, wait_readable
 from shoal.system.start_plan import WorkerStart, ZygoteStart, entry_function, zygote_start_of
 from shoal.system.zygote_client import REQUEST_BYTES_MAX, SpawnReply, SpawnRequest
@@ -76,7 +76,7 @@ def serve(start: ZygoteStart, control_fd: int, alive_fd: int) -> NoReturn:
         while not _parent_gone(start) and time.monotonic() < deadline:
             time.sleep(0.001)
         if _parent_gone(start):
-            remove_session(start.session_dir)
+            clear_session(start.session_dir)
         os._exit(code)
 
 
@@ -86,7 +86,7 @@ def _watch_parent(start: ZygoteStart) -> None:
 
     def on_sigterm(number: int, frame: Any) -> None:
         if os.getpid() == zygote_pid and _parent_gone(start):
-            remove_session(start.session_dir)
+            clear_session(start.session_dir)
         os._exit(0)
 
     signal.signal(signal.SIGTERM, on_sigterm)

@@ -376,7 +376,7 @@ class ActorCalls:
         for queue in self.queues.values():
             if queue.death is not None:
                 continue
-            queue.death = errors.ActorDiedError(str(error), actor_id=queue.actor_id.hex(), class_name=queue.class_name)
+            queue.death = error
             tasks = [task for task, _ in queue.lost]
             queue.lost = []
             if queue.lease is not None:

@@ -31,6 +31,7 @@ from shoal.protocol.messages import (
     NUM_RETURNS_STREAMING,
     Answer,
     Call,
+    CancelObject,
     CancelTask,
     Containing,
     Failed,
@@ -137,6 +138,7 @@ class Runtime:
         self.empty_args = serialization.dumps(())[0]
         self.closed = False
         self.lost: BaseException | None = None  #: why the node is gone
+        self.explain_loss: Callable[[], str] = str  #: what the starter of the node knows of its death, to be put after "died"
         self.executor: Any = None  #: of a worker
         self._template_numbers = 0
         self._requests = 0
@@ -149,6 +151,7 @@ class Runtime:
         handlers[StreamItem] = self._on_stream_item
         handlers[Answer] = self._on_answer
         handlers[SegmentBudget] = self._on_answer
+        handlers[CancelObject] = self._on_cancel_object
         handlers[FreeBlocks] = self._on_free_blocks
         handlers[TrimBudget] = self._on_trim
         self.reactor.is_active = self.submitter.is_active
@@ -306,10 +309,13 @@ class Runtime:
         if not unknown:
             return False
         task.missing = len(unknown)
+        waiting = self.submitter.waiting
+        waiting[task.task_id] = task
 
         def arrived(entry: ObjectEntry) -> None:
             task.missing -= 1
             if task.missing == 0:
+                waiting.pop(task.task_id, None)
                 self._dependencies_arrived(task)
 
         for entry in unknown:
@@ -563,6 +569,8 @@ class Runtime:
 
     def put(self, value: Any) -> ObjectRef:
         """Store a value; small ones stay in this process until they leave it."""
+        if self.lost is not None:
+            raise self.lost
         blob, nested = serialization.dumps(value)
         context = running_task.get() or self.root
         prefix = context.prefix or ids.child_prefix(context.task_id, context.attempt)
@@ -665,44 +673,65 @@ class Runtime:
     # ------------------------------------------------------------ cancelling
 
     def cancel(self, ref: ObjectRef | ObjectRefGenerator, force: bool, recursive: bool) -> None:
-        """Cancel the task that makes `ref`, queued or running; no effect when it has ended."""
-        task: PendingTask | None = ref._state.task if isinstance(ref, ObjectRefGenerator) else ref._entry.task
-        if task is None:
+        """Cancel the task that makes `ref`, queued or running; no effect when it has ended.
+
+        A task of another process is cancelled by its owner, who is told through the daemon.
+        """
+        if isinstance(ref, ObjectRefGenerator):
+            task: PendingTask | None = ref._state.task
+        else:
+            task = ref._entry.task
+            shared = ref._entry.shared
+            if task is None and ref._entry.value is None and shared is not None and not shared.owned:
+                with self.reactor.lock:
+                    daemon = self.reactor.causal
+                    if daemon is not None:
+                        daemon.send_now(CancelObject(ref._entry.oid, force, recursive))
+                return
+        if task is not None:
+            self.submitter.flush()
+            with self.reactor.lock:
+                self.cancel_task(task, force, recursive)
+
+    def _on_cancel_object(self, connection: Connection, message: CancelObject) -> None:
+        """Another process cancels a task of ours."""
+        entry = self.objects.table.get(message.oid)
+        if entry is not None and entry.task is not None:
+            force = message.force and entry.task.queue is None
+            self.cancel_task(entry.task, force, message.recursive)
+
+    def cancel_task(self, task: PendingTask, force: bool, recursive: bool) -> None:
+        """Cancel one task of this process. Caller holds the lock."""
+        if force and task.queue is not None:
+            raise ValueError("force=True is for tasks: to end an actor, use shoal.kill")
+        if task.cancelled and not force:
             return
-        with self.reactor.lock:
-            if force and task.queue is not None:
-                raise ValueError("force=True is for tasks: to end an actor, use shoal.kill")
-            if task.cancelled and not force:
+        task.cancelled = True
+        lease = task.lease
+        if lease is not None and task.seq in lease.inflight:
+            self.submitter.send_pushes(lease)
+            daemon = self.reactor.causal
+            lease.connection.send_now(CancelTask(lease.lease_id, task.seq, recursive, force))
+            if daemon is not None:
+                message = KillWorker(lease.lease_id, task.seq) if force else SignalWorker(lease.lease_id, task.seq)
+                daemon.send_now(message)
+            return
+        if task.queue is not None:
+            if task in task.queue.unsent:
+                task.queue.unsent.remove(task)
+            else:
                 return
-            task.cancelled = True
-            lease = task.lease
-            if lease is not None and task.seq in lease.inflight:
-                self.submitter.send_pushes(lease)
-                daemon = self.reactor.causal
-                lease.connection.send_now(CancelTask(lease.lease_id, task.seq, recursive))
-                if daemon is not None:
-                    message = KillWorker(lease.lease_id, task.seq) if force else SignalWorker(lease.lease_id, task.seq)
-                    daemon.send_now(message)
+        elif task.template.klass is not None and not task.missing:
+            try:
+                task.template.klass.queue.remove(task)
+            except ValueError:
                 return
-            if task.queue is not None:
-                if task in task.queue.unsent:
-                    task.queue.unsent.remove(task)
-                else:
-                    return
-            elif task.template.klass is not None and not task.missing:
-                try:
-                    task.template.klass.queue.remove(task)
-                except ValueError:
-                    return
-            self.submitter.fail(task, errors.TaskCancelledError(f"{task.template.wire.name} was cancelled before it ran"))
+        self.submitter.fail(task, errors.TaskCancelledError(f"{task.template.wire.name}() was cancelled before it ran", task_id=task.task_id.hex()))
 
     def cancel_children(self, prefix: bytes) -> None:
         """Cancel every task of this process whose parent's prefix is `prefix`. Caller holds the lock."""
         for task in self.submitter.tasks_of(prefix):
-            entry = task.result if type(task.result) is ObjectEntry else (task.result[0] if type(task.result) is list and task.result else None)
-            if entry is not None and entry.task is not None:
-                self.cancel(ObjectRef(entry), False, True)
-                entry.count += 1  # the handle made here is dropped at once
+            self.cancel_task(task, False, True)
 
     # ------------------------------------------------------------ time and end
 
@@ -715,7 +744,12 @@ class Runtime:
 
     def on_daemon_lost(self, connection: Connection) -> None:
         """The daemon's connection ended: nothing pending will come."""
-        self.lose(errors.NodeDaemonDiedError("the node daemon died; this session is over. Call shoal.shutdown() and shoal.init() to begin anew."))
+        self.lose(
+            errors.NodeDaemonDiedError(
+                f"the node daemon died{self.explain_loss()}. This session is over: its tasks, actors and objects are lost. "
+                "Call shoal.shutdown() and shoal.init() to begin anew."
+            )
+        )
 
     def lose(self, error: BaseException) -> None:
         """The session is over: everything pending fails with `error`. Caller holds the lock."""

@@ -22,7 +22,7 @@ import signal
 import sys
 from typing import Any
 
-from shoal.system.start_plan import InterpreterPlan
+from shoal.system.start_plan import SESSION_VARIABLE, InterpreterPlan
 
 PLAN_FD = 3
 PACKAGE = __name__.partition(".")[0]
@@ -126,7 +126,7 @@ def spawn_interpreter(
         return os.posix_spawn(
             interpreter.executable,
             [interpreter.executable, "-s", "-P", "-S", *interpreter.flags, "-c", BOOT_CODE],
-            {"PYTHONHASHSEED": str(int.from_bytes(os.urandom(4), "little")), **os.environ},
+            _environment(plan),
             file_actions=actions,
             setsid=True,
             setsigmask=[],
@@ -135,6 +135,13 @@ def spawn_interpreter(
     finally:
         for fd in (plan_fd, *sources):
             os.close(fd)
+
+
+def _environment(plan: dict[str, Any]) -> dict[str, str]:
+    environment = {"PYTHONHASHSEED": str(int.from_bytes(os.urandom(4), "little")), **os.environ}
+    if "session_dir" in plan:
+        environment[SESSION_VARIABLE] = plan["session_dir"]
+    return environment
 
 
 def boot(plan: dict[str, Any]) -> None:

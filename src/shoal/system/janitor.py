@@ -7,10 +7,13 @@ Design: `<base>/shoal-<uid>/<8 hex digits>/`, both folders 0700. A session lives
 takes it and hands it to the daemon, so there is no moment without a holder. Making and collecting are serialized by a lock beside them.
 
     remove_session(path)       idempotent, may run in several processes at once
-    guard_session(pid, path)   a thread that ends this process and removes the folder when the daemon dies
+    clear_session(path)        the same, after killing what is left of the session's processes: for a daemon that was killed
+    guard_session(pid, path)   a thread that ends this process and clears the session when the daemon dies
     end_children(...)          a daemon's last act
 
-What it does not do: kill processes of other sessions. Workers die with their daemon by the parent-death signal.
+Workers die with their daemon by the parent-death signal; what they had started does not, and is found by SESSION_VARIABLE in its environment.
+
+What it does not do: kill processes of other sessions.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ import time
 from collections.abc import Iterable
 
 from shoal.system.process import kill_group, open_pidfd, send_signal, wait_ended, wait_readable
+from shoal.system.start_plan import SESSION_VARIABLE
 
 LOCK_NAME = "lock"
 SOCKET_FOLDER = "w"
+_GUARDS = (b"shoal:zygote", b"shoal:gcs")  #: titles of the processes that clear up after a killed daemon
 _SESSION_NAME = re.compile(r"[0-9a-f]{8}")
 _LOCK_WAIT_S = 5.0
 _REMOVE_TRIES = 20
@@ -117,6 +122,24 @@ def remove_session(path: str) -> bool:
     return False
 
 
+def clear_session(path: str) -> None:
+    """The daemon of this session was killed: kill what the dead workers had started, and remove the folder."""
+    mark = f"{SESSION_VARIABLE}={path}".encode()
+    own_pid = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == own_pid:
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as environment, open(f"/proc/{name}/cmdline", "rb") as title:
+                # The others that guard the session end by themselves, and one of them must stay to the last.
+                stray = mark in environment.read().split(b"\0") and not title.read().startswith(_GUARDS)
+        except OSError:  # it has ended, or is not ours
+            continue
+        if stray:
+            send_signal(int(name), signal.SIGKILL)
+    remove_session(path)
+
+
 def guard_session(daemon_pid: int, session_dir: str) -> threading.Thread:
     """In a child of the daemon: when the daemon has died, remove the session's folder and end this process at once.
 
@@ -130,7 +153,7 @@ def guard_session(daemon_pid: int, session_dir: str) -> threading.Thread:
     def watch() -> None:
         while not wait_readable(pidfd, 3600.0):
             pass
-        remove_session(session_dir)
+        clear_session(session_dir)
         os._exit(0)
 
     thread = threading.Thread(target=watch, name="shoal-guard", daemon=True)

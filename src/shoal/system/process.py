@@ -180,6 +180,15 @@ def kill_group(pid: int) -> None:
     send_signal(pid, signal.SIGKILL)
 
 
+def kill_orphans_of(pid: int) -> None:
+    """Kill what the dead leader `pid` of a process group leaves in it."""
+    if pid > 1:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
 def reap(pid: int) -> int | None:
     """The exit status of the child `pid` if it has ended (it is then gone), None if it runs or is no child of ours."""
     try:

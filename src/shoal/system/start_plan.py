@@ -17,6 +17,9 @@ import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+#: in the environment of every process of a session, and so of all that these start: its folder. Strays are found by it.
+SESSION_VARIABLE = "SHOAL_SESSION_DIR"
+
 
 @dataclass(slots=True)
 class InterpreterPlan:

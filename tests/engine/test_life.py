@@ -1,0 +1,244 @@
+"""The life of a session: whatever ends it, nothing is left, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from tests.engine.driver_process import Driver, run
+
+#: a session that is in the middle of everything: running tasks, queued ones, actors, their children, stored objects
+BUSY = """
+session()
+actors = [Actor.remote() for _ in range(3)]
+children = shoal.get([actor.child.remote() for actor in actors] + [child.remote()], timeout=10)
+stored = shoal.put(bytes(1 << 20))
+running = [slow.remote(100) for _ in range(6)] + [actors[0].slow.remote(100)]
+print("READY", *children, flush=True)
+time.sleep(0.2)
+"""
+
+ENDS = {
+    "normal": ("", None),
+    "shutdown": ("shoal.shutdown()", None),
+    "exception": ("raise ValueError('mine')", None),
+    "sys.exit": ("sys.exit(3)", None),
+    "os._exit": ("os._exit(4)", None),
+    "exception in get": ("shoal.get(slow.options(num_cpus=0).remote('x'))", None),
+    "Ctrl-C in get": ("shoal.get(running)", signal.SIGINT),
+    "Ctrl-C": ("time.sleep(100)", signal.SIGINT),
+    "SIGTERM": ("shoal.get(running)", signal.SIGTERM),
+    "SIGKILL": ("shoal.get(running)", signal.SIGKILL),
+    "SIGSEGV": ("shoal.get(running)", signal.SIGSEGV),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_is_left_whatever_ends_the_driver(end: str) -> None:
+    script, number = ENDS[end]
+    with Driver(BUSY + script) as driver:
+        driver.wait_line("READY")
+        if number is not None:
+            time.sleep(0.3)
+            os.kill(driver.process.pid, number)
+        driver.finish(5.0)
+        assert driver.left_behind() == []
+
+
+def test_the_session_survives_the_zygote() -> None:
+    run("""
+session()
+shoal.get(one.remote())
+os.kill(role_pid("zygote"), signal.SIGKILL)
+actors = [Actor.remote() for _ in range(3)]
+assert len(set(shoal.get([actor.pid.remote() for actor in actors], timeout=10))) == 3
+assert shoal.get([one.remote() for _ in range(100)], timeout=10) == [1] * 100
+assert role_pid("zygote")
+""")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_the_daemon_dies(number: int) -> None:
+    out, _ = run(
+        BUSY
+        + f"""
+threading.Timer(0.2, os.kill, (daemon_pid(), {int(number)})).start()
+begun = time.perf_counter()
+for ref in (running[0], running[-1], stored):
+    try:
+        shoal.get(ref, timeout=5)
+    except shoal.exceptions.NodeDaemonDiedError as error:
+        message = str(error)
+        assert "shoal.init()" in message and "killed by SIG" in message, message
+assert message
+attempts = [one.remote, lambda: Actor.remote().pid.remote(), actors[0].pid.remote]
+attempts += [lambda: shoal.put(bytes(1 << 20)), lambda: shoal.get_actor("x"), shoal.nodes]
+for attempt in attempts:
+    try:
+        shoal.get(attempt(), timeout=5)
+    except shoal.exceptions.NodeDaemonDiedError:
+        pass
+    else:
+        raise AssertionError(attempt)
+assert time.perf_counter() - begun < 3
+# Nothing of the old session stays even while the driver lives.
+while any(os.path.exists(f"/proc/{{pid}}") for pid in children):
+    assert time.perf_counter() - begun < 4, [pid for pid in children if os.path.exists(f"/proc/{{pid}}")]
+    time.sleep(0.02)
+shoal.shutdown()
+session()
+assert shoal.get(one.remote(), timeout=5) == 1
+print("AGAIN")
+"""
+    )
+    assert "AGAIN" in out
+
+
+def test_the_gcs_server_dies() -> None:
+    run(
+        BUSY
+        + """
+threading.Timer(0.2, os.kill, (role_pid("gcs"), signal.SIGKILL)).start()
+begun = time.perf_counter()
+try:
+    shoal.get(running[0], timeout=5)
+except shoal.exceptions.NodeDaemonDiedError as error:
+    assert "GCS" in str(error), error
+else:
+    raise AssertionError
+assert time.perf_counter() - begun < 3
+shoal.shutdown()
+session()
+assert shoal.get(one.remote(), timeout=5) == 1
+"""
+    )
+
+
+@pytest.mark.parametrize("kind", ["task", "actor"])
+@pytest.mark.parametrize("how", ["os._exit", "kill"])
+def test_children_of_a_worker_go_with_it(kind: str, how: str) -> None:
+    run(f"""
+session()
+@shoal.remote(max_retries=0)
+def parent(how):
+    print("CHILD", subprocess.Popen(["sleep", "100"]).pid, flush=True)
+    os._exit(1) if how == "os._exit" else os.kill(os.getpid(), signal.SIGKILL)
+@shoal.remote
+class Parent:
+    parent = staticmethod(parent._function if hasattr(parent, "_function") else None)
+    def go(self, how):
+        print("CHILD", subprocess.Popen(["sleep", "100"]).pid, flush=True)
+        os._exit(1) if how == "os._exit" else os.kill(os.getpid(), signal.SIGKILL)
+def sleeping():
+    mark = os.environ["SHOAL_TEST_MARK"].encode()
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if open(f"/proc/{{name}}/cmdline", "rb").read().startswith(b"sleep") and mark in open(f"/proc/{{name}}/environ", "rb").read():
+                found.append(name)
+        except OSError:
+            pass
+    return found
+try:
+    shoal.get(parent.remote("{how}") if "{kind}" == "task" else Parent.remote().go.remote("{how}"), timeout=5)
+except (shoal.exceptions.WorkerCrashedError, shoal.exceptions.ActorDiedError):
+    pass
+else:
+    raise AssertionError
+begun = time.perf_counter()
+while sleeping():
+    assert time.perf_counter() - begun < 2
+    time.sleep(0.01)
+""")
+
+
+def test_shutdown_is_quick_with_many_actors() -> None:
+    out, _ = run("""
+session()
+actors = [Actor.remote() for _ in range(50)]
+shoal.get([actor.pid.remote() for actor in actors], timeout=30)
+begun = time.perf_counter()
+shoal.shutdown()
+print("TOOK", time.perf_counter() - begun)
+""")
+    assert float(out.split("TOOK")[1]) < 0.4  # 0.2 on an idle machine
+
+
+def test_many_sessions_leak_nothing_in_the_driver() -> None:
+    run(
+        """
+def census():
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), len(os.listdir("/proc/self/task"))
+for turn in range(20):
+    session(num_cpus=1)
+    assert shoal.get(one.remote(), timeout=10) == 1
+    shoal.shutdown()
+    if turn == 1:
+        before = census()
+assert census() == before, (before, census(), os.listdir("/proc/self/fd"))
+""",
+        timeout_s=60,
+    )
+
+
+def test_two_sessions_at_once() -> None:
+    with Driver("session(); print('PID', shoal.get(pid.remote()), flush=True); time.sleep(100)") as other:
+        other.wait_line("PID")
+        run("session(); assert shoal.get([one.remote() for _ in range(100)], timeout=10) == [1] * 100")
+        assert other.folder is not None and os.path.exists(other.folder)
+        other.process.kill()
+        other.finish()
+        assert other.left_behind() == []
+
+
+def test_a_forked_driver_is_told_and_disturbs_nothing() -> None:
+    run("""
+import multiprocessing
+session()
+ref = shoal.put(bytes(1 << 20))
+actor = Actor.remote()
+def in_fork(pipe):
+    try:
+        shoal.get(ref)
+    except BaseException as error:
+        pipe.send((type(error).__name__, str(error)))
+    try:
+        one.remote()
+    except BaseException as error:
+        pipe.send((type(error).__name__, str(error)))
+here, there = multiprocessing.Pipe()
+process = multiprocessing.get_context("fork").Process(target=in_fork, args=(there,))
+process.start()
+for _ in range(2):
+    assert here.poll(5), "the fork hangs"
+    kind, text = here.recv()
+    assert kind == "RuntimeError" and "fork" in text, (kind, text)
+process.join(5)
+assert process.exitcode == 0
+# The plain fork, which runs atexit and finalizers of the copy.
+child = os.fork()
+if child == 0:
+    del ref, actor
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert len(shoal.get(ref, timeout=5)) == 1 << 20
+assert shoal.get(actor.pid.remote(), timeout=5) > 0
+assert shoal.get([one.remote() for _ in range(10)], timeout=5) == [1] * 10
+""")
+
+
+def test_a_fork_may_begin_a_session_of_its_own() -> None:
+    run("""
+session()
+shoal.get(one.remote())
+child = os.fork()
+if child == 0:
+    shoal.init(num_cpus=1)
+    assert shoal.get(one.remote(), timeout=10) == 1
+    shoal.shutdown()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert shoal.get(one.remote(), timeout=5) == 1
+""")
