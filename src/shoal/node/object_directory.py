@@ -238,6 +238,11 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return None if row is None else row.value
 
+    def owner_of(self, oid: bytes) -> bytes:
+        """The process that owns the object; empty when it is not known or dead."""
+        row = self._objects.get(oid)
+        return b"" if row is None else row.owner
+
     def holders(self, oid: bytes) -> dict[bytes, int]:
         """Counts by process: for `shoal memory` and tests; walks all processes."""
         return {process: held[oid] for process, held in self._held.items() if oid in held}

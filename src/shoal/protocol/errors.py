@@ -636,7 +636,7 @@ def _remove_own_frames(report: traceback.TracebackException, depth: int) -> None
         return
     stack = report.stack
     if stack:
-        kept = [frame for frame in stack if not frame.filename.startswith(_PACKAGE_DIR)]
+        kept = [frame for frame in stack if not frame.filename.startswith(_PACKAGE_DIR)] or stack[-1:]
         if kept:
             if len(kept) > _FRAMES_MAX:
                 kept = kept[: _FRAMES_MAX // 2] + kept[-_FRAMES_MAX // 2 :]

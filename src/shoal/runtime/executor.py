@@ -155,6 +155,7 @@ class Executor:
         self._events_at = 0.0
         self._clock_offset = time() - perf_counter()
         runtime.executor = self
+        remember_environment()
         handlers = self.reactor.handlers
         handlers[DefineFunction] = self._on_function
         handlers[TaskTemplate] = self._on_template
@@ -541,7 +542,10 @@ class Executor:
 
     def encode_value(self, job: Job, value: Any, index: int) -> Value:
         """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
-        blob, nested = serialization.dumps(value)
+        try:
+            blob, nested = serialization.dumps(value)
+        except TypeError as error:
+            raise TypeError(f"the result of {job.template.wire.name}() cannot be sent: {error}") from None
         if nested is None:
             if type(blob) is bytes and len(blob) <= INLINE_RESULT_BYTES_MAX:
                 return blob
@@ -716,14 +720,29 @@ _UNINTERRUPTIBLE = frozenset(
 
 
 def apply_assignment(started: LeaseStarted) -> None:
-    """Put the accelerators and the thread count of a lease into the environment."""
+    """Put the accelerators and the thread count of a lease into the environment, in the place of those of the lease before."""
     from shoal.protocol.limits import RESOURCE_UNIT
     from shoal.protocol.resources import visible_variables
 
-    for variable, text in visible_variables(started.assigned, os.environ).items():
+    variables = visible_variables(started.assigned, _environment_at_start) if started.assigned else {}
+    for variable in _assigned_variables - variables.keys():
+        _assigned_variables.discard(variable)
+        before = _environment_at_start.get(variable)
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+    for variable, text in variables.items():
         os.environ[variable] = text
-    if not _threads_set_by_user:
+        _assigned_variables.add(variable)
+    if "OMP_NUM_THREADS" not in _environment_at_start:
         os.environ["OMP_NUM_THREADS"] = str(max(1, started.demand.get("CPU", 0) // RESOURCE_UNIT))
 
 
-_threads_set_by_user = "OMP_NUM_THREADS" in os.environ
+_assigned_variables: set[str] = set()  #: variables that `apply_assignment` has set
+_environment_at_start: dict[str, str] = {}
+
+
+def remember_environment() -> None:
+    """Call once in a new worker, before its first lease."""
+    _environment_at_start.update(os.environ)

@@ -63,6 +63,7 @@ class Submitter:
         self._unsent: list[WorkerLease] = []
         self.lease_count = 0  #: leases of tasks (not of actors)
         self.pending = 0  #: submitted tasks whose result is not known
+        self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
         handlers[TasksBounced] = self.on_bounced
@@ -300,6 +301,8 @@ class Submitter:
             return
         klass.backlog_told = backlog
         klass.requested_at = perf_counter()
+        if klass.queue:
+            klass.name = klass.queue[0].template.wire.name
         daemon.send_now(
             RequestLeases(klass.number, self.runtime.job_id, klass.demand, klass.depth, backlog, klass.strategy, klass.environment, klass.name)
         )
@@ -491,7 +494,7 @@ class Submitter:
 
     def tasks_of(self, prefix: bytes) -> list[PendingTask]:
         """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""
-        found = []
+        found = [task for task in self.waiting.values() if task.task_id.startswith(prefix) and not task.cancelled]
         for klass in self.classes:
             found.extend(task for task in klass.queue if task.task_id.startswith(prefix))
         for connection in self._peers.values():
@@ -515,9 +518,14 @@ class Submitter:
 def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:
     """What the user sees when a task's worker died under it."""
     tried = task.attempt + 1
+    name = task.template.wire.name
     text = (
-        f"the worker (pid in the cause) died while it ran task {task.template.wire.name}: {death.cause}. "
-        f"The task was tried {tried} time{'s' if tried > 1 else ''}; max_retries={task.template.max_retries}."
+        f"task {name}() failed because its process died while it ran: {death.cause}\n"
+        f"It was tried {tried} time{'s' if tried > 1 else ''} (max_retries={task.template.max_retries})."
     )
-    kind = errors.OutOfMemoryError if death.out_of_memory else errors.WorkerCrashedError
-    return kind(text)
+    if death.out_of_memory:
+        return errors.OutOfMemoryError(text)
+    peer = task.lease.connection.attachment if task.lease is not None else None
+    return errors.WorkerCrashedError(
+        text, cause=death.cause, exit_code=death.exit_code, function_name=name, pid=peer.pid if peer is not None else None
+    )

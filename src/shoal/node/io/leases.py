@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: workers receive this when the task they run shall be interrupted
 INTERRUPT_SIGNAL = signal.SIGUSR1
+#: a worker whose task is cancelled with force has this long to cancel the task's children and kill itself
+KILL_AFTER_S = 0.1
 
 
 class Leases:
