@@ -51,10 +51,10 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         TypeError, ValueError: these are no refs.
     """
     runtime = core._current
-    if type(refs) is ObjectRef:
-        return (runtime or core.current()).get(refs, timeout)
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout is {timeout}: it cannot be negative")
+    if type(refs) is ObjectRef:
+        return (runtime or core.current()).get(refs, timeout)
     if isinstance(refs, list):
         for ref in refs:
             if type(ref) is not ObjectRef:

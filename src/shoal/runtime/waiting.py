@@ -116,23 +116,24 @@ def _wait_on_rest(
     with runtime.reactor.lock:
         if dropped:
             runtime.objects.drain_dropped()
-        session, refs.session = refs.session, None
-        if session is None:
+        session, known = refs.session, refs.known
+        refs.session = refs.known = None
+        if session is None or known is None:
             if runtime.lost is not None or not all(type(ref) is ObjectRef for ref in refs):
                 return None
             while _ended:
                 _ended.popleft().end()
             session = WaitSession(runtime, refs)
-            refs.known = list(refs)
+            known = list(refs)
         elif len(session.order) != len(refs):
             session.end()
             return None
     try:
         if len(session.ready) < num_returns:
-            if refs != refs.known:
+            if refs != known:
                 raise _ListChangedError
             _sleep(runtime, session, num_returns, timeout_s)
-        return _take(runtime, session, refs, num_returns)
+        return _take(runtime, session, known, refs, num_returns)
     except BaseException as error:
         with runtime.reactor.lock:
             session.end()
@@ -157,11 +158,11 @@ def _sleep(runtime: Runtime, session: WaitSession, num_returns: int, timeout_s: 
         session.waiter = None
 
 
-def _take(runtime: Runtime, session: WaitSession, refs: Rest, num_returns: int) -> tuple[list[Any], list[Any]]:
-    """The first ready refs of a session, and a new rest that has it."""
+def _take(
+    runtime: Runtime, session: WaitSession, known: list[Any], refs: Rest, num_returns: int
+) -> tuple[list[Any], list[Any]]:
+    """The first ready refs of a session, and a new rest that has it and `known`."""
     order = session.order
-    known = refs.known
-    assert known is not None, "a session goes with what it knows"
     rest = Rest(refs)
     ready: list[Any] = []
     with runtime.reactor.lock:
@@ -173,7 +174,6 @@ def _take(runtime: Runtime, session: WaitSession, refs: Rest, num_returns: int) 
                 raise _ListChangedError
             ready.append(ref)
             del order[index], known[index], rest[index]
-        refs.known = None
         rest.known = known
         rest.session = session
     return ready, rest
