@@ -40,7 +40,7 @@ READ_BYTES = 64 << 10
 LINE_BYTES_MAX = 64 << 10  #: a longer line is cut in pieces
 FILE_BYTES_MAX = 10 << 20
 TAIL_LINES = 20
-DRIVER_WAITING_BYTES_MAX = 8 << 20
+DRIVER_WAITING_BYTES_MAX = 64 << 20  #: far below OUT_BYTES_MAX, where the connection ends
 DRAIN_READS_MAX = 1024  #: bounds what is read after a worker's death, if a child of it still writes
 
 Deliver = Callable[[Any, str, int, list[str]], None]  #: (worker, name, stream, lines)
