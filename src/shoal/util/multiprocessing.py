@@ -2,7 +2,8 @@
 
 Design: a pool is a crew of actors, one per "process", so that what an initializer sets up stays. Work is cut into chunks; a crew keeps a
 queue and gives each actor as many chunks as fill about two milliseconds, so small ones are pipelined and uneven ones balance themselves.
-Who waits for a result drives the engine itself. Callbacks run in a thread of their own, before `get` returns.
+Who waits for a result collects the replies of all jobs; a tender thread does so while results are expected and nobody waits. Callbacks
+run in a thread of their own, before `get` returns.
 
     map, starmap, apply, imap ... --> job --chunks--> crew: queue --> actors (in flight, oldest first)
                                        ^------------------ results
@@ -23,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError as PoolTimeoutError
 from multiprocessing import cpu_count
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import cloudpickle
@@ -39,6 +40,7 @@ TimeoutError = PoolTimeoutError  # the name the original has
 FUNCTION_INLINE_BYTES_MAX = 8192  #: larger pickled functions go through the store, once
 QUEUED_WORK_S = 0.002
 IN_FLIGHT_MAX = 64
+TENDER_TICK_S = 0.01
 CHUNKS_PER_PROCESS = 4  #: of a map without a chunksize, as in the original
 PROCESS_GONE = (exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.WorkerCrashedError)
 
@@ -108,7 +110,6 @@ class _Crew:
 
     def __init__(self, size: int, make_actor: Callable[[], Any], chunks_per_actor: int | None) -> None:
         self.lock = threading.Lock()
-        self.quiet = threading.Condition(self.lock)
         self._make_actor = make_actor
         self._chunks_per_actor = chunks_per_actor
         self.workers = [_Worker(make_actor()) for _ in range(size)]
@@ -116,12 +117,79 @@ class _Crew:
         self._pumping = False
         self._again = False
         self.terminated = False
+        #: held by the thread that waits for the actors' replies
+        self._collecting = threading.Lock()
+        #: user threads that wait for results, and when the last of them collected: the tender stays out of their way
+        self._users = 0
+        self._last_user_s = 0.0
+        self._tender_wanted = threading.Event()
+        self._tender: threading.Thread | None = None
 
     def add(self, chunks: Iterable[_Chunk]) -> None:
         """Queue chunks and hand out what the actors can take."""
         with self.lock:
             self._waiting.extend(chunks)
         self._pump()
+
+    def collect(self, timeout_s: float, patience_s: float) -> bool:
+        """Take in what the actors have done, waiting at most `timeout_s` for the first of it.
+
+        One thread at a time does this; whether this one did. Others give up after `patience_s`.
+        """
+        if not self._collecting.acquire(timeout=patience_s):
+            return False
+        try:
+            with self.lock:
+                flying = {
+                    chunk.ref: (worker, chunk)
+                    for worker in self.workers
+                    for chunk in worker.in_flight
+                    if chunk.ref is not None
+                }
+            if not flying:
+                return False
+            ready, rest = shoal.wait(list(flying), num_returns=1, timeout=timeout_s)
+            if ready and rest:
+                more, _ = shoal.wait(rest, num_returns=len(rest), timeout=0)
+                ready = [*ready, *more]
+            for ref in ready:
+                self._arrived(*flying[ref])
+        finally:
+            self._collecting.release()
+        if ready:
+            self._pump()
+        return True
+
+    def user_waits(self, begins: bool) -> None:
+        """A user thread begins or ends to wait for results."""
+        with self.lock:
+            self._users += 1 if begins else -1
+            self._last_user_s = monotonic()
+
+    def tend(self) -> None:
+        """Somebody expects progress without waiting: see to it that there is a thread for it."""
+        with self.lock:
+            if self._tender is None:
+                self._tender = threading.Thread(target=self._run_tender, name="shoal-pool-tender", daemon=True)
+                self._tender.start()
+        self._tender_wanted.set()
+
+    def _run_tender(self) -> None:
+        while not self.terminated:
+            with self.lock:
+                if not self.busy():
+                    self._tender_wanted.clear()
+                user_there = self._users > 0 or monotonic() - self._last_user_s < TENDER_TICK_S
+            if not self._tender_wanted.wait(1.0):
+                continue
+            try:
+                if user_there or not self.collect(TENDER_TICK_S, 0.0):
+                    sleep(TENDER_TICK_S)
+            except Exception:
+                if not shoal.is_initialized():
+                    return  # the session ended under the pool
+                traceback.print_exc()
+                sleep(1.0)
 
     def busy(self) -> bool:
         """Whether chunks wait or run. Call it under the lock."""
@@ -134,7 +202,6 @@ class _Crew:
             lost = [*self._waiting, *(chunk for worker in self.workers for chunk in worker.in_flight)]
             workers, self.workers = self.workers, []
             self._waiting.clear()
-            self.quiet.notify_all()
         for worker in workers:
             worker.gone = True
             shoal.kill(worker.actor)
@@ -155,9 +222,7 @@ class _Crew:
                     self._pumping = False
                     return
             for worker, chunk in pairs:
-                ref = worker.actor.run.remote(chunk.function, chunk.calls)
-                chunk.ref = ref
-                ref.future().add_done_callback(self._arrival(worker, chunk))
+                chunk.ref = worker.actor.run.remote(chunk.function, chunk.calls)
 
     def _assign(self) -> list[tuple[_Worker, _Chunk]]:
         pairs = []
@@ -177,21 +242,18 @@ class _Crew:
     def _spent(self, worker: _Worker) -> bool:
         return self._chunks_per_actor is not None and worker.given >= self._chunks_per_actor
 
-    def _arrival(self, worker: _Worker, chunk: _Chunk) -> Callable[[Any], None]:
-        def arrived(future: Any) -> None:
-            error = future.exception()
-            if error is not None and isinstance(error, PROCESS_GONE):
-                self._process_gone(worker, chunk, error)
-            elif error is not None:
-                self._finished(worker, chunk, 0.0)
-                chunk.job.arrived(chunk, [_Raised(original(error), "")] * len(chunk.calls))
-            else:
-                seconds, results = future.result()
-                self._finished(worker, chunk, seconds)
-                chunk.job.arrived(chunk, results)
-            self._pump()
-
-        return arrived
+    def _arrived(self, worker: _Worker, chunk: _Chunk) -> None:
+        """The reply to a chunk can be had."""
+        try:
+            seconds, results = shoal.get(chunk.ref)
+        except PROCESS_GONE as error:
+            self._process_gone(worker, chunk, error)
+        except Exception as error:
+            self._finished(worker, chunk, 0.0)
+            chunk.job.arrived(chunk, [_Raised(original(error), "")] * len(chunk.calls))
+        else:
+            self._finished(worker, chunk, seconds)
+            chunk.job.arrived(chunk, results)
 
     def _finished(self, worker: _Worker, chunk: _Chunk, seconds: float) -> None:
         retired = None
@@ -202,8 +264,6 @@ class _Crew:
             if self._spent(worker) and not worker.in_flight and worker in self.workers:
                 retired = worker
                 self.workers[self.workers.index(worker)] = _Worker(self._make_actor())
-            if not self.busy():
-                self.quiet.notify_all()
         if retired is not None:
             retired.gone = True
             shoal.kill(retired.actor)
@@ -219,8 +279,6 @@ class _Crew:
             self._waiting.extendleft(reversed(orphans[1:]))
             if worker in self.workers:
                 self.workers[self.workers.index(worker)] = _Worker(self._make_actor())
-            if not self.busy():
-                self.quiet.notify_all()
         charged.job.arrived(charged, [_Raised(error, "")] * len(charged.calls))
 
 
@@ -253,27 +311,25 @@ class _Job:
         raise NotImplementedError
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Drive the engine until `condition`, at most `timeout_s` seconds; whether it holds."""
+        """Collect replies until `condition` holds, at most `timeout_s` seconds; whether it does."""
+        if condition():
+            return True
+        crew = self._crew
         deadline = None if timeout_s is None else monotonic() + timeout_s
-        while True:
-            with self._changed:
-                if condition():
-                    return True
-                refs = [chunk.ref for chunk in itertools.islice(self._open, 256) if chunk.ref is not None]
-            left_s = None if deadline is None else deadline - monotonic()
-            if left_s is not None and left_s <= 0:
-                return False
-            # Not for ever: chunks of this job may be handed out meanwhile and come back before those that are waited for here.
-            slice_s = 0.5 if left_s is None else min(0.5, left_s)
-            if refs:
-                shoal.wait(refs, num_returns=1, timeout=slice_s)
-                slice_s = min(
-                    slice_s, 0.001
-                )  # the callback runs in the thread that read the result, perhaps not this one
-            else:
-                slice_s = min(slice_s, 0.01)
-            with self._changed:
-                self._changed.wait_for(condition, slice_s)
+        crew.user_waits(True)
+        try:
+            while not condition():
+                left_s = None if deadline is None else deadline - monotonic()
+                if left_s is not None and left_s <= 0:
+                    return False
+                # Never for long: another thread may hand out chunks of this job that this one does not wait for.
+                slice_s = 0.2 if left_s is None else min(0.2, left_s)
+                if not crew.collect(slice_s, 0.0):
+                    with self._changed:
+                        self._changed.wait_for(condition, min(slice_s, TENDER_TICK_S / 2))
+        finally:
+            crew.user_waits(False)
+        return True
 
 
 class AsyncResult(_Job):
@@ -363,6 +419,7 @@ class _IMap(_Job):
         self._input_error: BaseException | None = None
         self._exhausted = False
         self._fill()
+        self._crew.tend()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -505,7 +562,7 @@ class Pool:
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: dict[str, Any] | None = None) -> Any:
         """`func(*args, **kwds)` in a process of the pool."""
-        return self.apply_async(func, args, kwds).get()
+        return self._apply(func, args, kwds, None, None).get()
 
     def apply_async(
         self,
@@ -516,6 +573,18 @@ class Pool:
         error_callback: Callable[[BaseException], Any] | None = None,
     ) -> AsyncResult:
         """`apply` without waiting."""
+        result = self._apply(func, args, kwds, callback, error_callback)
+        self._crew.tend()
+        return result
+
+    def _apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any],
+        kwds: dict[str, Any] | None,
+        callback: Any,
+        error_callback: Any,
+    ) -> AsyncResult:
         self._check_open()
         result = AsyncResult(self, True, callback, error_callback)
         result.expect(1)
@@ -526,7 +595,7 @@ class Pool:
 
     def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """`[func(item) for item in iterable]`, in parallel."""
-        values: list[Any] = self.map_async(func, iterable, chunksize).get()
+        values: list[Any] = self._map(func, [((item,), {}) for item in iterable], chunksize, None, None).get()
         return values
 
     def map_async(
@@ -538,13 +607,15 @@ class Pool:
         error_callback: Callable[[BaseException], Any] | None = None,
     ) -> AsyncResult:
         """`map` without waiting."""
-        return self._map_async(func, [((item,), {}) for item in iterable], chunksize, callback, error_callback)
+        result = self._map(func, [((item,), {}) for item in iterable], chunksize, callback, error_callback)
+        self._crew.tend()
+        return result
 
     def starmap(
         self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[Any]:
         """`[func(*item) for item in iterable]`, in parallel."""
-        values: list[Any] = self.starmap_async(func, iterable, chunksize).get()
+        values: list[Any] = self._map(func, [(tuple(item), {}) for item in iterable], chunksize, None, None).get()
         return values
 
     def starmap_async(
@@ -556,7 +627,9 @@ class Pool:
         error_callback: Callable[[BaseException], Any] | None = None,
     ) -> AsyncResult:
         """`starmap` without waiting."""
-        return self._map_async(func, [(tuple(item), {}) for item in iterable], chunksize, callback, error_callback)
+        result = self._map(func, [(tuple(item), {}) for item in iterable], chunksize, callback, error_callback)
+        self._crew.tend()
+        return result
 
     def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = 1) -> IMapIterator:
         """Results one by one in order. The input is read only some way ahead, so it may be endless."""
@@ -592,16 +665,8 @@ class Pool:
             with self._crew.lock:
                 if self._crew.terminated or not self._crew.busy():
                     break
-                refs = [
-                    chunk.ref
-                    for worker in self._crew.workers
-                    for chunk in worker.in_flight[:1]
-                    if chunk.ref is not None
-                ]
-            if refs:
-                shoal.wait(refs, num_returns=1, timeout=0.5)
-            with self._crew.quiet:
-                self._crew.quiet.wait_for(lambda: not self._crew.busy(), 0.002)
+            if not self._crew.collect(0.2, TENDER_TICK_S):
+                sleep(TENDER_TICK_S / 2)
         if not self._crew.terminated:
             self._crew.stop()
         self._end_callbacks()
@@ -622,7 +687,7 @@ class Pool:
         if self._closed:
             raise ValueError("Pool not running")
 
-    def _map_async(
+    def _map(
         self, func: Callable[..., Any], calls: list[Any], chunksize: int | None, callback: Any, error_callback: Any
     ) -> AsyncResult:
         self._check_open()
