@@ -1,0 +1,43 @@
+"""Runs an example once and keeps what it printed: the tests of the examples and those of the guide look at the same run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+GUIDE = ROOT / "docs" / "guide"
+RUN_TIMEOUT_S = 90.0  #: far above what they take, for machines where others compute too
+
+
+@dataclass
+class Run:
+    """One finished run."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+    seconds: float
+
+
+@functools.cache
+def run_example(name: str) -> Run:
+    """Run `examples/<name>` as a user would: a script in a process of its own, in another folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        env=environment,
+        cwd="/tmp",
+        check=False,
+    )
+    return Run(done.stdout, done.stderr, done.returncode, time.monotonic() - begin)
