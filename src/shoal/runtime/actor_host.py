@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors
-from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
 from shoal.protocol.messages import (
     NUM_RETURNS_STREAMING,
     ActorStarted,
@@ -304,8 +303,7 @@ class ActorHost:
             loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         self._stop = asyncio.Event()
-        limit = self.spec.max_concurrency if self.spec.max_concurrency > 1 else self.spec.options.get("max_concurrency_set", ASYNC_CONCURRENCY_DEFAULT)
-        self._semaphores[""] = asyncio.Semaphore(limit)
+        self._semaphores[""] = asyncio.Semaphore(self.spec.max_concurrency)
         for name, size in self.spec.concurrency_groups.items():
             self._semaphores[name] = asyncio.Semaphore(size)
         reactor = self.reactor
