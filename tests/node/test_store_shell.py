@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # children import the bodies by 
 import store_node
 from store_bodies import churn, content, hold_until_killed, oid, put_then_hang_in_the_middle
 
+from shoal.node import store_table
 from shoal.protocol.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from shoal.protocol.messages import FreeObjects, Stored
 
@@ -26,7 +27,8 @@ MEGABYTE = 1 << 20
 
 
 @pytest.fixture
-def make_node(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def make_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    monkeypatch.setattr(store_table, "FULL_WAIT_S", 0.5)
     nodes: list[Any] = []
 
     def make(capacity_bytes: int, **options: Any) -> Any:

@@ -48,21 +48,22 @@ from shoal.node.store_rows import (
 from shoal.protocol.limits import BLOCK_ALIGN_BYTES, EVICTION_GRACE_S, SEGMENT_GROW_BYTES
 from shoal.protocol.messages import FreeBlocks, SegmentBudget, TrimBudget
 from shoal.store.allocator import RangeAllocator, page_ceil, page_floor, punchable
+from shoal.store.client import DISK_REASON
 from shoal.store.segment import EVICTING_MAX, first_generation
 
 GRANT_STEP_BYTES_MIN = 1 << 20
 SEGMENT_CAPACITY_FACTOR = 4  #: addresses of a segment per byte of the pool, against fragmentation of addresses
 TRIM_WAIT_S = 0.05
+TRIM_AGAIN_S = 0.2  #: a writer that had less to give than thought is left alone so long
 TRIM_BYTES_MIN = 256 << 10  #: a writer with less free is not asked
 RECENT_S = 0.1  #: what was just asked for is not spilled before its reader could pin it
 RESCAN_S = 0.05
-FULL_WAIT_S = 1.0  #: patience when what is being read fills the pool
+FULL_WAIT_S = 3.0  #: patience when what is being read fills the pool
 HELD_WAIT_S = 10.0  #: patience when memory is held by processes that do not answer
 DYING_DELAY_S_MAX = 0.5
 DISK_RETRY_S = 5.0
 EARLY_FREE_S = 5.0  #: how long an id is remembered that was freed before it was sealed
 EVICTING_PER_SEGMENT_MAX = EVICTING_MAX // 2
-DISK_REASON = "disk: "  #: begins the reason of a refusal for lack of disk (see store.client)
 
 
 class StoreTable:
@@ -70,7 +71,7 @@ class StoreTable:
 
     #: `_rows` by generation; `_by_oid` oid -> generation; `_lru` the RESIDENT rows, least recently used first; `_own` the daemon's segment
     #: for restored objects with its allocator; `_freed_early` oid -> when, of objects freed before their Sealed was read;
-    #: `_trims` segment -> (bytes asked back, until when we count on them).
+    #: `_trims` segment -> (bytes asked back, until when we count on them), `_trim_again` segment -> when it may be asked again.
     def __init__(self, capacity_bytes: int, spill_allowed: bool = True) -> None:
         self.capacity_bytes = page_floor(capacity_bytes)
         self._spill_allowed = spill_allowed
@@ -86,6 +87,7 @@ class StoreTable:
         self._waiting: deque[SpaceRequest] = deque()
         self._spilling_bytes = 0
         self._trims: dict[int, tuple[int, float]] = {}
+        self._trim_again: dict[int, float] = {}
         self._scanning = False
         self._waking = False
         self._stuck_since: float | None = None
@@ -182,8 +184,11 @@ class StoreTable:
     def _on_budget_given_back(self, event: ev.BudgetGivenBack) -> None:
         segment = self._segments.get(event.message.segment)
         if segment is not None and segment.writer == event.process:
-            segment.budget -= max(min(event.message.returned, segment.budget), 0)
-            self._trims.pop(segment.number, None)
+            returned = max(min(event.message.returned, segment.budget), 0)
+            segment.budget -= returned
+            want, _ = self._trims.pop(segment.number, (0, 0.0))
+            if returned < want:
+                self._trim_again[segment.number] = self._now + TRIM_AGAIN_S
 
     def _on_writer_died(self, event: ev.WriterDied) -> None:
         self._waiting = deque(waiting for waiting in self._waiting if waiting.process != event.process)
@@ -192,6 +197,7 @@ class StoreTable:
         if segment is None:
             return
         self._trims.pop(segment.number, None)
+        self._trim_again.pop(segment.number, None)
         for generation in event.taken:
             row = self._rows.get(generation)
             if row is not None and row.segment == segment.number:
@@ -637,7 +643,9 @@ class StoreTable:
         if head.generation and self._own_ranges is not None:
             need = self._own_ranges.missing_bytes(need)
         if need > 0 and self._spilling_bytes == 0 and not self._expected_trims():
-            need = min(max(need, self._step_bytes()), self.capacity_bytes)  # a little more, since it takes a grace each time
+            need = min(
+                max(need, self._step_bytes()), self.capacity_bytes
+            )  # a little more, since it takes a grace each time
         return need - self.available_bytes - self._spilling_bytes - self._expected_trims()
 
     def _expected_trims(self) -> int:
@@ -673,7 +681,10 @@ class StoreTable:
         surplus = [
             (segment.budget - segment.live_bytes, segment)
             for segment in self._segments.values()
-            if segment.writer is not None and segment.writer != head.process and segment.number not in self._trims
+            if segment.writer is not None
+            and segment.writer != head.process
+            and segment.number not in self._trims
+            and self._trim_again.get(segment.number, 0.0) <= self._now
         ]
         for free, segment in sorted(surplus, key=lambda pair: -pair[0]):
             if free < TRIM_BYTES_MIN or asked >= deficit:
@@ -704,7 +715,7 @@ class StoreTable:
         pinned = sum(self._pinned_by_reader().values())
         if self._disk_error and self._now < self._disk_retry_at:
             self._waiting.popleft()
-            self._refuse(head, DISK_REASON + self._disk_error)
+            self._refuse(head, f"{DISK_REASON} {self._disk_error}")
             return
         patience = FULL_WAIT_S if pinned + head.need > self.capacity_bytes or not self._spill_allowed else HELD_WAIT_S
         if self._now - self._stuck_since >= patience:

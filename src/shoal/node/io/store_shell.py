@@ -26,10 +26,11 @@ from typing import Any
 
 from shoal.node import store_events as ev
 from shoal.node.store_rows import MARKED, RESIDENT, WRITING, StoreTableStatistics
-from shoal.node.store_table import DISK_REASON, StoreTable
+from shoal.node.store_table import StoreTable
 from shoal.protocol.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from shoal.protocol.limits import BLOCK_HEADER_BYTES
 from shoal.protocol.messages import BudgetReturned, FreeObjects, OpenSegment, Sealed, Stored
+from shoal.store.client import DISK_REASON
 from shoal.store.page import ProcessPage
 from shoal.store.segment import ASKED, BLOCKS_START, EVICTED, SEALED, TAKEN, Segment
 from shoal.store.segment import WRITING as BLOCK_WRITING
