@@ -155,6 +155,7 @@ class Runtime:
         handlers[FreeBlocks] = self._on_free_blocks
         handlers[TrimBudget] = self._on_trim
         self.reactor.is_active = self.submitter.is_active
+        self.reactor.is_quiet = self.submitter.is_quiet
         self.reactor.before_sleep.append(self.submitter.flush)
         self.reactor.on_tick.append(self._on_tick)
 

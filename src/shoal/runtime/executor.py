@@ -168,7 +168,9 @@ class Executor:
         handlers[SignalWorker] = lambda connection, message: None
         self.reactor.before_sleep.append(self.flush_replies)
         self.reactor.on_tick.append(self._on_tick)
-        submitter_active = self.runtime.submitter.is_active
+        submitter = self.runtime.submitter
+        submitter_active = submitter.is_active
+        self.reactor.is_quiet = lambda: (self.running is None or self._blocked > 0) and not self.queue and submitter.is_quiet()
         self.reactor.is_active = lambda: self.running is not None or submitter_active()
         signal.signal(signal.SIGUSR1, self._on_interrupt)
 
@@ -307,6 +309,7 @@ class Executor:
     # ------------------------------------------------------------ interrupting
 
     def _interrupt_main(self) -> None:
+        self.reactor.attend()  # the ticks repeat what strikes at a bad moment
         if threading.get_ident() != self._main_thread_id:
             signal.pthread_kill(self._main_thread_id, signal.SIGUSR1)
         # else: the main thread reads, so it does not run user code beyond a get, whose loop sees the target

@@ -37,6 +37,7 @@ from shoal.protocol.messages import ToRuntime
 from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
 PARK_AFTER_TICKS = 20
+QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
 COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
@@ -168,6 +169,8 @@ class Reactor:
         self.on_tick: list[Callable[[float], None]] = []
         #: whether something is going on that the background must tend (replies expected, leases held)
         self.is_active: Callable[[], bool] = lambda: False
+        #: whether it can do without ticks, as long as somebody leads: a thousand tasks that wait for their children must cost nothing
+        self.is_quiet: Callable[[], bool] = lambda: False
         self._lead = threading.RLock()
         self._claimed = False  #: an event loop's thread leads for good
         self._followers: deque[Waiter] = deque()
@@ -503,7 +506,18 @@ class Reactor:
             if self.stopping:
                 return
             self._tick()
-            idle_ticks = 0 if self._async_waits or self.is_active() else idle_ticks + 1
+            if self._async_waits:
+                idle_ticks = 0
+            elif not self.is_active():
+                idle_ticks += 1
+            elif self._leads == leads_before and self.is_quiet():
+                idle_ticks = min(idle_ticks + 1, PARK_AFTER_TICKS)
+                if idle_ticks == PARK_AFTER_TICKS and not self._lead_is_free():
+                    self._park(QUIET_TICK_S)
+                    leads_before = self._leads
+                    continue
+            else:
+                idle_ticks = 0
             if self._leads != leads_before and self._async_waits == 0 and idle_ticks < PARK_AFTER_TICKS:
                 leads_before = self._leads  # a user thread reads: stay out of its way
             elif not self._claimed and self._lead.acquire(False):
@@ -515,15 +529,15 @@ class Reactor:
                     self._promote()
                 leads_before = self._leads
             elif idle_ticks >= PARK_AFTER_TICKS:
-                self._park()
+                self._park(QUIET_TICK_S if self.is_active() else -1)
                 leads_before = self._leads
                 idle_ticks = 0
 
-    def _park(self) -> None:
+    def _park(self, timeout_s: float = -1) -> None:
         """Somebody else leads and nothing goes on: sleep until `attend`."""
         self._parked = True
         if not self._lead_is_free():
-            self._tick_sleep.acquire()
+            self._tick_sleep.acquire(True, timeout_s)
         self._parked = False
 
     def _tick(self) -> None:

@@ -488,6 +488,10 @@ class Submitter:
         if daemon is not None:
             daemon.send(ReturnLease(lease.lease_id))
 
+    def is_quiet(self) -> bool:
+        """Whether every lease runs one task at most and nothing stands to be sent: only replies can change anything."""
+        return not self._unsent and all(len(lease.inflight) <= 1 for klass in self.classes for lease in list(klass.leases.values()))
+
     def is_active(self) -> bool:
         """Whether replies are expected or leases held."""
         return self.pending > 0 or self.lease_count > 0
