@@ -273,6 +273,7 @@ def test_an_actor_restarts_is_killed_and_a_failing_one_dies(node: Node) -> None:
 def test_garbage_hurts_nobody_else(node: Node) -> None:
     stranger = Speaker(node.head.node_socket)
     stranger.sock.sendall(b"\xff" * 64)
+    assert "garbage" in stranger.receive().reason
     with pytest.raises((EOFError, ConnectionResetError)):
         stranger.receive()
     old = Speaker(node.head.node_socket)
@@ -280,6 +281,7 @@ def test_garbage_hurts_nobody_else(node: Node) -> None:
     assert "version" in old.expect(Shutdown).reason
     early = Speaker(node.head.node_socket)
     early.send(ReturnLease(1))
+    assert "does not belong" in early.receive().reason
     with pytest.raises(EOFError):
         early.receive()
     node.grant()

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shoal.protocol.limits import RECEIVE_BUFFER_BYTES
-from shoal.protocol.messages import ToDaemon
+from shoal.protocol.messages import Shutdown, ToDaemon
 from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
 if TYPE_CHECKING:
@@ -171,24 +171,30 @@ class Connection:
     def flush(self) -> bool:
         """Write what is queued; True when nothing is left, so that the peer can read it all, even should it read before anything else."""
         out = self._out
-        while out and not self.closed:
-            try:
-                sent = self.sock.send(out)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                # The reader side may hold last messages of a peer that is gone: they are read before the end is told.
-                self._loop.call_soon(self._broken, f"sending failed: {error}" if error.errno != errno.EPIPE else "")
-                out.clear()
-                break
-            if sent == len(out):
-                out.clear()
-            else:
-                del out[:sent]
+        if not self.closed:
+            self._send_now()
         if out and not self._writing and not self.closed:
             self._writing = True
             self._loop.add_writer(self.fd, self._write_ready)
         return not out
+
+    def _send_now(self) -> None:
+        """Give the kernel what it takes."""
+        out = self._out
+        while out:
+            try:
+                sent = self.sock.send(out)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                # The reader side may hold last messages of a peer that is gone: they are read before the end is told.
+                self._loop.call_soon(self._broken, f"sending failed: {error}" if error.errno != errno.EPIPE else "")
+                out.clear()
+                return
+            if sent == len(out):
+                out.clear()
+            else:
+                del out[:sent]
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Call `then` once everything queued so far is in the peer's kernel buffer: at once if that is possible now.
@@ -224,9 +230,12 @@ class Connection:
     # ---------------------------------------------------------------- end
 
     def close(self, reason: str) -> None:
-        """End the connection, once; `reason` is "" for an orderly end."""
+        """End the connection, once; `reason` is "" for an orderly end, otherwise the peer is told if it can be."""
         if self.closed:
             return
+        if reason:
+            append_frame(self._out, Shutdown(f"the node closed the connection of this process: {reason}"))
+            self._send_now()
         self.closed = True
         self._loop.remove_reader(self.fd)
         if self._writing:

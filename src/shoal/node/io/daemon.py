@@ -183,16 +183,10 @@ class NodeDaemon:
 
     def _on_hello(self, connection: Connection, message: Hello) -> None:
         if message.protocol_version != PROTOCOL_VERSION:
-            self._refuse(
-                connection,
+            connection.close(
                 f"process {message.pid} speaks protocol version {message.protocol_version}, this node {PROTOCOL_VERSION}: "
                 "run the same version of shoal everywhere",
             )
-
-    def _refuse(self, connection: Connection, reason: str) -> None:
-        connection.send(Shutdown(reason))
-        connection.flush()
-        connection.close(reason)
 
     def _on_lost(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.fd]
@@ -211,7 +205,7 @@ class NodeDaemon:
 
     def _on_register(self, connection: Connection, message: Register) -> None:
         if message.worker_id in self.table.by_id:
-            self._refuse(connection, f"process {message.pid} registers with the id of another process")
+            connection.close(f"process {message.pid} registers with the id of another process")
             return
         process: Process
         if message.role == "driver":
@@ -219,7 +213,7 @@ class NodeDaemon:
         else:
             worker = self.pool.claim(message.startup_token, message.worker_id)
             if worker is None:
-                self._refuse(connection, f"process {message.pid} is no worker that this node has started")
+                connection.close(f"process {message.pid} is no worker that this node has started")
                 return
             worker.pid = message.pid
             worker.address = message.address
