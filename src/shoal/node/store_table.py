@@ -260,10 +260,13 @@ class StoreTable:
     def _on_objects_freed(self, event: ev.ObjectsFreed) -> None:
         for oid, taken in event.items:
             row = self.row_of(oid)
-            if row is not None:
+            if row is not None and self.is_written_by_live_writer(row.segment):
                 self._free(row, taken)
-            else:
-                self._freed_early[oid] = self._now
+                continue
+            if row is not None:
+                # Its writer died: the owner may mean what a retry has sealed, in a frame that is still to be read.
+                self._free(row, taken)
+            self._freed_early[oid] = self._now
         while self._freed_early and next(iter(self._freed_early.values())) < self._now - EARLY_FREE_S:
             self._freed_early.popitem(last=False)
 
