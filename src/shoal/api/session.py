@@ -116,7 +116,15 @@ def init(
             from shoal.launch.head import HeadOptions, start_head
 
             _head = start_head(
-                HeadOptions(num_cpus=num_cpus, num_gpus=num_gpus, resources=resources or {}, object_store_memory=object_store_memory, memory=memory, labels=labels or {})
+                HeadOptions(
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    resources=resources or {},
+                    object_store_memory=object_store_memory,
+                    memory=memory,
+                    labels=labels or {},
+                ),
+                meanwhile=_prepare,
             )
             node_socket = _head.node_socket
         else:
@@ -150,6 +158,15 @@ def init(
             }
         )
         return _context
+
+
+def _prepare() -> None:
+    """What the first task needs and can be had while the node starts."""
+    import shoal.serialization.code  # noqa: F401
+    from shoal.protocol.messages import ToRuntime
+    from shoal.wire.framing import FrameDecoder
+
+    FrameDecoder(ToRuntime)  # the decoder behind it is made once a process
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:

@@ -22,6 +22,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,8 +140,11 @@ class HeadNode:
             self._status = reap(self.pid)
 
 
-def start_head(options: HeadOptions) -> HeadNode:
+def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None) -> HeadNode:
     """Start a head node on this machine and wait until it listens.
+
+    Args:
+        meanwhile: called once while the node starts.
 
     Raises:
         UnsupportedSystemError: not this operating system, or not with so few open files.
@@ -171,6 +175,8 @@ def start_head(options: HeadOptions) -> HeadNode:
         pidfd = open_pidfd(pid)
         while handed_on:
             os.close(handed_on.pop())
+        if meanwhile is not None:
+            meanwhile()
         ready = _wait_ready(ready_read, pid, pidfd, log_fd, options.start_timeout_s)
     except BaseException:
         # Also for Ctrl-C: a half-started node must not stay.

@@ -54,7 +54,7 @@ class EntryPoints:
     #: imported after the zygote was forked, before the GCS server is: what these two need and workers do not
     servers: list[str] = field(default_factory=lambda: ["asyncio", "uvloop"])
     #: imported by the zygote before it serves (beside the public package and the worker entry's module)
-    preload: list[str] = field(default_factory=lambda: ["cloudpickle"])
+    preload: list[str] = field(default_factory=lambda: ["shoal.serialization.code"])
     #: imported by the zygote when it has been idle for a moment after the first worker
     warm: list[str] = field(default_factory=lambda: ["numpy"])
 
