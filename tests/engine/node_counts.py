@@ -24,11 +24,11 @@ def counts() -> dict[str, int]:
 
 
 def wait_for_counts(expected: dict[str, int], within_s: float = FREED_WITHIN_S) -> None:
-    """Fail unless the node's counts become `expected` in time."""
+    """Fail unless the node's counts come down to `expected` in time. (Below is fine: a worker that left took its functions' refs with it.)"""
     deadline = time.monotonic() + within_s
     while True:
         found = counts()
-        if found == expected:
+        if all(found[name] <= expected[name] for name in expected):
             return
         assert time.monotonic() < deadline, f"not freed within {within_s} s: {found}, expected {expected}"
         time.sleep(0.01)

@@ -243,6 +243,10 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return b"" if row is None else row.owner
 
+    def owes(self, process: bytes) -> bool:
+        """Whether others may wait for values that only this process can publish."""
+        return bool(self._owed.get(process))
+
     def holders(self, oid: bytes) -> dict[bytes, int]:
         """Counts by process: for `shoal memory` and tests; walks all processes."""
         return {process: held[oid] for process, held in self._held.items() if oid in held}

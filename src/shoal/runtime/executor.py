@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 SLOW_TASK_S = 100e-6
 EVENTS_PER_FLUSH_MAX = 500
 EVENTS_EVERY_S = 0.5
+LINGER_LOOK_S = 0.01
 
 
 class HeldLease:
@@ -143,6 +144,7 @@ class Executor:
         self.host: ActorHost = ActorHost(self)
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
+        self._lingering: HeldLease | None = None  #: its last task has run, but not all that it has submitted
         self._idle: Waiter | None = None
         self._answered: list[Connection] = []  #: connections with gathered replies
         self._served: Connection | None = None  #: whose task ran last
@@ -242,7 +244,7 @@ class Executor:
         held.revoked = True
         self._bounce(message.lease_id)
         running = self.running
-        if running is None or running.held_lease is not held:
+        if (running is None or running.held_lease is not held) and held is not self._lingering:
             self._end_lease(held)
 
     def _end_lease(self, held: HeldLease, exiting: bool = False) -> None:
@@ -383,6 +385,8 @@ class Executor:
                 if queue:
                     self.flush_replies()
                     reactor.poll_once()
+        if self._lingering is not None:
+            self._linger(self._lingering)
 
     def _run_job(self, job: Job) -> float:
         """Run one task on this thread and gather its reply; returns the time."""
@@ -434,11 +438,24 @@ class Executor:
         return made
 
     def _leave(self, held: HeldLease, reason: str) -> None:
-        """This process ends after this task. Caller holds the lock."""
+        """This process ends after this task, and after what it has submitted: others may hold refs to that. Caller holds the lock."""
         held.revoked = True
         self._bounce(held.lease_id)
         self.exit_reason = reason
-        self._end_lease(held, exiting=True)
+        daemon = self.reactor.causal
+        if self.runtime.submitter.pending and daemon is not None:
+            self._lingering = held
+            daemon.send_now(Blocked(held.lease_id))
+        else:
+            self._end_lease(held, exiting=True)
+
+    def _linger(self, held: HeldLease) -> None:
+        """Stay, without a CPU, until nothing that this process has submitted is pending."""
+        self.flush_replies()
+        while self.runtime.submitter.pending:
+            self.reactor.wait(Waiter(), perf_counter() + LINGER_LOOK_S)
+        with self.reactor.lock:
+            self._end_lease(held, exiting=True)
 
     def run_task(self, job: Job) -> Value | Many:
         """Run a task's code in this thread: its result, or its error, as a value."""

@@ -313,6 +313,11 @@ class ObjectTable:
             entries.append(entry)
         return entries
 
+    def let_go(self, value: Value) -> None:
+        """A value that nobody here wants: end the holds that came with it. Caller holds the lock."""
+        if (type(value) is Containing or type(value) is Stored) and value.nested:
+            self.unuse(self.adopt_held(value.nested))
+
     def _new_borrowed(self, oid: bytes) -> ObjectEntry:
         entry = ObjectEntry(oid)
         shared = entry.shared = SharedState(owned=False)

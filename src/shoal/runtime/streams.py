@@ -51,11 +51,14 @@ class StreamState:
 def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:
     """An item came. Caller holds the lock."""
     if index <= state.produced:
-        return  # a retried generator makes its first items again
-    state.produced = index
-    if state.abandoned:
+        runtime.objects.let_go(value)  # a retried generator makes its first items again
         return
+    state.produced = index
     entry = ObjectEntry(result_id(task.task_id, index))
+    if state.abandoned:
+        entry.count = 0  # freed at once
+        runtime.store_value(entry, value)
+        return
     ref = ObjectRef(entry)
     runtime.store_value(entry, value)
     state.items.append(ref)

@@ -492,6 +492,10 @@ class LocalScheduler:
         lease = self._leases.get(lease_id)
         return None if lease is None else lease.holder.key[0]
 
+    def submits(self, process: bytes) -> bool:
+        """Whether a process waits for leases or holds some: what it has submitted has not ended."""
+        return bool(self._leases_of.get(process)) or any(key[0] == process for key in self._queue.waiting)
+
     def lease_of(self, worker_id: bytes) -> int:
         """The lease that a worker serves, 0 for none."""
         worker = self._pool.workers.get(worker_id)

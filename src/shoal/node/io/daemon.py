@@ -82,6 +82,7 @@ class NodeDaemon:
             loop,
             lambda effect: self.actors.on_effect(effect),
             lambda: self.memory.attend(),
+            lambda process: self.objects.machine.owes(process),
         )
         self.memory = MemoryWatch(self.pool, self.leases, loop, memory_threshold(start.options))
         self.actors = Actors(

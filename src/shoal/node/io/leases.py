@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 INTERRUPT_SIGNAL = signal.SIGUSR1
 #: a worker whose task is cancelled with force has this long to cancel the task's children and kill itself
 KILL_AFTER_S = 0.1
+#: how often a surplus worker is looked at that still owes results to others
+STOP_LOOK_S = 0.5
 
 
 class Leases:
@@ -42,6 +44,7 @@ class Leases:
     Args:
         on_actor: gets AssignActor and RefuseActor effects.
         on_work: called when a worker gets a lease.
+        owes: whether others wait for values that a process has yet to publish.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class Leases:
         loop: asyncio.AbstractEventLoop,
         on_actor: Callable[[Any], None],
         on_work: Callable[[], None] = lambda: None,
+        owes: Callable[[bytes], bool] = lambda process: False,
     ) -> None:
         self.machine = machine
         self._table = table
         self._pool = pool
         self._loop = loop
         self._on_actor = on_actor
+        self._owes = owes
         self._on_work = on_work
         self._events: deque[Any] = deque()
         self._busy = False
@@ -242,8 +247,13 @@ class Leases:
         self._pool.start_workers(effect.environment_key, effect.environment, effect.count)
 
     def _stop(self, effect: events.StopWorker) -> None:
+        """A worker that is not needed stops once the tasks that it has submitted have ended."""
         worker = self._table.worker(effect.worker_id)
-        if worker is not None:
+        if worker is None:
+            return
+        if self._owes(effect.worker_id) or self.machine.submits(effect.worker_id):
+            self._loop.call_later(STOP_LOOK_S, self._stop, effect)
+        else:
             self._pool.stop(worker, effect.reason)
 
     def _actor(self, effect: Any) -> None:
