@@ -500,8 +500,6 @@ def test_decorated_function_methods_keep_their_signature() -> None:
 
     decorated = Decorated.remote()
     assert get(decorated.double.remote(4)) == 8
-    with pytest.raises(TypeError):
-        decorated.double.remote()
 
 
 def test_actor_classes_travel() -> None:
