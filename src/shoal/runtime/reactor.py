@@ -87,7 +87,8 @@ class Connection:
         self.reactor = reactor
         self.sock = sock
         self.fd = sock.fileno()
-        self.decoder: FrameDecoder[Any] = FrameDecoder(ToRuntime)
+        #: lent by the reactor for one read; stays while a part of a frame waits in it. A thousand connections need no thousand buffers
+        self.decoder: FrameDecoder[Any] | None = None
         self.out = bytearray()
         self.on_closed = on_closed
         #: messages here must be written before those of other connections
@@ -174,6 +175,7 @@ class Reactor:
         self._lead = threading.RLock()
         self._claimed = False  #: an event loop's thread leads for good
         self._followers: deque[Waiter] = deque()
+        self._decoders: list[FrameDecoder[Any]] = []  #: free ones
         self._listeners: dict[int, Callable[[], None]] = {}
         self._poke_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.epoll.register(self._poke_fd, select.EPOLLIN)
@@ -421,9 +423,14 @@ class Reactor:
     def read(self, connection: Connection) -> None:
         """Receive once and handle what is complete. Caller leads (or is single-threaded yet) and holds the lock."""
         handlers = self.handlers
+        decoder = connection.decoder
+        if decoder is None:
+            spare = self._decoders
+            decoder = connection.decoder = spare.pop() if spare else FrameDecoder(ToRuntime)
         try:
-            count = connection.sock.recv_into(connection.decoder.writable())
+            count = connection.sock.recv_into(decoder.writable())
         except BlockingIOError:
+            self._take_back(connection, decoder)
             return
         except OSError:
             count = 0
@@ -431,10 +438,17 @@ class Reactor:
             self._ended(connection)
             return
         try:
-            for message in connection.decoder.received(count):
+            for message in decoder.received(count):
                 handlers[type(message)](connection, message)
         except ProtocolError:
             self._ended(connection)
+            return
+        self._take_back(connection, decoder)
+
+    def _take_back(self, connection: Connection, decoder: FrameDecoder[Any]) -> None:
+        if decoder.is_empty() and connection.decoder is decoder:
+            connection.decoder = None
+            self._decoders.append(decoder)
 
     def drain(self, connection: Connection) -> None:
         """Receive and handle until nothing is left to read."""

@@ -60,6 +60,10 @@ class FrameDecoder(Generic[M]):
         self._end = 0
         self.bytes_max = bytes_max
 
+    def is_empty(self) -> bool:
+        """Whether no part of a frame waits here: then another connection may use the buffer."""
+        return self._start == self._end
+
     def writable(self) -> memoryview:
         """Where to receive the next bytes; never empty."""
         if self._start == self._end:
