@@ -696,10 +696,8 @@ class Runtime:
 
     def _on_cancel_object(self, connection: Connection, message: CancelObject) -> None:
         """Another process cancels a task of ours."""
-        entry = self.objects.table.get(message.oid)
-        if entry is not None and entry.task is not None:
-            force = message.force and entry.task.queue is None
-            self.cancel_task(entry.task, force, message.recursive)
+        for task in self.submitter.tasks_of(message.oid[: ids.TASK_ID_BYTES]):
+            self.cancel_task(task, message.force and task.queue is None, message.recursive)
 
     def cancel_task(self, task: PendingTask, force: bool, recursive: bool) -> None:
         """Cancel one task of this process. Caller holds the lock."""

@@ -504,6 +504,8 @@ class Submitter:
         for connection in self._peers.values():
             for lease in connection.attachment.leases.values():
                 found.extend(task for task in lease.inflight.values() if task.task_id.startswith(prefix))
+        for queue in self.runtime.actor_calls.queues.values():
+            found.extend(task for task in queue.unsent if task.task_id.startswith(prefix) and not task.missing)
         return found
 
     def fail_everything(self, error: BaseException) -> None:
