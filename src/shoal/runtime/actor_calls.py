@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class ActorQueue:
     """The calls of this process to one actor. Written under the reactor's lock."""
 
-    __slots__ = ("actor_id", "class_name", "death", "in_order", "kept", "last_end", "lease", "lost", "state", "unsent")
+    __slots__ = ("actor_id", "class_name", "death", "in_order", "kept", "killed", "last_end", "lease", "lost", "state", "unsent")
 
     def __init__(self, actor_id: bytes, class_name: str, in_order: bool) -> None:
         self.actor_id = actor_id
@@ -47,6 +47,7 @@ class ActorQueue:
         self.in_order = in_order
         self.state = "pending"
         self.lease: WorkerLease | None = None
+        self.killed = False  #: this process killed it for good: nothing is pushed any more, its death is on the way
         #: calls not pushed yet, in order
         self.unsent: deque[PendingTask] = deque()
         #: in flight when the connection broke; settled when the actor's next state is known
@@ -177,6 +178,8 @@ class ActorCalls:
             if daemon is not None:
                 daemon.send(self._creation(0, spec, deps))
                 self._subscribe(spec.actor_id)  # after: the GCS must know the actor first
+                if queue.killed:
+                    daemon.send(KillActor(spec.actor_id, True))  # it was killed before anybody knew it
 
     def named(self, name: str, namespace: str) -> ActorSpec:
         """The spec of a named actor.
@@ -188,8 +191,11 @@ class ActorCalls:
         return msgspec.convert(answer["spec"], ActorSpec)
 
     def kill(self, actor_id: bytes, no_restart: bool) -> None:
-        """Kill an actor's process; calls in flight fail."""
+        """Kill an actor's process; calls in flight fail, and so do all that this process makes from now on (no_restart)."""
         with self.reactor.lock:
+            queue = self.queues.get(actor_id)
+            if queue is not None and no_restart and queue.death is None:
+                queue.killed = True
             daemon = self.reactor.causal
             if daemon is not None:
                 daemon.send_now(KillActor(actor_id, no_restart))
@@ -200,7 +206,7 @@ class ActorCalls:
         """A call, in the order submitted. Caller holds the lock."""
         task.queue = queue
         lease = queue.lease
-        if lease is not None and not queue.unsent and not task.missing:
+        if lease is not None and not queue.unsent and not task.missing and not queue.killed:
             if task.deps is not None and self.runtime.fail_on_dependency(task):
                 return
             submitter = self.runtime.submitter
@@ -219,7 +225,7 @@ class ActorCalls:
     def advance(self, queue: ActorQueue) -> None:
         """Push what can be pushed. Caller holds the lock."""
         lease = queue.lease
-        if lease is None:
+        if lease is None or queue.killed:
             return
         unsent = queue.unsent
         submitter = self.runtime.submitter
