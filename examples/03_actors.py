@@ -101,10 +101,9 @@ truth = np.array([3.0, -1.0, 0.5])
 server = ParameterServer.remote(len(truth))
 workers = [GradientWorker.remote(seed, truth) for seed in range(2)]
 weights = server.apply.remote(np.zeros(len(truth)))
-for _ in range(20):
-    weights = server.apply.remote(
-        *[worker.gradient.remote(weights) for worker in workers]
-    )  # refs in, a ref out: nothing waits here
+for _ in range(20):  # refs in, a ref out: nothing waits here
+    gradients = [worker.gradient.remote(weights) for worker in workers]
+    weights = server.apply.remote(*gradients)
 print("learned weights:", np.round(shoal.get(weights), 1))
 
 # An actor ends when its last handle goes, or when it is killed.

@@ -10,8 +10,9 @@ shoal.init(num_cpus=4)
 # A remote generator function returns an iterator of refs. The first one is there long before the last.
 @shoal.remote
 def countdown(n):
-    for i in range(n, 0, -1):
-        yield i
+    while n > 0:
+        yield n
+        n -= 1
 
 
 print("countdown:", [shoal.get(ref) for ref in countdown.remote(5)])

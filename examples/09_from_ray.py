@@ -35,19 +35,11 @@ except ray.exceptions.RayTaskError as error:
     print("RayTaskError, and TypeError:", isinstance(error, TypeError))
 
 pool = ray.util.ActorPool([Accumulator.remote() for _ in range(2)])
-print(
-    "total of a pool:",
-    sum(pool.map_unordered(lambda actor, x: actor.__ray_call__.remote(lambda self, y: y, x), range(4))),
-)
+results = pool.map_unordered(lambda actor, x: actor.__ray_call__.remote(lambda self, y: y, x), range(4))
+print("total of a pool:", sum(results))
 
 context = ray.get_runtime_context()
-print(
-    "ids are hex strings:",
-    len(context.get_job_id()),
-    len(context.get_node_id()),
-    "- initialized:",
-    ray.is_initialized(),
-)
+print("ids are hex strings:", len(context.get_job_id()), len(context.get_node_id()))
 
 ray.kill(accumulator)
 ray.shutdown()

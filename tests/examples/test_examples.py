@@ -6,7 +6,6 @@ import importlib.util
 import re
 
 import pytest
-
 from tests.examples.example_runs import EXAMPLES, run_example
 
 NAMES = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
@@ -89,7 +88,7 @@ the best gamma of 9 is 0\.0010, with an accuracy of 0\.92
 added 42 - total 42 - by name: True
 RayTaskError, and TypeError: True
 total of a pool: 6
-ids are hex strings: 8 32 - initialized: True
+ids are hex strings: 8 32
 """,
 }
 
