@@ -29,6 +29,10 @@ CLASS_SUFFIXES_BANNED = ("Helper", "Utils", "Util", "Handler", "Info", "Manager"
 #: The paper's word, and names that the public API owes to its users.
 CLASS_NAMES_ALLOWED = {"ActorManager", "PlacementGroupManager"}
 
+#: The doors: what floors above may import of a package. (`node` reads and writes the store's tables: it is the store's daemon half.)
+DOORS = {"gcs": {"client"}, "node": {"client"}, "store": {"client", "page"}}
+DOOR_EXCEPTIONS = {("node", "store")}
+
 CALLS_BANNED = {
     "os.system": "subprocess.run with a list",
     "pickle.Pickler": "the pickler of shoal.serialization",
@@ -142,6 +146,23 @@ def test_no_banned_calls() -> None:
                 if instead:
                     found.append(f"{name_of(path)}:{node.lineno}: use {instead}")
     assert not found, found
+
+
+def test_packages_are_entered_by_their_doors() -> None:
+    found = []
+    for path in source_files():
+        floor = path.relative_to(SOURCE).parts[0]
+        for node in ast.walk(tree_of(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                parts = name.split(".")
+                if len(parts) < 3 or parts[0] != "shoal" or parts[1] not in DOORS or parts[1] == floor:
+                    continue
+                if parts[2] not in DOORS[parts[1]] and (floor, parts[1]) not in DOOR_EXCEPTIONS:
+                    found.append(f"{name_of(path)}: {name}")
+    assert not found, f"only {DOORS} may be imported from outside: {found}"
 
 
 def test_no_bare_except_and_no_prints_in_the_engine() -> None:
