@@ -186,6 +186,11 @@ _OBJECT_NAMES = frozenset(dir(object)) | {"__dict__", "__weakref__", "__module__
 class ActorHandle:
     """A handle of an actor: `handle.method.remote(...)` calls it. Equal and hashable by actor; may be sent anywhere."""
 
+    _actor_id_bytes: bytes
+    _about: dict[str, Any]
+    _ref: ObjectRef | None
+    _checkers: dict[str, SignatureChecker]
+
     def __init__(self, actor_id: bytes, about: dict[str, Any], ref: ObjectRef | None) -> None:
         self.__dict__["_actor_id_bytes"] = actor_id
         self.__dict__["_about"] = about
