@@ -23,6 +23,7 @@ from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
     BLOCKED_AFTER_S,
     CALL_TIMEOUT_S,
+    GOODBYE_S,
     INLINE_ARGUMENT_BYTES_MAX,
     INLINE_RESULT_BYTES_MAX,
 )
@@ -55,7 +56,7 @@ from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
 from shoal.runtime.reactor import Connection, Reactor, Waiter
-from shoal.runtime.streams import ObjectRefGenerator, StreamState, add_item, end_stream
+from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import PendingTask, TaskContext, Template
 from shoal.store.client import StaleBlock, StoreClient
@@ -137,6 +138,7 @@ class Runtime:
         self.none_blob = serialization.dumps(None)[0]
         self.empty_args = serialization.dumps(())[0]
         self.closed = False
+        self._goodbye: Waiter | None = None  #: done when the daemon has answered our leave
         self.lost: BaseException | None = None  #: why the node is gone
         self.explain_loss: Callable[[], str] = str  #: what the starter of the node knows of its death, to be put after "died"
         self.executor: Any = None  #: of a worker
@@ -382,9 +384,7 @@ class Runtime:
         elif type(value) is Stored:
             nested = value.nested
         if nested:
-            if entry.shared is None:
-                entry.shared = SharedState(owned=True)
-            entry.shared.nested = self.objects.adopt_held(nested)
+            self.objects.contain(entry, self.objects.adopt_held(nested))
         entry.value = value
         self.announce(entry)
         if entry.count <= 0:
@@ -416,8 +416,11 @@ class Runtime:
         assert shared is not None, "entries in the table are shared"
         shared.resolving = False
         value = message.value
+        nested = value.nested if type(value) is Containing or type(value) is Stored else []
+        if nested and shared.nested is None:
+            self.objects.contain_borrowed(entry, nested)
         if type(value) is Containing:
-            value = value.blob  # the daemon holds what it contains, as long as we hold it
+            value = value.blob
         if entry.value is None:
             entry.value = value
             escaped, shared.escaped = shared.escaped, False
@@ -577,15 +580,19 @@ class Runtime:
         prefix = context.prefix or ids.child_prefix(context.task_id, context.attempt)
         entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
         if nested:
-            entry.shared = SharedState(owned=True)
-            entry.shared.nested = self.objects.escape(nested)
-        if type(blob) is bytes and len(blob) <= INLINE_RESULT_BYTES_MAX:
-            entry.value = blob
-        elif type(blob) is not bytes and blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
-            entry.value = blob.to_bytes()
+            with self.reactor.lock:
+                self.objects.contain(entry, self.objects.escape(nested))
+        size = len(blob) if type(blob) is bytes else blob.total_bytes
+        if size <= INLINE_RESULT_BYTES_MAX:
+            entry.value = blob if type(blob) is bytes else blob.to_bytes()
         else:
-            oids = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []
-            entry.value = self.store_blob(entry.oid, blob, self.worker_id, oids)
+            try:
+                inside = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []
+                entry.value = self.store_blob(entry.oid, blob, self.worker_id, inside)
+            except BaseException:
+                with self.reactor.lock:
+                    self.objects.free(entry)  # lets go what is inside
+                raise
         if dropped:
             with self.reactor.lock:
                 self.objects.drain_dropped()
@@ -735,6 +742,8 @@ class Runtime:
     # ------------------------------------------------------------ time and end
 
     def _on_tick(self, now: float) -> None:
+        while abandoned:
+            self.cancel_task(abandoned.popleft(), False, True)
         if dropped:
             self.objects.drain_dropped()
         self.submitter.tick(now)
@@ -743,12 +752,27 @@ class Runtime:
 
     def on_daemon_lost(self, connection: Connection) -> None:
         """The daemon's connection ended: nothing pending will come."""
+        if self._goodbye is not None:
+            self._goodbye.finish()
+            return
         self.lose(
             errors.NodeDaemonDiedError(
                 f"the node daemon died{self.explain_loss()}. This session is over: its tasks, actors and objects are lost. "
                 "Call shoal.shutdown() and shoal.init() to begin anew."
             )
         )
+
+    def on_node_ends(self, reason: str) -> None:
+        """The daemon takes its leave; everything that workers had printed has come before."""
+        if self._goodbye is not None:
+            self._goodbye.finish()
+        else:
+            self.lose(
+                errors.NodeDaemonDiedError(
+                    f"{reason}. This session is over: its tasks, actors and objects are lost. "
+                    "Call shoal.shutdown() and shoal.init() to begin anew."
+                )
+            )
 
     def lose(self, error: BaseException) -> None:
         """The session is over: everything pending fails with `error`. Caller holds the lock."""
@@ -769,11 +793,14 @@ class Runtime:
             waiter.finish()
 
     def say_goodbye(self) -> None:
-        """Tell the daemon that this driver leaves, so that it need not find out."""
+        """Tell the daemon that this driver leaves, and read what workers have printed until it answers, for GOODBYE_S at most."""
         with self.reactor.lock:
             daemon = self.reactor.causal
-            if daemon is not None and not self.closed:
-                daemon.send_now(Shutdown("the driver called shutdown"))
+            if daemon is None or self.closed:
+                return
+            waiter = self._goodbye = Waiter()
+            daemon.send_now(Shutdown("the driver called shutdown"))
+        self.reactor.wait(waiter, perf_counter() + GOODBYE_S)
 
     def close(self) -> None:
         """End this process's part in the session. Idempotent."""

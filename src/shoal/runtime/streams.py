@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.tasks import PendingTask
 
+#: tasks that wait for the consumer of their stream, which is gone
+abandoned: deque[PendingTask] = deque()
+
 
 class StreamState:
     """The items of one generator task, as its submitter knows them. Written under the reactor's lock."""
@@ -175,13 +178,18 @@ class ObjectRefGenerator:
         return self._state.ended and not self._state.items
 
     def __del__(self) -> None:
-        self._state.abandoned = True
+        state = self._state
+        state.abandoned = True
+        task = state.task
+        if task is not None and task.template.wire.backpressure > 0:
+            abandoned.append(task)  # nobody will ever let it go on: it is cancelled at the next tick
+            self._runtime.reactor.attend()
 
     def __repr__(self) -> str:
         return f"ObjectRefGenerator({self._state.produced} produced, {self._state.consumed} taken)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("an ObjectRefGenerator belongs to the process that made it: send the refs that it yields instead")
+        raise errors.OutOfBandObjectRefSerializationError("an ObjectRefGenerator belongs to the process that made it: send the refs that it yields instead")
 
 
 class _LoopWaiter(Waiter):

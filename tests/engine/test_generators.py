@@ -1,0 +1,258 @@
+"""Generators: streams, backpressure, failures in the middle, retries, the dynamic form."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal import exceptions
+
+pytestmark = [pytest.mark.usefixtures("shoal_session"), pytest.mark.timeout(60)]
+
+
+def fetch(refs: Any, timeout: float = 20.0) -> Any:
+    return shoal.get(refs, timeout=timeout)
+
+
+def await_true(condition: Any) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@shoal.remote
+def numbers(count: int, pause_s: float = 0) -> Any:
+    for number in range(count):
+        if pause_s:
+            time.sleep(pause_s)
+        yield number
+
+
+def test_a_generator_streams_by_default() -> None:
+    items = numbers.remote(1000)
+    assert isinstance(items, shoal.ObjectRefGenerator)
+    assert [fetch(ref) for ref in items] == list(range(1000))
+    assert items.is_finished()
+    with pytest.raises(StopIteration):
+        next(items)
+    assert list(numbers.remote(0)) == []
+    assert [fetch(ref) for ref in numbers.options(num_returns="streaming").remote(3)] == [0, 1, 2]
+
+
+def test_items_come_while_the_task_runs() -> None:
+    items = numbers.remote(3, 0.3)
+    start = time.monotonic()
+    assert fetch(next(items)) == 0
+    assert time.monotonic() - start < 0.85
+    assert [fetch(ref) for ref in items] == [1, 2]
+
+
+def test_a_list_collects_a_generator_of_known_length() -> None:
+    assert fetch(numbers.options(num_returns=3).remote(3)) == [0, 1, 2]
+
+
+def test_dynamic_gives_an_iterable_of_refs() -> None:
+    made = fetch(numbers.options(num_returns="dynamic").remote(5))
+    assert len(made) == 5
+    assert [fetch(ref) for ref in made] == [0, 1, 2, 3, 4]
+
+
+def test_large_items_and_refs_inside_items() -> None:
+    @shoal.remote
+    def arrays(count: int) -> Any:
+        for number in range(count):
+            yield np.full(100_000, number)
+
+    sums = [int(fetch(ref)[0]) for ref in arrays.remote(5)]
+    assert sums == [0, 1, 2, 3, 4]
+
+    @shoal.remote
+    def nested() -> Any:
+        for number in range(3):
+            yield [shoal.put(number)]
+
+    assert [fetch(fetch(ref)[0]) for ref in nested.remote()] == [0, 1, 2]
+
+
+def test_items_are_arguments() -> None:
+    @shoal.remote
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert fetch([double.remote(ref) for ref in numbers.remote(10)]) == [2 * i for i in range(10)]
+
+
+def test_an_exception_stands_where_it_was_raised_then_the_stream_ends() -> None:
+    @shoal.remote
+    def broken() -> Any:
+        yield 1
+        yield 2
+        raise KeyError("broken")
+
+    items = broken.remote()
+    assert fetch(next(items)) == 1
+    assert fetch(next(items)) == 2
+    with pytest.raises(KeyError, match="broken"):
+        fetch(next(items))
+    with pytest.raises(StopIteration):
+        next(items)
+
+
+def test_an_item_that_cannot_travel_ends_the_stream_with_the_reason() -> None:
+    import threading
+
+    @shoal.remote
+    def odd() -> Any:
+        yield 1
+        yield threading.Lock()
+
+    items = odd.remote()
+    assert fetch(next(items)) == 1
+    with pytest.raises(TypeError, match="lock"):
+        fetch(next(items))
+    with pytest.raises(StopIteration):
+        next(items)
+
+
+def test_backpressure_holds_the_producer(tmp_path: Path) -> None:
+    @shoal.remote(_generator_backpressure_num_objects=2)
+    def counted(path: Path) -> Any:
+        for number in range(8):
+            with path.open("a") as file:
+                file.write("x")
+            yield number
+
+    path = tmp_path / "made"
+    items = counted.remote(path)
+    await_true(path.exists)
+    time.sleep(0.3)
+    assert len(path.read_text()) <= 3
+    assert fetch(next(items)) == 0
+    time.sleep(0.3)
+    assert len(path.read_text()) <= 4
+    assert [fetch(ref) for ref in items] == list(range(1, 8))
+
+
+def test_a_held_back_producer_lends_its_cpu() -> None:
+    streams = [numbers.options(_generator_backpressure_num_objects=1).remote(3) for _ in range(3)]
+    time.sleep(0.2)
+    assert fetch(shoal.remote(lambda: "ran").remote(), 10) == "ran"
+    assert [[fetch(ref) for ref in items] for items in streams] == [[0, 1, 2]] * 3
+
+
+def test_async_for() -> None:
+    async def consume() -> list[int]:
+        return [await ref async for ref in numbers.remote(30, 0.001)]
+
+    async def both() -> Any:
+        return await asyncio.gather(consume(), consume())
+
+    assert asyncio.run(both()) == [list(range(30))] * 2
+
+
+def test_wait_on_streams() -> None:
+    items = numbers.remote(2, 0.2)
+    assert shoal.wait([items], timeout=0) == ([], [items])
+    ready, rest = shoal.wait([items], timeout=10)
+    assert ready == [items] and rest == []
+    assert fetch(next(items)) == 0
+    done = shoal.put(1)
+    ready, rest = shoal.wait([items, done], num_returns=2, timeout=10)
+    assert ready == [items, done]
+    assert fetch(next(items)) == 1
+    ready, rest = shoal.wait([items], timeout=10)  # the end counts as ready
+    assert ready == [items]
+
+
+def test_next_with_a_timeout_and_next_ready() -> None:
+    items = numbers.remote(1, 0.4)
+    assert not items.next_ready()
+    with pytest.raises(exceptions.GetTimeoutError):
+        items._next_sync(0.05)
+    assert fetch(items._next_sync(10)) == 0
+
+
+def test_completed() -> None:
+    items = numbers.remote(3)
+    assert fetch(items.completed()) is None
+    assert [fetch(ref) for ref in items] == [0, 1, 2]
+
+
+def test_a_crashed_stream_is_made_again_and_repeats_nothing(tmp_path: Path) -> None:
+    @shoal.remote(max_retries=2)
+    def crashing(path: Path) -> Any:
+        for number in range(10):
+            yield number
+            if number == 5 and not path.exists():
+                path.touch()
+                time.sleep(0.1)
+                os._exit(1)
+
+    assert [fetch(ref) for ref in crashing.remote(tmp_path / "once")] == list(range(10))
+
+
+def test_a_stream_that_fails_is_retried_when_asked(tmp_path: Path) -> None:
+    @shoal.remote(max_retries=2, retry_exceptions=True)
+    def flaky(path: Path) -> Any:
+        yield 0
+        yield 1
+        if not path.exists():
+            path.touch()
+            raise ValueError("once")
+        yield 2
+
+    assert [fetch(ref) for ref in flaky.remote(tmp_path / "once")] == [0, 1, 2]
+
+
+def test_a_crash_without_retries_ends_the_stream() -> None:
+    @shoal.remote(max_retries=0)
+    def crashing() -> Any:
+        yield 1
+        time.sleep(0.1)
+        os._exit(1)
+
+    items = crashing.remote()
+    assert fetch(next(items)) == 1
+    with pytest.raises(exceptions.WorkerCrashedError):
+        fetch(next(items))
+    with pytest.raises(StopIteration):
+        next(items)
+
+
+def test_an_abandoned_stream_that_is_held_back_ends(tmp_path: Path) -> None:
+    @shoal.remote(_generator_backpressure_num_objects=1)
+    def endless(path: Path) -> Any:
+        try:
+            number = 0
+            while True:
+                yield number
+                number += 1
+        finally:
+            path.touch()
+
+    items = endless.remote(tmp_path / "closed")
+    for number in range(5):
+        assert fetch(next(items)) == number
+    del items
+    await_true((tmp_path / "closed").exists)
+
+
+def test_a_stream_inside_a_task() -> None:
+    @shoal.remote
+    def total(count: int) -> int:
+        return sum(shoal.get(ref) for ref in numbers.remote(count))
+
+    assert fetch(total.remote(20)) == 190
+
+
+def test_generators_do_not_travel() -> None:
+    with pytest.raises(TypeError, match="send the refs"):
+        shoal.put(numbers.remote(1))
