@@ -135,7 +135,7 @@ class ActorClass:
             options.detached,
             options.strategy,
             options.environment,
-            serialization.dumps(about)[0],
+            serialization.dumps_inline(about),
         )
         ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)
         if existing is not None:

@@ -106,7 +106,7 @@ class BaseID:
         return self._binary == b"\xff" * self.SIZE_BYTES
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._binary == other._binary  # type: ignore[attr-defined]
+        return type(other) is type(self) and self._binary == other._binary
 
     def __hash__(self) -> int:
         return hash(self._binary)

@@ -27,7 +27,7 @@ from shoal.protocol import errors, ids
 from shoal.protocol.gcs_messages import DEATH_UNSCHEDULABLE
 from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS
 from shoal.protocol.messages import ActorSpec, ActorState, Call, CreateActor, Failed, KillActor, SubscribeActor, WorkerDied
-from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState, sendable
+from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
 from shoal.runtime.tasks import PendingTask, WorkerLease
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ class ActorCalls:
         with self.reactor.lock:
             if held:
                 # A restart needs what the arguments refer to, also when this process is gone: the handle's object contains it.
-                entry.shared = SharedState(owned=True)
-                entry.shared.nested = runtime.objects.escape([ObjectRef(inner) for inner in held])
+                runtime.objects.contain(entry, runtime.objects.escape([ObjectRef(inner) for inner in held]))
                 for inner in held:
                     inner.count += 1  # for the refs made in the line above
             runtime.objects.unuse(runtime.objects.escape([ref]))

@@ -174,7 +174,8 @@ class ActorHost:
     def printed_name(self) -> str:
         """Who prints, for the driver's terminal: the instance's own repr if its class has one, else the class."""
         instance = self.instance
-        if instance is not None and type(instance).__repr__ is not object.__repr__:
+        own_repr: Any = type(instance).__repr__
+        if instance is not None and own_repr is not object.__repr__:
             try:
                 return repr(instance).replace("\n", " ")[:100]
             except Exception:

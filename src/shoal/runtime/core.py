@@ -135,8 +135,8 @@ class Runtime:
         self.actor_calls = ActorCalls(self)
         self.store: StoreClient | None = None
         self.root = TaskContext(os.urandom(16), 0, os.urandom(ids.TASK_PREFIX_BYTES), 0, self.job_id, "driver" if role == "driver" else "worker")
-        self.none_blob = serialization.dumps(None)[0]
-        self.empty_args = serialization.dumps(())[0]
+        self.none_blob = serialization.dumps_inline(None)
+        self.empty_args = serialization.dumps_inline(())
         self.closed = False
         self._goodbye: Waiter | None = None  #: done when the daemon has answered our leave
         self.lost: BaseException | None = None  #: why the node is gone
@@ -292,7 +292,7 @@ class Runtime:
                         entry.count += 1
                         held.append(entry)
         value_out: Value
-        if type(blob) is bytes:
+        if isinstance(blob, bytes):
             value_out = blob
             size = len(blob)
         else:
@@ -300,7 +300,12 @@ class Runtime:
             value_out = b"" if size > INLINE_ARGUMENT_BYTES_MAX else blob.to_bytes()
         if size > INLINE_ARGUMENT_BYTES_MAX:
             entry = ObjectEntry(os.urandom(ids.OBJECT_ID_BYTES))
-            entry.value = value_out = self.store_blob(entry.oid, blob, self.worker_id)
+            try:
+                entry.value = value_out = self.store_blob(entry.oid, blob, self.worker_id)
+            except BaseException:
+                with self.reactor.lock:
+                    self.objects.unuse(held or ())
+                raise
             entry.shared = SharedState(owned=True)
             entry.shared.shown = True
             held = [entry] if held is None else [*held, entry]
@@ -359,12 +364,12 @@ class Runtime:
         """The task has ended: give its results their values. Caller holds the lock."""
         result = task.result
         if type(result) is ObjectEntry:
-            assert type(value) is not Many, "one result was asked for"
+            assert not isinstance(value, Many), "one result was asked for"
             self.store_value(result, value)
         elif type(result) is StreamState:
-            assert type(value) is not Many, "a stream ends with one value"
+            assert not isinstance(value, Many), "a stream ends with one value"
             end_stream(self, result, task, value)
-        elif type(value) is Many:
+        elif isinstance(value, Many):
             for entry, part in zip(result, value.values, strict=True):
                 self.store_value(entry, part)
         else:
@@ -582,9 +587,9 @@ class Runtime:
         if nested:
             with self.reactor.lock:
                 self.objects.contain(entry, self.objects.escape(nested))
-        size = len(blob) if type(blob) is bytes else blob.total_bytes
+        size = len(blob) if isinstance(blob, bytes) else blob.total_bytes
         if size <= INLINE_RESULT_BYTES_MAX:
-            entry.value = blob if type(blob) is bytes else blob.to_bytes()
+            entry.value = blob if isinstance(blob, bytes) else blob.to_bytes()
         else:
             try:
                 inside = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []

@@ -567,9 +567,10 @@ class Executor:
         except TypeError as error:
             raise TypeError(f"the result of {job.template.wire.name}() cannot be sent: {error}") from None
         if nested is None:
-            if type(blob) is bytes and len(blob) <= INLINE_RESULT_BYTES_MAX:
-                return blob
-            if type(blob) is not bytes and blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
+            if isinstance(blob, bytes):
+                if len(blob) <= INLINE_RESULT_BYTES_MAX:
+                    return blob
+            elif blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
                 return blob.to_bytes()
             return self.runtime.store_blob(ids.result_id(job.task_id, index), blob, job.held_lease.started.submitter_id)
         return self._hand_over(job, blob, nested, index)
@@ -580,16 +581,18 @@ class Executor:
         submitter = job.connection.attachment.worker_id
         entries = runtime.objects.escape(nested)
         oids = [entry.oid for entry in entries]
-        small = len(blob) if type(blob) is bytes else blob.total_bytes
         result: Value
-        if small <= INLINE_RESULT_BYTES_MAX:
-            result = Containing(blob if type(blob) is bytes else blob.to_bytes(), oids)
-        else:
-            stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
-            result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
-        with self.reactor.lock:
-            runtime.objects.hold_for(entries, submitter)
-            runtime.objects.unuse(entries)
+        try:
+            if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
+                result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
+            else:
+                stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
+                result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
+            with self.reactor.lock:
+                runtime.objects.hold_for(entries, submitter)
+        finally:
+            with self.reactor.lock:
+                runtime.objects.unuse(entries)
         return result
 
     def encode_error(self, job: Job, error: BaseException) -> Failed:

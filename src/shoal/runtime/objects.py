@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 #: entries whose handle was dropped, not yet counted down
 dropped: deque[ObjectEntry] = deque()
+#: handles of objects inside known containers: made when a container is first deserialized, kept while this process refers to it, so that
+#: deserializing it again costs a look-up for each ref (0.2 us) instead of a handle, a count and a finalizer (2 us)
+_kept: dict[bytes, ObjectRef] = {}
 
 
 def _ignore() -> None:
@@ -38,24 +41,29 @@ def _ignore() -> None:
 
 #: wakes the background of the current runtime; set by `ObjectTable`
 _attend: Callable[[], None] = _ignore
+#: it was woken for what is in `dropped` now
+_attended = False
 
 
 def become_inert() -> None:
     """In a forked child: finalizers must not touch the parent's runtime."""
     global _attend
     _attend = _ignore
+    _kept.clear()
     dropped.clear()
 
 
 class SharedState:
     """The part of an entry that only objects known to other processes, or containing refs, need."""
 
-    __slots__ = ("escaped", "handle", "holds", "nested", "owned", "resolving", "shown")
+    __slots__ = ("contained", "escaped", "handle", "holds", "nested", "owned", "resolving", "shown")
 
     def __init__(self, owned: bool) -> None:
         self.owned = owned
         self.escaped = False
-        self.holds = 0  #: holds that the daemon counts for this process
+        #: holds that the daemon counts for this process; a borrowed object in a container that it holds needs none of its own
+        self.holds = 0
+        self.contained = 0  #: how many `nested` lists it is in
         self.handle: weakref.ref[ObjectRef] | None = None
         self.nested: list[ObjectEntry] | None = None
         self.resolving = False
@@ -91,9 +99,11 @@ class ObjectRef:
         self._entry = entry
 
     def __del__(self) -> None:
+        global _attended
         entry = self._entry
         dropped.append(entry)
-        if entry.shared is not None or type(entry.value) is Stored:
+        if (entry.shared is not None or type(entry.value) is Stored) and not _attended:
+            _attended = True
             _attend()
 
     def binary(self) -> bytes:
@@ -155,6 +165,9 @@ class ObjectRef:
 
 def restore_ref(oid: bytes) -> ObjectRef:
     """Unpickle a ref: the counterpart of `ObjectRef.__reduce__`."""
+    ref = _kept.get(oid)
+    if ref is not None:
+        return ref
     from shoal.runtime.core import current
 
     return current().objects.borrow(oid)
@@ -164,7 +177,8 @@ class ObjectTable:
     """All objects of this process that other processes know, and what is to be told about them. Guarded by the reactor's lock."""
 
     def __init__(self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None]) -> None:
-        global _attend
+        global _attend, _attended
+        _attended = False
         self.reactor = reactor
         self.lock = reactor.lock
         self.table: dict[bytes, ObjectEntry] = {}
@@ -173,6 +187,7 @@ class ObjectTable:
         self._releases: list[bytes] = []
         self._frees: list[bytes] = []
         reactor.write_notes = self._write_notes
+        _kept.clear()
         dropped.clear()
         _attend = reactor.attend
 
@@ -184,6 +199,8 @@ class ObjectTable:
 
     def drain_dropped(self) -> None:
         """Count down what finalizers dropped. Caller holds the lock."""
+        global _attended
+        _attended = False
         while dropped:
             entry = dropped.popleft()
             entry.count -= 1
@@ -211,11 +228,9 @@ class ObjectTable:
                     self._releases.extend([entry.oid] * shared.holds)
                     shared.holds = 0
                     self.reactor.has_notes = True
-                nested, shared.nested = shared.nested, None
-                for inner in nested or ():
-                    inner.count -= 1
-                    if inner.count <= 0:
-                        stack.append(inner)
+                if shared.nested is not None:
+                    nested, shared.nested = shared.nested, None
+                    self._uncontain(nested, stack)
             if type(value) is Stored:
                 if shared is None or (shared.owned and not shared.escaped):
                     if shared is None or not shared.shown:
@@ -223,6 +238,49 @@ class ObjectTable:
                     self._frees.append(entry.oid)
                     self.reactor.has_notes = True
                 entry.value = None
+
+    def contain(self, entry: ObjectEntry, nested: list[ObjectEntry]) -> None:
+        """`entry` has these inside, each counted once for it already. Caller holds the lock (or nobody else knows the entry)."""
+        shared = entry.shared
+        if shared is None:
+            shared = entry.shared = SharedState(owned=True)
+        shared.nested = nested
+        for inner in nested:
+            inner.shared.contained += 1  # type: ignore[union-attr]
+
+    def contain_borrowed(self, entry: ObjectEntry, oids: list[bytes]) -> None:
+        """A borrowed container's value is known: what is inside is held by the container, as long as we hold that. Caller holds the lock."""
+        nested = []
+        for oid in oids:
+            inner = self.table.get(oid)
+            if inner is None:
+                inner = self._new_borrowed(oid, 0)
+            else:
+                inner.count += 1
+            nested.append(inner)
+        self.contain(entry, nested)
+
+    def _uncontain(self, nested: list[ObjectEntry], stack: list[ObjectEntry]) -> None:
+        """A container goes: what outlives it is held on its own, the rest is added to `stack`."""
+        for inner in nested:
+            shared = inner.shared
+            assert shared is not None, "contained objects are shared"
+            shared.contained -= 1
+            if not shared.contained:
+                _kept.pop(inner.oid, None)
+        while dropped:  # handles that only `_kept` had
+            entry = dropped.popleft()
+            entry.count -= 1
+            if entry.count <= 0:
+                stack.append(entry)
+        for inner in nested:
+            inner.count -= 1
+            if inner.count <= 0:
+                stack.append(inner)
+            elif not inner.shared.holds and not inner.shared.owned:  # type: ignore[union-attr]
+                inner.shared.holds = 1  # type: ignore[union-attr]
+                self._holds.append(inner.oid)
+                self.reactor.has_notes = True
 
     def _write_notes(self) -> None:
         """Turn gathered holds, releases and frees into messages; holds first. Called by the flush of the daemon's connection."""
@@ -258,6 +316,8 @@ class ObjectTable:
                 shared = entry.shared
                 if shared is None:
                     shared = entry.shared = SharedState(owned=True)
+                elif shared.handle is None or shared.handle() is None:
+                    shared.handle = weakref.ref(ref)
                 if shared.owned and not shared.escaped:
                     shared.escaped = True
                     shared.holds = 1
@@ -291,8 +351,10 @@ class ObjectTable:
                     entry.count += 1
                     ref = ObjectRef(entry)
                     shared.handle = weakref.ref(ref)
+                if shared.contained:
+                    _kept[oid] = ref
                 return ref
-            entry = self._new_borrowed(oid)
+            entry = self._new_borrowed(oid, 1)
             self._holds.append(oid)
             self.reactor.has_notes = True
             ref = ObjectRef(entry)
@@ -305,7 +367,7 @@ class ObjectTable:
         for oid in oids:
             entry = self.table.get(oid)
             if entry is None:
-                entry = self._new_borrowed(oid)
+                entry = self._new_borrowed(oid, 1)
             else:
                 entry.count += 1
                 assert entry.shared is not None, "entries in the table are shared"
@@ -318,10 +380,10 @@ class ObjectTable:
         if (type(value) is Containing or type(value) is Stored) and value.nested:
             self.unuse(self.adopt_held(value.nested))
 
-    def _new_borrowed(self, oid: bytes) -> ObjectEntry:
+    def _new_borrowed(self, oid: bytes, holds: int) -> ObjectEntry:
         entry = ObjectEntry(oid)
         shared = entry.shared = SharedState(owned=False)
-        shared.holds = 1
+        shared.holds = holds
         self.table[oid] = entry
         return entry
 

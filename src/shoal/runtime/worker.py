@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from shoal.protocol.messages import Hello, Shutdown, ToRuntime
@@ -94,28 +95,41 @@ class NamedStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._write = stream.write
+        self._task: Any = None  #: whose text came last
         self._name = ""
-        self._at_line_start = True
+        self._last = "\n"  #: the text that came last
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Write text, after a marker line when another task prints than before."""
-        context = core.running_task.get()
-        runtime = core.current_or_none()
-        name = ""
-        if context is not None and runtime is not None:
-            actor = runtime.executor.actor
-            name = actor.printed_name() if actor is not None else context.name
-        with self._lock:
-            if self._at_line_start and name and name != self._name:
-                self._name = name
-                self._stream.write(f"{NAME_MARKER}{name}\n")
-            written: int = self._stream.write(text)
-            if text:
-                self._at_line_start = text.endswith("\n")
-                if self._at_line_start:
-                    self._stream.flush()
+        """Write text, after a marker line when another task prints than before. Hot: `print` calls this twice a line."""
+        task = core.running_task.get()
+        if task is not self._task and task is not None:
+            self._change_to(task)
+        if text:
+            self._last = text
+        written: int = self._write(text)
         return written
+
+    def _change_to(self, task: Any) -> None:
+        """Another task prints: name it, on a line of its own."""
+        runtime = core.current_or_none()
+        actor = runtime.executor.actor if runtime is not None else None
+        name = actor.printed_name() if actor is not None else task.name
+        with self._lock:
+            self._task = task
+            if name != self._name:
+                self._name = name
+                end = "" if self._last.endswith("\n") else "\n"
+                self._write(f"{end}{NAME_MARKER}{name}\n")
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def __iter__(self) -> Any:
+        return iter(self._stream)
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._stream, attribute)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.serialization.custom import deregister_serializer, register_serializer
 from shoal.serialization.failures import dumps_error, loads_error
 from shoal.serialization.format import Serialized
-from shoal.serialization.values import Blob, allow_out_of_band, collect, dumps, loads
+from shoal.serialization.values import Blob, allow_out_of_band, collect, dumps, dumps_inline, loads
 
 if TYPE_CHECKING:
     from shoal.serialization.code import dumps_code, loads_code
@@ -26,6 +26,7 @@ __all__ = [
     "dumps",
     "dumps_code",
     "dumps_error",
+    "dumps_inline",
     "explain_unserializable",
     "loads",
     "loads_code",

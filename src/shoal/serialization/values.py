@@ -91,6 +91,17 @@ def dumps(value: Any) -> tuple[Blob, list[Any] | None]:
     return head, None
 
 
+def dumps_inline(value: Any) -> bytes:
+    """`value` as bytes, whatever its size; it must contain no references.
+
+    Raises:
+        TypeError: it cannot be serialized.
+    """
+    blob, nested = dumps(value)
+    assert nested is None, "a value with references is not written inline"
+    return blob if isinstance(blob, bytes) else blob.to_bytes()
+
+
 def loads(blob: bytes | memoryview) -> Any:
     """The value of `blob`. Buffers are views of `blob`, read-only: it must not change or move while the value lives."""
     mark = blob[0]
