@@ -287,7 +287,7 @@ def test_captured_refs_live_with_the_function(keepers: list[Any]) -> None:
 
     @shoal.remote
     def captured() -> int:
-        return len(shoal.get(ref))
+        return len(shoal.get(ref))  # noqa: F821  # deleted below, after it was captured
 
     assert shoal.get(captured.remote(), timeout=10) == BIG_BYTES
     del ref
