@@ -72,9 +72,12 @@ class ActorCalls:
         self._published: set[bytes] = set()
         #: actors whose death this process knows, the oldest first: the first ones are forgotten
         self._dead: deque[bytes] = deque()
+        #: alive, but they could not be connected to: tried again at every tick
+        self._unreached: dict[bytes, ActorState] = {}
         #: numbers of calls carry their caller in the upper half, below 2**63
         self._first_seq = ((int.from_bytes(runtime.worker_id[:4], "big") & 0x7FFFFFFF) << 32) + 1
         runtime.reactor.handlers[ActorState] = self.on_state
+        runtime.reactor.on_tick.append(self._reach)
 
     def queue_of(self, actor_id: bytes, class_name: str, in_order: bool) -> ActorQueue:
         """The queue to an actor; subscribes to its state at first use. Caller holds the lock."""
@@ -256,12 +259,14 @@ class ActorCalls:
         if queue is None:
             return
         queue.state = message.state
+        self._unreached.pop(message.actor_id, None)
         if message.state == "alive":
             if queue.lease is not None and queue.lease.lease_id == message.lease_id:
                 return
             peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
             if peer is None:
-                return  # it died just now; its next state is on the way
+                self._unreached[message.actor_id] = message  # it died just now, or too many knock at its door
+                return
             lease = queue.lease = WorkerLease(message.lease_id, None, peer)
             lease.queue = queue
             lease.next_seq = self._first_seq
@@ -282,6 +287,14 @@ class ActorCalls:
             self._settle_lost(queue)
             self._fail_unsent(queue)
             self._forget_oldest_dead(queue)
+
+    def _reach(self, now: float) -> None:
+        """Try again to connect to actors that could not be reached. Caller holds the lock."""
+        if self._unreached:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                for message in list(self._unreached.values()):
+                    self.on_state(daemon, message)
 
     def _lose_lease(self, queue: ActorQueue) -> None:
         """The actor is dead, though its process may be about to be killed: what it has answered is read, the rest is lost."""

@@ -18,6 +18,7 @@ What it does not do: dependencies and arguments (`core`), actors' calls (`actor_
 
 from __future__ import annotations
 
+import errno
 import socket
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from shoal.protocol.messages import (
 )
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
+from shoal.system.process import raise_file_limit
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -343,7 +345,7 @@ class Submitter:
         connection = self._peers.get(worker_id)
         if connection is not None and not connection.closed:
             return connection
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = _new_socket()
         sock.settimeout(PEER_CONNECT_TIMEOUT_S)  # a stopped worker with a full backlog must not hold the lock for good
         try:
             sock.connect(address)
@@ -519,6 +521,21 @@ class Submitter:
                 self.forget_lease(lease)
             for task in tasks:
                 self.fail(task, error)
+
+
+def _new_socket() -> socket.socket:
+    """A socket for a peer; the soft limit of open files, often 1024, is raised when it is reached.
+
+    Raises:
+        OSError: no more files can be opened.
+    """
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise_file_limit()
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:

@@ -28,6 +28,7 @@ from shoal.system.start_plan import WorkerStart
 from shoal.wire.framing import decoder_of
 
 decoder_of(ToRuntime)  # in the zygote, once: making it takes 2 ms
+LISTEN_BACKLOG = 4096  #: callers that may knock while nobody here reads
 NAME_MARKER = "\x01shoal:name:"
 
 
@@ -40,7 +41,7 @@ def run_worker(start: WorkerStart) -> int:
     address = os.path.join(folder, start.worker_id.hex()[:16] + ".sock")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(address)
-    listener.listen(512)
+    listener.listen(LISTEN_BACKLOG)
     listener.setblocking(False)
     executor = connect_executor(runtime, start, address, listener)
     try:
