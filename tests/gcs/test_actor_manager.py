@@ -151,6 +151,21 @@ def test_restarts_are_counted(max_restarts: int, lives: int) -> None:
     assert "SIGKILL" in machine.record.cause
 
 
+def test_a_constructor_that_crashes_again_and_again_is_restarted_at_growing_intervals() -> None:
+    machine = Machine(max_restarts=-1)
+    delays = []
+    for life in range(1, 12):
+        machine.started(life)
+        [start] = messages(machine.died(life))
+        delays.append(start.delay_s)
+    assert delays[:4] == [0.0, 0.1, 0.2, 0.4]
+    assert delays == sorted(delays) and delays[-1] == 10.0
+    machine.started(12)
+    machine.constructed(12)
+    [start] = messages(machine.died(12))
+    assert start.delay_s == 0.0
+
+
 def test_minus_one_restarts_without_end() -> None:
     machine = Machine(max_restarts=-1)
     for life in range(1, 200):

@@ -14,6 +14,8 @@ story and otherwise ignored, because nodes repeat themselves after a reconnect.
                         |  |                     |
                         +--+---------------------+-- failed, refused, killed, exited, unreferenced, job ended --> DEAD
 
+A process that dies in the actor's constructor again and again is restarted at growing intervals (`restart_delay_s`; the node waits).
+
 An incarnation is one life, numbered from 1. A graceful stop (the last handle went) leaves the state alone until the worker is gone, but takes
 the actor's name away at once and forbids a restart.
 
@@ -48,7 +50,7 @@ from shoal.protocol.gcs_messages import (
     StartActor,
     StopActor,
 )
-from shoal.protocol.limits import ACTORS_DEAD_MAX, STORY_LINES_MAX
+from shoal.protocol.limits import ACTORS_DEAD_MAX, RESTART_DELAY_MAX_S, RESTART_DELAY_S, STORY_LINES_MAX
 from shoal.protocol.messages import ActorSpec, ActorState
 
 PENDING = "pending"
@@ -187,6 +189,7 @@ class ActorRecord(msgspec.Struct):
     cause: str = ""
     death: str = ""
     creation_error: bytes = b""
+    stillborn: int = 0  #: lives in a row whose process died before the constructor had returned
 
     def wire_state(self) -> ActorState:
         """What subscribers are told."""
@@ -331,6 +334,7 @@ class ActorManager:
             record.creation_error = event.error
             self._end(record, DEATH_CONSTRUCTOR, "its constructor raised an exception", now, effects)
             return
+        record.stillborn = 0
         self._move(record, "constructed", now, "constructed")
         self._announce(record, effects)
 
@@ -425,7 +429,7 @@ class ActorManager:
         self._announce(record, effects)
         if record.node_id:
             self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
-            start = StartActor(record.spec.actor_id, record.incarnation, record.spec)
+            start = StartActor(record.spec.actor_id, record.incarnation, record.spec, restart_delay_s(record.stillborn))
             effects.append(SendToNode(record.node_id, start))
 
     def _lose_worker(self, record: ActorRecord, cause: str, intended: bool, now: float, effects: list[Effect]) -> None:
@@ -435,6 +439,8 @@ class ActorManager:
         elif intended:
             self._end(record, DEATH_EXITED, cause, now, effects)
         elif spec.max_restarts < 0 or record.incarnation <= spec.max_restarts:
+            if record.state != ALIVE:
+                record.stillborn += 1
             record.incarnation += 1
             record.worker_id, record.address, record.pid, record.lease_id = b"", "", 0, 0
             record.cause = cause
@@ -475,6 +481,13 @@ class ActorManager:
 
     def _note(self, record: ActorRecord, now: float, line: str) -> None:
         self._stories[record.spec.actor_id].append((now, line))
+
+
+def restart_delay_s(stillborn: int) -> float:
+    """How long to wait before the next life after so many in a row that crashed in the constructor: none after the first, then doubling."""
+    if stillborn < 2:
+        return 0.0
+    return min(RESTART_DELAY_MAX_S, RESTART_DELAY_S * 2.0 ** min(stillborn - 2, 30))
 
 
 _HANDLERS: dict[type, Callable[[ActorManager, Any, float, list[Effect]], None]] = {

@@ -92,12 +92,13 @@ class GcsAnswer(Message, tag=103):
 
 
 class StartActor(Message, tag=104):
-    """To a node: place and construct this actor. Answered by ActorWorkerStarted and then ActorConstructed, or by
-    ActorPlacementRefused, or by ActorWorkerDied. While it waits for resources nothing is said."""
+    """To a node: place and construct this actor, after `delay_s` (its constructor crashed before). Answered by ActorWorkerStarted and
+    then ActorConstructed, or by ActorPlacementRefused, or by ActorWorkerDied. While it waits for resources nothing is said."""
 
     actor_id: bytes
     incarnation: int
     spec: ActorSpec
+    delay_s: float = 0.0
 
 
 class StopActor(Message, tag=105):

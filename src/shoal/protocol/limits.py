@@ -44,11 +44,14 @@ START_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 WORKER_START_TIMEOUT_S = 60.0
 SHUTDOWN_GRACE_S = 0.5
+GOODBYE_S = 0.05  #: a leaving driver waits so long for the last lines that workers printed
 CALL_TIMEOUT_S = 30.0
 
 # --- the GCS
 TASK_EVENTS_MAX = 100_000  #: trace events kept; the oldest are dropped and counted
 TASK_EVENT_SENDERS_MAX = 4096  #: processes whose last batch number is remembered
+RESTART_DELAY_S = 0.1  #: before the second restart in a row of an actor whose process dies in its constructor; then doubled
+RESTART_DELAY_MAX_S = 10.0
 ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
 STORY_LINES_MAX = 64

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
@@ -41,6 +41,9 @@ from shoal.protocol.ids import actor_handle_id
 from shoal.protocol.limits import SHUTDOWN_GRACE_S
 from shoal.protocol.messages import ActorSpec, ActorState, Answer, BecomeActor, TerminateActor
 from shoal.scheduling import events
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("shoal.node")
 
@@ -79,7 +82,9 @@ class Actors:
         leases: Leases,
         gcs: GcsLink,
         is_held: Callable[[bytes], bool],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._loop = loop
         self._table = table
         self._pool = pool
         self._leases = leases
@@ -141,12 +146,21 @@ class Actors:
 
     def on_start(self, message: StartActor) -> None:
         """An actor is to live here."""
-        spec = message.spec
-        self._placed[message.actor_id] = Placed(message.incarnation, spec)
+        placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
+        if message.delay_s > 0:
+            self._loop.call_later(message.delay_s, self._place, placed)
+        else:
+            self._place(placed)
+
+    def _place(self, placed: Placed) -> None:
+        """Ask the scheduler for a worker, unless this life was taken back while it waited."""
+        spec = placed.spec
+        if self._placed.get(spec.actor_id) is not placed:
+            return
         self._leases.handle(
             events.ActorPlacementRequested(
-                message.actor_id,
-                message.incarnation,
+                spec.actor_id,
+                placed.incarnation,
                 spec.job_id,
                 spec.placement,
                 spec.demand,

@@ -20,9 +20,11 @@ import asyncio
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +45,7 @@ from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import ActorChanged, RegisterNode, StartActor, StopActor
-from shoal.protocol.limits import CONNECT_TIMEOUT_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
 from shoal.protocol.resources import to_units
 from shoal.scheduling.local_scheduler import LocalScheduler
@@ -86,7 +88,7 @@ class NodeDaemon:
         )
         self.memory = MemoryWatch(self.pool, self.leases, loop, memory_threshold(start.options))
         self.actors = Actors(
-            self.table, self.pool, self.leases, self.gcs, lambda oid: bool(self.objects.machine.holders(oid))
+            self.table, self.pool, self.leases, self.gcs, lambda oid: bool(self.objects.machine.holders(oid)), loop
         )
         self.store = StoreShell(
             loop,
@@ -309,6 +311,8 @@ class NodeDaemon:
             return
         if driver.connection is not None:
             driver.connection.drain()
+            self.pool.flush_logs()
+            _say_last(driver, Shutdown(reason))
         log.info("driver %d left: %s", driver.pid, reason)
         self.gcs.call("gcs.end_job", {"job_id": driver.job_id, "reason": reason})
         self._forget(driver, End(), f"the driver {driver.pid} left: {reason}")
@@ -371,9 +375,9 @@ class NodeDaemon:
         log.info("the node ends: %s", reason)
         if self._listener is not None:
             self._listener.close()
+        self.pool.flush_logs()
         for driver in self.table.drivers():
-            driver.send(Shutdown(f"the node ends: {reason}"))
-        self.outbox.flush()
+            _say_last(driver, Shutdown(f"the node ends: {reason}"))
         self.loop.stop()
 
     def finish(self) -> None:
@@ -412,6 +416,19 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.ActorStarted: lambda d: d.actors.on_started,
     messages.KillActor: lambda d: d.actors.on_kill,
 }
+
+
+def _say_last(driver: Driver, message: Any) -> None:
+    """Send a last message and see that it leaves with all before it, for as long as a driver waits for it (GOODBYE_S)."""
+    driver.send(message)
+    connection = driver.connection
+    if connection is None:
+        return
+    poller = select.poll()
+    poller.register(connection.fd, select.POLLOUT)
+    until = time.monotonic() + GOODBYE_S
+    while not connection.flush() and not connection.closed and (left_s := until - time.monotonic()) > 0:
+        poller.poll(left_s * 1000)
 
 
 def total_resources(options: dict[str, Any]) -> dict[str, int]:
