@@ -94,17 +94,19 @@ class Submitter:
         is_open = klass.open
         if is_open and not klass.queue:
             lease = is_open[0]
+            if lease.inflight and not lease.out and len(is_open) > 1:
+                # A batch was sent: the next goes elsewhere. An idle front lease keeps its place, so one task at a time stays on one worker.
+                is_open.rotate(-1)
+                lease = is_open[0]
             if not lease.inflight:
                 self.push(lease, task)
                 self.send_pushes(lease)
-                if lease.is_open and len(is_open) > 1:
-                    is_open.rotate(-1)
+                lease.gather = 2
             else:
                 self.push(lease, task)
-                if len(lease.out) >= FLUSH_TASKS:
+                if len(lease.out) >= lease.gather:
                     self.send_pushes(lease)
-                    if lease.is_open and len(is_open) > 1:
-                        is_open.rotate(-1)
+                    lease.gather = min(FLUSH_TASKS, 2 * lease.gather)  # a worker that had nothing is fed in growing batches
             return
         if klass.unschedulable:
             self.fail(task, errors.TaskUnschedulableError(klass.unschedulable))
@@ -187,6 +189,7 @@ class Submitter:
                     is_open.rotate(-1)
             elif len(lease.inflight) == 1 and len(is_open) > 1:
                 is_open.rotate(-1)
+        self.flush()
         if not queue and klass.backlog_told:
             self.request_leases(klass, 0)
 

@@ -124,6 +124,7 @@ class WorkerLease:
     __slots__ = (
         "connection",
         "ending",
+        "gather",
         "idle_since",
         "inflight",
         "is_open",
@@ -143,6 +144,7 @@ class WorkerLease:
         self.connection = connection
         self.inflight: dict[int, PendingTask] = {}
         self.next_seq = 1
+        self.gather = 2  #: pushes to gather before the next send
         self.load_s = 0.0
         #: items gathered for one PushTasks
         self.out: list[Any] = []
