@@ -1,0 +1,52 @@
+"""The journey names files, classes and functions: all of them exist."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+LINK = re.compile(r"\[`([^`]+)`\]\(([^)]+\.py)\)")
+MESSAGE_DIAGRAM = re.compile(r"[A-Z][a-z]+[A-Z]\w+")
+
+
+@functools.cache
+def names_in(path: Path) -> set[str]:
+    """Functions and classes of a file, and methods as Class.method."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                    found.add(f"{node.name}.{inner.name}")
+    return found
+
+
+@pytest.mark.parametrize("page", ["JOURNEY.md", "ARCHITECTURE.md"])
+def test_names_exist(page: str) -> None:
+    for name, target in LINK.findall((DOCS / page).read_text()):
+        path = (DOCS / target).resolve()
+        assert path.is_file(), f"{page} links to {target}"
+        if name not in (path.stem, f"{path.parent.name}/{path.name}"):
+            assert name in names_in(path), f"{page} says that {name} is in {target}"
+
+
+def test_messages_of_the_diagrams_exist() -> None:
+    import builtins
+
+    from shoal.gcs import actor_manager
+    from shoal.protocol import errors, gcs_messages, messages
+    from shoal.scheduling import events
+    from shoal.system import zygote_client
+
+    homes = [messages, gcs_messages, errors, events, zygote_client, actor_manager, builtins]
+    text = (DOCS / "JOURNEY.md").read_text()
+    diagrams = "\n".join(line for line in text.splitlines() if line.startswith("    "))
+    for word in set(MESSAGE_DIAGRAM.findall(diagrams)):
+        assert any(hasattr(home, word) for home in homes), f"a diagram of the journey names {word}"
