@@ -231,8 +231,7 @@ def test_cancel_a_stream_that_its_consumer_holds_back(tmp_path: Path) -> None:
     @shoal.remote(_generator_backpressure_num_objects=1)
     def stream(path: Path) -> Any:
         path.touch()
-        for number in range(100):
-            yield number
+        yield from range(100)
 
     items = stream.remote(tmp_path / "a")
     await_file(tmp_path / "a")

@@ -125,7 +125,9 @@ def test_every_get_raises_again() -> None:
     assert ready == [ref] and rest == []
 
 
-@pytest.mark.parametrize("kind", [StopIteration, GeneratorExit, BaseException, OSError, UnicodeDecodeError, AssertionError])
+@pytest.mark.parametrize(
+    "kind", [StopIteration, GeneratorExit, BaseException, OSError, UnicodeDecodeError, AssertionError]
+)
 def test_odd_exception_classes(kind: type[BaseException]) -> None:
     @shoal.remote
     def odd() -> None:
@@ -221,7 +223,9 @@ def die(how: str) -> None:
     time.sleep(10)
 
 
-@pytest.mark.parametrize(("how", "code"), [("sys.exit", 3), ("os._exit", 4), ("SIGKILL", -9), ("SIGSEGV", -11), ("SIGABRT", -6)])
+@pytest.mark.parametrize(
+    ("how", "code"), [("sys.exit", 3), ("os._exit", 4), ("SIGKILL", -9), ("SIGSEGV", -11), ("SIGABRT", -6)]
+)
 def test_crashes_say_how_and_are_tried_as_often_as_allowed(how: str, code: int, tmp_path: Path) -> None:
     @shoal.remote(max_retries=1)
     def crash(path: Path) -> None:
@@ -299,5 +303,13 @@ def test_a_timeout_explains_itself() -> None:
 
 
 def test_names_of_ray_exist() -> None:
-    for name in ("RayError", "RayTaskError", "GetTimeoutError", "WorkerCrashedError", "TaskCancelledError", "RayActorError", "ObjectLostError"):
+    for name in (
+        "RayError",
+        "RayTaskError",
+        "GetTimeoutError",
+        "WorkerCrashedError",
+        "TaskCancelledError",
+        "RayActorError",
+        "ObjectLostError",
+    ):
         assert issubclass(getattr(exceptions, name), Exception)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shoal.api.terminal import LogPrinter
-from shoal.protocol import errors
 from shoal.protocol.messages import LogLines, Notice, Shutdown
 from shoal.protocol.resources import to_units
 from shoal.runtime import core
@@ -26,6 +25,7 @@ LOG_LINES_SHOWN = 12  #: of a dead daemon's log, in the error
 _lock = threading.RLock()
 _head: Any = None  #: the HeadNode this process started
 _context: SessionContext | None = None
+_printer: LogPrinter | None = None
 _previous_sigint: Any = None
 
 
@@ -49,7 +49,9 @@ class SessionContext(Mapping[str, Any]):
     def __enter__(self) -> SessionContext:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
         self.disconnect()
 
     def __getitem__(self, key: str) -> Any:
@@ -98,19 +100,21 @@ def init(
         ConnectionError: no node answers at `address`.
         ValueError, TypeError: a quantity makes no sense.
     """
-    global _head, _context
+    global _head, _context, _printer
     with _lock:
         if core.current_or_none() is not None:
             if ignore_reinit_error and _context is not None:
                 return _context
             if ignore_reinit_error or core.current().role == "worker":
                 return SessionContext({"session_dir": core.current().session_dir})
-            raise RuntimeError("shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True")
-        if local_mode:
-            raise NotImplementedError("local_mode")
+            raise RuntimeError(
+                "shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True"
+            )
         to_units({"CPU": num_cpus or 0, "GPU": num_gpus or 0, "memory": memory or 0, **(resources or {})})
         if object_store_memory is not None and object_store_memory < 1 << 20:
             raise ValueError(f"object_store_memory is {object_store_memory} bytes; at least 1 MB (1048576) is needed")
+        if local_mode:
+            return _begin_local(num_cpus, num_gpus, memory, resources or {}, namespace or "")
         address = address or os.environ.get("SHOAL_ADDRESS") or None
         if address in (None, "local"):
             from shoal.launch.head import HeadOptions, start_head
@@ -131,12 +135,10 @@ def init(
             assert address is not None, "tested above"
             node_socket = address
         runtime = core.Runtime("driver", new_worker_id())
-        printer = LogPrinter()
+        printer = _printer = LogPrinter()
         runtime.reactor.handlers[LogLines] = lambda connection, message: printer.print_lines(message)
         runtime.reactor.handlers[Notice] = lambda connection, message: printer.print_notice(message)
-        runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.lose(
-            errors.NodeDaemonDiedError(f"the node ended this session: {message.reason}")
-        )
+        runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.on_node_ends(message.reason)
         if _head is not None:
             runtime.explain_loss = _why_the_node_died
         try:
@@ -169,6 +171,24 @@ def _prepare() -> None:
     FrameDecoder(ToRuntime)  # the decoder behind it is made once a process
 
 
+def _begin_local(num_cpus: float | None, num_gpus: float | None, memory: int | None, resources: dict[str, float], namespace: str) -> SessionContext:
+    """A session inside this process, without a node."""
+    global _context
+    from shoal.runtime.local_mode import LocalRuntime
+    from shoal.system import machine
+
+    total = {
+        "CPU": machine.cpus_available() if num_cpus is None else num_cpus,
+        "GPU": machine.gpus_available() if num_gpus is None else num_gpus,
+        "memory": machine.memory_available_bytes() if memory is None else memory,
+        **resources,
+    }
+    runtime = LocalRuntime(to_units(total), namespace)
+    core.set_current(runtime)
+    _context = SessionContext({"address": "local", "session_dir": "", "node_id": runtime.node_id.hex(), "node_ip_address": "127.0.0.1"})
+    return _context
+
+
 def shutdown(*, wait_for_processes: bool = False) -> None:
     """End the session: tasks are dropped, the node that `init` started ends. Idempotent; `init` works again afterwards."""
     global _context
@@ -177,6 +197,8 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
         if runtime is not None and runtime.role == "driver":
             _restore_interrupt()
             runtime.say_goodbye()
+            if _printer is not None:
+                _printer.tell_repeats()
             core.set_current(None)
             runtime.close()
             _context = None
@@ -213,7 +235,10 @@ def _implicit_init() -> core.Runtime:
 def _install_interrupt(runtime: core.Runtime) -> None:
     """Ctrl-C must not strike while the runtime's tables are being written: then it is put off to the next moment outside."""
     global _previous_sigint
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         return
 
     def interrupt(signum: int, frame: Any) -> None:
@@ -234,4 +259,3 @@ def _restore_interrupt() -> None:
 
 core.initialize = _implicit_init
 atexit.register(shutdown)
-
