@@ -1,7 +1,8 @@
 """What workers print, on the driver's terminal: prefixed with who printed, repeated lines counted instead of printed.
 
-Design: a line that another process printed within the last 5 s is counted; the count is printed when the line comes again after that, so a
-thousand workers that warn of the same thing fill one line. Lines that differ in anything, digits too, are all printed.
+Design: a line that another process printed within the last 5 s is counted; the count is told when the line comes again after that, when the
+5 s are over, or at the session's end, so a thousand workers that warn of the same thing fill two lines. Lines that differ in anything, digits
+too, are all printed. SHOAL_DEDUP_LOGS=0 prints everything.
 """
 
 from __future__ import annotations
@@ -16,44 +17,77 @@ REPEAT_WINDOW_S = 5.0
 REMEMBERED_LINES_MAX = 1000
 
 
+class _Seen:
+    """A line that was printed, and how often others have printed it since."""
+
+    __slots__ = ("count", "message", "since")
+
+    def __init__(self, message: LogLines, since: float) -> None:
+        self.message = message
+        self.since = since
+        self.count = 0
+
+
 class LogPrinter:
-    """Prints LogLines messages; one for each session."""
+    """Prints LogLines messages; one for each session. Called by one thread at a time."""
 
     def __init__(self) -> None:
-        #: text -> (pid that printed it first, when, how often suppressed)
-        self._recent: dict[str, tuple[int, float, int]] = {}
+        #: text -> who printed it first; in the order of `since`
+        self._seen: dict[str, _Seen] = {}
         self._deduplicate = os.environ.get("SHOAL_DEDUP_LOGS", os.environ.get("RAY_DEDUP_LOGS", "1")) != "0"
 
     def print_lines(self, message: LogLines) -> None:
         """Print what is new of a message, with one write."""
-        stream = sys.stdout if message.stream == 1 else sys.stderr
-        prefix = f"({message.name or 'worker'} pid={message.pid}) "
         now = monotonic()
-        out = []
-        for line in message.lines:
-            note = self._judge(line, message.pid, now)
-            if note is not None:
-                out.append(f"{prefix}{line}{note}\n")
+        self.tell_repeats(now)
+        prefix = _prefix(message)
+        out = [f"{prefix}{line}\n" for line in message.lines if self._is_new(line, message, now)]
         if out:
-            try:
-                stream.write("".join(out))
-                stream.flush()
-            except (OSError, ValueError):
-                pass  # the terminal is gone; that is no reason to end a session
+            _write(message.stream, "".join(out))
 
-    def _judge(self, line: str, pid: int, now: float) -> str | None:
-        """None for a line to suppress, else what to append to it."""
+    def _is_new(self, line: str, message: LogLines, now: float) -> bool:
+        """Whether to print a line; another process's repetition of it is counted."""
         if not self._deduplicate or not line.strip():
-            return ""
-        known = self._recent.get(line)
-        if known is None or now - known[1] > REPEAT_WINDOW_S or known[0] == pid:
-            if len(self._recent) >= REMEMBERED_LINES_MAX:
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[line] = (pid, now, 0)
-            return f" [repeated {known[2]} times by others]" if known is not None and known[2] else ""
-        self._recent[line] = (known[0], known[1], known[2] + 1)
-        return None
+            return True
+        seen = self._seen.get(line)
+        if seen is None:
+            if len(self._seen) >= REMEMBERED_LINES_MAX:
+                oldest = next(iter(self._seen))
+                self._tell(oldest, self._seen.pop(oldest))
+            self._seen[line] = _Seen(message, now)
+            return True
+        if seen.message.pid == message.pid:
+            return True
+        seen.count += 1
+        return False
+
+    def tell_repeats(self, now: float = float("inf")) -> None:
+        """Print the counts of lines whose time is over; of all, without `now`."""
+        while self._seen:
+            line = next(iter(self._seen))
+            if now - self._seen[line].since <= REPEAT_WINDOW_S:
+                return
+            self._tell(line, self._seen.pop(line))
+
+    def _tell(self, line: str, seen: _Seen) -> None:
+        if seen.count:
+            times = f"{seen.count} time{'s' if seen.count > 1 else ''}"
+            _write(seen.message.stream, f"{_prefix(seen.message)}{line} [repeated {times} by other workers]\n")
 
     def print_notice(self, message: Notice) -> None:
         """Print a sentence of the node for the user."""
-        print(f"shoal: {message.level}: {message.text}", file=sys.stderr, flush=True)
+        _write(2, f"shoal: {message.level}: {message.text}\n")
+
+
+def _prefix(message: LogLines) -> str:
+    return f"({message.name or 'worker'} pid={message.pid}) "
+
+
+def _write(stream: int, text: str) -> None:
+    try:
+        # Looked up each time: notebooks and tests replace them.
+        file = sys.stdout if stream == 1 else sys.stderr
+        file.write(text)
+        file.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # the terminal is gone; that is no reason to end a session

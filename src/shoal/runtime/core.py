@@ -53,7 +53,9 @@ from shoal.protocol.messages import (
 from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
 from shoal.runtime import awaiting, waiting
 from shoal.runtime import objects as objects_module
+from shoal.runtime import unread_errors
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
+from shoal.runtime.exports import Exports, forgotten
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
@@ -130,7 +132,7 @@ class Runtime:
         self.session_dir = ""
         self.config: dict[str, Any] = {}
         self.reactor = Reactor()
-        self.objects = ObjectTable(self.reactor, self._free_stored)
+        self.objects = ObjectTable(self.reactor, self._free_stored, self._on_unread)
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.store: StoreClient | None = None
@@ -138,6 +140,8 @@ class Runtime:
         self.none_blob = serialization.dumps_inline(None)
         self.empty_args = serialization.dumps_inline(())
         self.closed = False
+        self._tells_errors = not unread_errors.is_off()
+        unread_errors.forget_all()
         self._goodbye: Waiter | None = None  #: done when the daemon has answered our leave
         self.lost: BaseException | None = None  #: why the node is gone
         self.explain_loss: Callable[[], str] = str  #: what the starter of the node knows of its death, to be put after "died"
@@ -146,8 +150,7 @@ class Runtime:
         self._requests = 0
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
         self._since_poll = 0
-        #: code of functions and classes by identity: those this process exported, and those it was sent
-        self._exported: dict[int, tuple[Any, bytes, bytes, Any]] = {}
+        self.exports = Exports(self)
         handlers = self.reactor.handlers
         handlers[Resolved] = self._on_resolved
         handlers[StreamItem] = self._on_stream_item
@@ -173,16 +176,8 @@ class Runtime:
         Raises:
             TypeError: it captures something that cannot be serialized.
         """
-        known = self._exported.get(id(code))
-        if known is None or known[0] is not code:
-            blob, refs = serialization.dumps_code(code)
-            held = self.objects.escape(refs) if refs else None  # captured refs live as long as the code does
-            known = self._exported[id(code)] = (code, ids.function_id_of(blob), blob, held)
-        return known[1], known[2]
-
-    def register_code(self, code: Any, function_id: bytes, blob: bytes) -> None:
-        """A function that was sent to this process: exported from here it keeps its id."""
-        self._exported[id(code)] = (code, function_id, blob, None)
+        exported = self.exports.export(code)
+        return exported.function_id, exported.blob
 
     def new_template(self, function_id: bytes, code: bytes, name: str, kind: int, num_returns: int, **more: Any) -> Template:
         """A template for calls of one function with one set of options.
@@ -197,7 +192,11 @@ class Runtime:
             self._template_numbers += 1
             number = self._template_numbers
         wire = TaskTemplate(number, function_id, name, kind, num_returns, self.job_id, **more)
-        return Template(wire, code, klass, max_retries, retry_exceptions)
+        template = Template(wire, code, klass, max_retries, retry_exceptions)
+        exported = template.exported = self.exports.code_of(function_id) if function_id else None
+        if exported is not None:
+            exported.templates.append(number)
+        return template
 
     def submit(
         self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any], queue: ActorQueue | None = None, handle: ObjectEntry | None = None
@@ -352,6 +351,7 @@ class Runtime:
         for _, entry in task.deps or ():
             value = entry.value
             if type(value) is Failed:
+                unread_errors.read(entry.oid)
                 error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
                 self.submitter.pending -= 1
                 self.finish_task(task, Failed(serialization.dumps_error(error)))
@@ -363,6 +363,8 @@ class Runtime:
     def finish_task(self, task: PendingTask, value: Value | Many) -> None:
         """The task has ended: give its results their values. Caller holds the lock."""
         result = task.result
+        if type(value) is Failed:
+            self._note_failure(task, value)
         if type(result) is ObjectEntry:
             assert not isinstance(value, Many), "one result was asked for"
             self.store_value(result, value)
@@ -378,6 +380,24 @@ class Runtime:
         if task.held is not None:
             held, task.held = task.held, None
             self.objects.unuse(held)
+
+    def _note_failure(self, task: PendingTask, value: Failed) -> None:
+        """An error that nobody reads is to be told. Caller holds the lock."""
+        if self.lost is not None or task.cancelled or not self._tells_errors:
+            return
+        result = task.result
+        if type(result) is ObjectEntry:
+            unread_errors.note(result.oid, task.template.wire.name)
+        elif type(result) is list and result:
+            unread_errors.note(result[0].oid, task.template.wire.name)
+        elif type(result) is list:
+            self._on_unread(task.template.wire.name, value)
+
+    def _on_unread(self, name: str, value: Failed) -> None:
+        """A failed task's refs are gone, unread. Caller holds the lock."""
+        if self.lost is None and not self.closed:
+            self.reactor.later.append(lambda: unread_errors.tell(name, value))
+            self.reactor.attend()
 
     def store_value(self, entry: ObjectEntry, value: Value) -> None:
         """An object's value is known. Caller holds the lock."""
@@ -546,6 +566,7 @@ class Runtime:
             if type(value) is bytes:
                 return serialization.loads(value)
             if type(value) is Failed:
+                unread_errors.read(entry.oid)
                 raise serialization.loads_error(value.error)
             if type(value) is Stored:
                 store = self.store
@@ -749,8 +770,9 @@ class Runtime:
     def _on_tick(self, now: float) -> None:
         while abandoned:
             self.cancel_task(abandoned.popleft(), False, True)
-        if dropped:
-            self.objects.drain_dropped()
+        self.objects.drain_dropped()
+        if forgotten:
+            self.exports.forget()
         self.submitter.tick(now)
         if self.store is not None:
             self.store.drain()

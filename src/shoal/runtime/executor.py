@@ -40,6 +40,7 @@ from shoal.protocol.messages import (
     Containing,
     DefineFunction,
     Failed,
+    ForgetFunction,
     LeaseFinished,
     LeaseStarted,
     Many,
@@ -74,6 +75,10 @@ EVENTS_EVERY_S = 0.5
 LINGER_LOOK_S = 0.01
 
 
+def _nothing() -> None:
+    pass
+
+
 class HeldLease:
     """A lease under which this worker runs tasks. Written under the reactor's lock."""
 
@@ -103,11 +108,12 @@ class BoundTemplate:
 class SubmitterPeer:
     """What a worker knows of one process that pushes to it. Attached to the connection."""
 
-    __slots__ = ("busy_s", "first_reply_at", "lease_id", "replies", "templates", "worker_id")
+    __slots__ = ("busy_s", "first_reply_at", "functions", "lease_id", "replies", "templates", "worker_id")
 
     def __init__(self) -> None:
         self.worker_id = b""
         self.templates: dict[int, BoundTemplate] = {}
+        self.functions: set[bytes] = set()  #: that it has sent and may call
         self.replies: list[tuple[int, Value | Many]] = []
         self.lease_id = 0  #: of the gathered replies
         self.busy_s = 0.0
@@ -145,6 +151,7 @@ class Executor:
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
         self._lingering: HeldLease | None = None  #: its last task has run, but not all that it has submitted
+        self.flush_output: Callable[[], None] = _nothing  #: writes lines that are not complete
         self._idle: Waiter | None = None
         self._answered: list[Connection] = []  #: connections with gathered replies
         self._served: Connection | None = None  #: whose task ran last
@@ -160,6 +167,7 @@ class Executor:
         remember_environment()
         handlers = self.reactor.handlers
         handlers[DefineFunction] = self._on_function
+        handlers[ForgetFunction] = self._on_forget
         handlers[TaskTemplate] = self._on_template
         handlers[PushTasks] = self._on_push
         handlers[RecallTasks] = self._on_recall
@@ -179,7 +187,24 @@ class Executor:
     # ------------------------------------------------------------ messages
 
     def _on_function(self, connection: Connection, message: DefineFunction) -> None:
+        connection.attachment.functions.add(message.function_id)
         self.functions[message.function_id] = message.code
+
+    def _on_forget(self, connection: Connection, message: ForgetFunction) -> None:
+        peer: SubmitterPeer = connection.attachment
+        for number in message.templates:
+            peer.templates.pop(number, None)
+        peer.functions.discard(message.function_id)
+        self._drop_function(message.function_id)
+
+    def _drop_function(self, function_id: bytes) -> None:
+        """Unload a function unless another submitter may call it. Caller holds the lock."""
+        for connection in self.reactor.connections.values():
+            peer = connection.attachment
+            if isinstance(peer, SubmitterPeer) and function_id in peer.functions:
+                return
+        self.functions.pop(function_id, None)
+        self.loaded.pop(function_id, None)
 
     def _on_template(self, connection: Connection, message: TaskTemplate) -> None:
         connection.attachment.templates[message.number] = BoundTemplate(message)
@@ -348,6 +373,8 @@ class Executor:
         if len(kept) != len(self.queue):
             self.queue.clear()
             self.queue.extend(kept)
+        for function_id in connection.attachment.functions:
+            self._drop_function(function_id)
         running = self.running
         if running is not None and running.connection is connection and running.waiter is not None:
             running.waiter.finish()  # a producer waiting for a consumer that is gone
@@ -534,7 +561,7 @@ class Executor:
                 code = self.functions.get(wire.function_id)
                 assert code is not None, "the code of a function is sent before its first task"
                 loaded = self.loaded[wire.function_id] = serialization.loads(code)
-                self.runtime.register_code(loaded, wire.function_id, code)
+                self.runtime.exports.register(loaded, wire.function_id, code)
             function = loaded
         template.function = function
         return function
@@ -671,6 +698,7 @@ class Executor:
             if connection in self._answered:
                 self._answered.remove(connection)
             if not connection.closed:
+                self.flush_output()  # what a task printed comes before its result
                 connection.send_now(TaskReplies(peer.lease_id, replies, int(peer.busy_s * 1e6)))
 
     def flush_replies(self) -> None:

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
-from shoal.protocol.messages import Containing, Escape, FreeObjects, Hold, Publish, Release, Resolve, Stored, Value
+from shoal.protocol.messages import Containing, Escape, Failed, FreeObjects, Hold, Publish, Release, Resolve, Stored, Value
+from shoal.runtime import unread_errors
 
 if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection, Reactor, Waiter
@@ -51,6 +52,13 @@ def become_inert() -> None:
     _attend = _ignore
     _kept.clear()
     dropped.clear()
+
+
+def attend_to_dropped() -> None:
+    """Something was given up that must not wait for the next submission or get; safe in finalizers."""
+    global _attended
+    _attended = True
+    _attend()
 
 
 class SharedState:
@@ -99,12 +107,10 @@ class ObjectRef:
         self._entry = entry
 
     def __del__(self) -> None:
-        global _attended
         entry = self._entry
         dropped.append(entry)
         if (entry.shared is not None or type(entry.value) is Stored) and not _attended:
-            _attended = True
-            _attend()
+            attend_to_dropped()
 
     def binary(self) -> bytes:
         """The ObjectID's 20 bytes."""
@@ -176,13 +182,16 @@ def restore_ref(oid: bytes) -> ObjectRef:
 class ObjectTable:
     """All objects of this process that other processes know, and what is to be told about them. Guarded by the reactor's lock."""
 
-    def __init__(self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None]) -> None:
+    def __init__(
+        self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None], on_unread: Callable[[str, Failed], None]
+    ) -> None:
         global _attend, _attended
         _attended = False
         self.reactor = reactor
         self.lock = reactor.lock
         self.table: dict[bytes, ObjectEntry] = {}
         self._free_stored = free_stored
+        self._on_unread = on_unread
         self._holds: list[bytes] = []
         self._releases: list[bytes] = []
         self._frees: list[bytes] = []
@@ -238,6 +247,10 @@ class ObjectTable:
                     self._frees.append(entry.oid)
                     self.reactor.has_notes = True
                 entry.value = None
+            elif type(value) is Failed:
+                name = unread_errors.take(entry.oid)
+                if name is not None and (shared is None or not shared.escaped):
+                    self._on_unread(name, value)
 
     def contain(self, entry: ObjectEntry, nested: list[ObjectEntry]) -> None:
         """`entry` has these inside, each counted once for it already. Caller holds the lock (or nobody else knows the entry)."""
@@ -428,6 +441,8 @@ def sendable(entry: ObjectEntry) -> Value:
         if shared is None:
             shared = entry.shared = SharedState(owned=True)
         shared.shown = True
+    elif type(value) is Failed:
+        unread_errors.read(entry.oid)
     elif shared is not None and shared.nested and type(value) is bytes:
         return Containing(value, [inner.oid for inner in shared.nested])
     return value

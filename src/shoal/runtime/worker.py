@@ -11,6 +11,7 @@ What it does not do: fork (`launch.zygote`) or decide what to run (`executor`).
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
@@ -46,6 +47,7 @@ def run_worker(start: WorkerStart) -> int:
     executor = connect_executor(runtime, start, address, listener)
     try:
         executor.run()
+        atexit._run_exitfuncs()  # what users registered; the daemon ends it if it takes too long
     finally:
         try:
             os.unlink(address)
@@ -82,8 +84,15 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
         exit_process(1)
         raise AssertionError("unreachable")
     daemon.on_closed = lambda connection: exit_process(1)  # nobody can use a worker without its daemon
-    sys.stdout = NamedStream(sys.stdout)
-    sys.stderr = NamedStream(sys.stderr)
+    sys.stdout = out = NamedStream(sys.stdout)
+    sys.stderr = err = NamedStream(sys.stderr)
+
+    def flush_output() -> None:
+        for stream in (out, err):
+            if stream.last[-1] != "\n":
+                stream.flush()
+
+    executor.flush_output = flush_output
     return executor
 
 
@@ -99,7 +108,7 @@ class NamedStream:
         self._write = stream.write
         self._task: Any = None  #: whose text came last
         self._name = ""
-        self._last = "\n"  #: the text that came last
+        self.last = "\n"  #: the text that came last
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
@@ -107,9 +116,9 @@ class NamedStream:
         task = core.running_task.get()
         if task is not self._task and task is not None:
             self._change_to(task)
-        if text:
-            self._last = text
         written: int = self._write(text)
+        if text:
+            self.last = text
         return written
 
     def _change_to(self, task: Any) -> None:
@@ -121,7 +130,7 @@ class NamedStream:
             self._task = task
             if name != self._name:
                 self._name = name
-                end = "" if self._last.endswith("\n") else "\n"
+                end = "" if self.last.endswith("\n") else "\n"
                 self._write(f"{end}{NAME_MARKER}{name}\n")
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -41,6 +41,7 @@ LINE_BYTES_MAX = 64 << 10  #: a longer line is cut in pieces
 FILE_BYTES_MAX = 10 << 20
 TAIL_LINES = 20
 DRIVER_WAITING_BYTES_MAX = 64 << 20  #: far below OUT_BYTES_MAX, where the connection ends
+FLUSH_READS = 4  #: more than a pipe holds
 DRAIN_READS_MAX = 1024  #: bounds what is read after a worker's death, if a child of it still writes
 
 Deliver = Callable[[Any, str, int, list[str]], None]  #: (worker, name, stream, lines)
@@ -197,6 +198,13 @@ class LogStream:
         for _ in range(DRAIN_READS_MAX):
             if self._read_once() <= 0:
                 return
+
+    def flush(self) -> None:
+        """Deliver what is there now and the unfinished line; a worker that goes on printing does not keep us."""
+        for _ in range(FLUSH_READS):
+            if self._read_once() <= 0:
+                break
+        self._take(self._splitter.finish())
 
     def close(self) -> None:
         """Deliver the unfinished line, then stop."""

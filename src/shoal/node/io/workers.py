@@ -267,6 +267,13 @@ class WorkerPool:
             os.close(fd)
         worker.pipe_fds = ()
 
+    def flush_logs(self) -> None:
+        """Deliver what stands in the pipes now, also lines that are not complete: the last chance of a job's output."""
+        for worker in self.by_token.values():
+            for stream in (worker.stdout, worker.stderr):
+                if stream is not None:
+                    stream.flush()
+
     def close(self) -> list[int]:
         """The node ends: no zygote is started any more. Returns the pids of all workers."""
         self._closed = True
