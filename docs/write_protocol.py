@@ -36,6 +36,8 @@ class Route:
 PEERS: dict[str, Route] = {
     "Hello": Route("any", "any", "(none; a wrong version is answered by `Shutdown` and the end)"),
     "DefineFunction": Route("submitter", "worker"),
+    "ForgetFunction": Route("submitter", "worker"),
+    "ForgetFunction": Route("submitter", "worker"),
     "TaskTemplate": Route("submitter", "worker"),
     "PushTasks": Route("submitter", "worker", "`TaskReplies` or `TasksBounced`, for every task one of them"),
     "RecallTasks": Route("submitter", "worker", "`TasksBounced`, if anything was queued"),
