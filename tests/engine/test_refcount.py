@@ -282,7 +282,7 @@ def test_cancelled_tasks(value: Any, freed: None) -> None:
             shoal.get(ref, timeout=10)
 
 
-def test_captured_refs_live_with_the_function(keepers: list[Any]) -> None:
+def test_captured_refs_live_with_the_function(freed: None) -> None:
     ref = shoal.put(BIG)
 
     @shoal.remote
@@ -293,6 +293,43 @@ def test_captured_refs_live_with_the_function(keepers: list[Any]) -> None:
     del ref
     time.sleep(0.1)
     assert shoal.get([captured.remote() for _ in range(4)], timeout=10) == [BIG_BYTES] * 4
+
+
+def test_functions_are_forgotten_and_may_come_again(freed: None) -> None:
+    def made(ref: Any) -> Any:
+        @shoal.remote
+        def captured() -> Any:
+            return shoal.get(ref)
+
+        return captured
+
+    ref = shoal.put("captured")
+    for _ in range(3):  # the same code with the same ref has the same name
+        functions = [made(ref) for _ in range(3)]
+        assert shoal.get([function.remote() for function in functions], timeout=10) == ["captured"] * 3
+        pending = [made(ref).remote() for _ in range(3)]  # nobody but the pending tasks has them
+        del functions
+        assert shoal.get(pending, timeout=10) == ["captured"] * 3
+        time.sleep(0.05)
+
+
+def test_a_worker_hands_on_a_function_with_a_captured_ref(freed: None) -> None:
+    ref = shoal.put(BIG)
+
+    @shoal.remote
+    def captured() -> int:
+        return len(shoal.get(ref))
+
+    @shoal.remote
+    def hand_on(function: Any) -> Any:
+        return shoal.get(function.remote())
+
+    @shoal.remote
+    def hold_on() -> Any:
+        return shoal.get(captured.remote())
+
+    assert shoal.get(hand_on.remote(captured), timeout=10) == BIG_BYTES
+    assert shoal.get(hold_on.remote(), timeout=10) == BIG_BYTES
 
 
 def test_dropped_in_one_place_kept_in_another(keepers: list[Any], freed: None) -> None:

@@ -107,6 +107,14 @@ NUM_RETURNS_STREAMING = -1
 NUM_RETURNS_DYNAMIC = -2
 
 
+class ForgetFunction(Message, tag=15):
+    """The sender will not use `function_id` any more, nor these numbers of templates for it: with the last such sender the worker unloads it,
+    and lets go what it captured."""
+
+    function_id: bytes
+    templates: list[int]
+
+
 class PushTasks(Message, tag=8):
     """Tasks for a leased worker. An item is (seq, template number, task id, attempt, arguments, dependencies).
 
@@ -537,7 +545,7 @@ class TerminateActor(Message, tag=77):
 
 
 PeerMessage = (
-    Hello | DefineFunction | TaskTemplate | PushTasks | RecallTasks | CancelTask | StreamCredit | TaskReplies | TasksBounced | StreamItem
+    Hello | DefineFunction | ForgetFunction | TaskTemplate | PushTasks | RecallTasks | CancelTask | StreamCredit | TaskReplies | TasksBounced | StreamItem
 )
 #: what a node daemon sends to the processes of its node
 FromDaemon = (

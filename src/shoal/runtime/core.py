@@ -770,7 +770,8 @@ class Runtime:
     def _on_tick(self, now: float) -> None:
         while abandoned:
             self.cancel_task(abandoned.popleft(), False, True)
-        self.objects.drain_dropped()
+        if dropped:
+            self.objects.drain_dropped()
         if forgotten:
             self.exports.forget()
         self.submitter.tick(now)

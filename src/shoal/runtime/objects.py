@@ -42,8 +42,6 @@ def _ignore() -> None:
 
 #: wakes the background of the current runtime; set by `ObjectTable`
 _attend: Callable[[], None] = _ignore
-#: it was woken for what is in `dropped` now
-_attended = False
 
 
 def become_inert() -> None:
@@ -56,8 +54,6 @@ def become_inert() -> None:
 
 def attend_to_dropped() -> None:
     """Something was given up that must not wait for the next submission or get; safe in finalizers."""
-    global _attended
-    _attended = True
     _attend()
 
 
@@ -109,8 +105,8 @@ class ObjectRef:
     def __del__(self) -> None:
         entry = self._entry
         dropped.append(entry)
-        if (entry.shared is not None or type(entry.value) is Stored) and not _attended:
-            attend_to_dropped()
+        if (entry.shared is not None or type(entry.value) is Stored):
+            _attend()
 
     def binary(self) -> bytes:
         """The ObjectID's 20 bytes."""
@@ -185,8 +181,7 @@ class ObjectTable:
     def __init__(
         self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None], on_unread: Callable[[str, Failed], None]
     ) -> None:
-        global _attend, _attended
-        _attended = False
+        global _attend
         self.reactor = reactor
         self.lock = reactor.lock
         self.table: dict[bytes, ObjectEntry] = {}
@@ -208,8 +203,6 @@ class ObjectTable:
 
     def drain_dropped(self) -> None:
         """Count down what finalizers dropped. Caller holds the lock."""
-        global _attended
-        _attended = False
         while dropped:
             entry = dropped.popleft()
             entry.count -= 1

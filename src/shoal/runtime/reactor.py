@@ -186,6 +186,7 @@ class Reactor:
         self._background_idle = False  #: it is blocked without a time limit, as nothing is going on
         self._tick_sleep = threading.Lock()
         self._tick_sleep.acquire()
+        self._attended = False  #: somebody called `attend` since the last tick began
         self._async_waits = 0
         self._spins = True
         self._waits = 0
@@ -490,6 +491,9 @@ class Reactor:
 
     def attend(self) -> None:
         """Something was begun that nobody waits for: the background must wake from its idle sleep soon."""
+        if self._attended:
+            return  # it was woken, and has not ticked since
+        self._attended = True
         if self._parked:
             self._end_tick_sleep()
         elif self._background_idle:
@@ -550,12 +554,13 @@ class Reactor:
     def _park(self, timeout_s: float = -1) -> None:
         """Somebody else leads and nothing goes on: sleep until `attend`."""
         self._parked = True
-        if not self._lead_is_free():
+        if not self._attended and not self._lead_is_free():
             self._tick_sleep.acquire(True, timeout_s)
         self._parked = False
 
     def _tick(self) -> None:
         now = perf_counter()
+        self._attended = False  # first: what is begun from now on asks for another tick
         with self.lock:
             for callback in self.on_tick:
                 callback(now)
@@ -574,7 +579,7 @@ class Reactor:
                 if self._followers or self._claimed:
                     return
                 self._background_idle = True  # before looking, so that whoever begins something now pokes
-                if self.is_active():
+                if self._attended or self.is_active():
                     self._background_idle = False
                 events = self.epoll.poll(-1 if self._background_idle else BACKGROUND_TICK_S)
             finally:

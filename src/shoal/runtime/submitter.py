@@ -29,6 +29,7 @@ from shoal.protocol.limits import FLUSH_TASKS, LEASE_IDLE_S, PROTOCOL_VERSION, Q
 from shoal.protocol.messages import (
     DefineFunction,
     Failed,
+    ForgetFunction,
     Hello,
     LeaseGranted,
     LeasesUnschedulable,
@@ -42,7 +43,7 @@ from shoal.protocol.messages import (
 )
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
-from shoal.system.process import raise_file_limit
+from shoal.system.process import UnsupportedSystemError, raise_file_limit
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -160,6 +161,15 @@ class Submitter:
             connection.send(DefineFunction(wire.function_id, template.code))
         peer.templates.add(wire.number)
         connection.send(wire)
+
+    def forget_function(self, function_id: bytes, templates: list[int]) -> None:
+        """Nobody here can call a function any more: those it was sent to may drop it. Caller holds the lock."""
+        for connection in self._peers.values():
+            peer: WorkerPeer = connection.attachment
+            if function_id in peer.functions:
+                peer.functions.discard(function_id)
+                peer.templates.difference_update(templates)
+                connection.send(ForgetFunction(function_id, templates))
 
     def send_pushes(self, lease: WorkerLease) -> None:
         """Send what is gathered for a lease. Caller holds the lock."""
@@ -318,7 +328,16 @@ class Submitter:
         """The daemon leased a worker to one of our classes."""
         klass = self.classes[message.class_no]
         klass.backlog_told = max(0, klass.backlog_told - 1)  # the daemon counts a grant as one task served
-        peer_connection = self.connect(message.worker_id, message.address, message.pid) if klass.queue else None
+        try:
+            peer_connection = self.connect(message.worker_id, message.address, message.pid) if klass.queue else None
+        except OSError as error:
+            self._refuse(message)
+            if not klass.leases:  # else those go on with it
+                queue = list(klass.queue)
+                klass.queue.clear()
+                for task in queue:
+                    self.fail(task, error)
+            return
         if peer_connection is None:
             self._refuse(message)
             self._request_more(klass)
@@ -344,7 +363,11 @@ class Submitter:
             daemon.send(ReturnLease(message.lease_id))
 
     def connect(self, worker_id: bytes, address: str, pid: int) -> Connection | None:
-        """The connection to a worker, made at need; None when the worker is gone already. Caller holds the lock."""
+        """The connection to a worker, made at need; None when the worker is gone already. Caller holds the lock.
+
+        Raises:
+            OSError: no more files can be opened in this process.
+        """
         connection = self._peers.get(worker_id)
         if connection is not None and not connection.closed:
             return connection
@@ -535,10 +558,17 @@ def _new_socket() -> socket.socket:
     try:
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        if error.errno != errno.EMFILE:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
+    try:
         raise_file_limit()
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except (OSError, UnsupportedSystemError) as error:
+        raise OSError(
+            errno.EMFILE,
+            f"this process cannot connect to a worker: too many open files ({error}). Each actor that it calls takes one; "
+            "raise the limit with `ulimit -n 65536`, or close what is not needed",
+        ) from None
 
 
 def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:

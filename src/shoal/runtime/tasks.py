@@ -23,7 +23,7 @@ class Template:
     """One remote function (or actor method) with one set of options, as this process submits it. Written by `core` and, for the estimate,
     by whoever reads the replies."""
 
-    __slots__ = ("code", "estimate_s", "klass", "max_retries", "multiple", "refs", "retry_exceptions", "wire")
+    __slots__ = ("code", "estimate_s", "exported", "klass", "max_retries", "multiple", "retry_exceptions", "wire")
 
     def __init__(self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int, retry_exceptions: Any) -> None:
         self.wire = wire
@@ -34,7 +34,7 @@ class Template:
         #: exponential average of the execution time; one unknown task fills a worker's queue
         self.estimate_s = QUEUED_WORK_S
         self.multiple = wire.num_returns != 1
-        self.refs: Any = None  #: refs captured by the code, kept alive with it
+        self.exported: Any = None  #: the exported code, which lives as long as a template does
 
 
 class PendingTask:
