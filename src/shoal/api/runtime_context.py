@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from shoal.protocol.resources import to_floats
@@ -33,7 +34,15 @@ class RuntimeContext:
         task = core.running_task.get()
         return task.name if task is not None else None
 
-    get_task_function_name = get_task_name
+    def get_task_function_name(self) -> str | None:
+        """The function or method that runs, whatever name the task was given."""
+        task = core.running_task.get()
+        if task is None or task.job is None:
+            return self.get_task_name()
+        template = task.job.template
+        if template.is_call:
+            return f"{self._spec().class_name}.{template.wire.method}"
+        return str(getattr(template.function, "__qualname__", task.name))
 
     def get_actor_id(self) -> str | None:
         """The actor that runs this method; None outside of actors."""
@@ -102,6 +111,23 @@ class RuntimeContext:
     def gcs_address(self) -> str:
         """Where the GCS listens."""
         return core.current().session_dir + "/gcs.sock"
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether children run in the parent's placement group: there are none."""
+        return False
+
+    def get_node_labels(self) -> dict[str, str]:
+        """The labels that this node was started with."""
+        return dict(core.current().config.get("options", {}).get("labels") or {})
+
+    def get_session_name(self) -> str:
+        """The session's name: that of its folder."""
+        return os.path.basename(core.current().session_dir)
+
+    def get_temp_dir(self) -> str:
+        """Where the folders of sessions are."""
+        return os.path.dirname(core.current().session_dir)
 
     job_id = property(get_job_id)
     node_id = property(get_node_id)
