@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shoal.api.init_options import check_init_options
 from shoal.api.terminal import LogPrinter
 from shoal.protocol.messages import LogLines, Notice, Shutdown
 from shoal.protocol.resources import to_units
@@ -110,9 +111,17 @@ def init(
             raise RuntimeError(
                 "shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True"
             )
-        to_units({"CPU": num_cpus or 0, "GPU": num_gpus or 0, "memory": memory or 0, **(resources or {})})
-        if object_store_memory is not None and object_store_memory < 1 << 20:
-            raise ValueError(f"object_store_memory is {object_store_memory} bytes; at least 1 MB (1048576) is needed")
+        check_init_options(
+            address=address,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=memory,
+            resources=resources,
+            labels=labels,
+            object_store_memory=object_store_memory,
+            namespace=namespace,
+            log_to_driver=log_to_driver,
+        )
         if local_mode:
             return _begin_local(num_cpus, num_gpus, memory, resources or {}, namespace or "")
         address = address or os.environ.get("SHOAL_ADDRESS") or None
@@ -171,7 +180,9 @@ def _prepare() -> None:
     FrameDecoder(ToRuntime)  # the decoder behind it is made once a process
 
 
-def _begin_local(num_cpus: float | None, num_gpus: float | None, memory: int | None, resources: dict[str, float], namespace: str) -> SessionContext:
+def _begin_local(
+    num_cpus: float | None, num_gpus: float | None, memory: int | None, resources: dict[str, float], namespace: str
+) -> SessionContext:
     """A session inside this process, without a node."""
     global _context
     from shoal.runtime.local_mode import LocalRuntime
@@ -185,7 +196,9 @@ def _begin_local(num_cpus: float | None, num_gpus: float | None, memory: int | N
     }
     runtime = LocalRuntime(to_units(total), namespace)
     core.set_current(runtime)
-    _context = SessionContext({"address": "local", "session_dir": "", "node_id": runtime.node_id.hex(), "node_ip_address": "127.0.0.1"})
+    _context = SessionContext(
+        {"address": "local", "session_dir": "", "node_id": runtime.node_id.hex(), "node_ip_address": "127.0.0.1"}
+    )
     return _context
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from shoal.protocol.limits import SHUTDOWN_GRACE_S, START_TIMEOUT_S
 from shoal.system.interpreter import spawn_interpreter, this_interpreter
 from shoal.system.janitor import create_session, remove_session
-from shoal.system.process import exit_text, open_pidfd, reap, require_linux, wait_readable
+from shoal.system.process import exit_text, open_pidfd, reap, require_files, require_linux, wait_readable
 from shoal.system.start_plan import EntryPoints, InterpreterPlan, to_plain
 
 _LOG_TAIL_BYTES = 4000
@@ -152,6 +152,7 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
         NodeStartError: the node died or did not listen in time.
     """
     require_linux()
+    require_files()
     interpreter = options.interpreter or this_interpreter()
     session_dir, lock_fd = create_session(options.parent_dir)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)

@@ -53,6 +53,7 @@ from shoal.store.segment import EVICTING_MAX, first_generation
 
 GRANT_STEP_BYTES_MIN = 1 << 20
 SEGMENT_CAPACITY_FACTOR = 4  #: addresses of a segment per byte of the pool, against fragmentation of addresses
+_ABSENT = "the object store of this node does not have it: it was freed, or its ref is of a session that has ended"
 TRIM_WAIT_S = 0.05
 TRIM_AGAIN_S = 0.2  #: a writer that had less to give than thought is left alone so long
 TRIM_BYTES_MIN = 256 << 10  #: a writer with less free is not asked
@@ -353,7 +354,7 @@ class StoreTable:
     def _on_residency_asked(self, event: ev.ResidencyAsked) -> None:
         row = self.row_of(event.oid)
         if row is None:
-            self._effects.append(ev.ReportAbsent(event.oid, True, "the object store of this node does not have it"))
+            self._effects.append(ev.ReportAbsent(event.oid, True, _ABSENT))
             return
         self._touch(row)
         if row.state in (RESIDENT, WRITING):

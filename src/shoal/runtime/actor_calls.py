@@ -263,7 +263,14 @@ class ActorCalls:
         if message.state == "alive":
             if queue.lease is not None and queue.lease.lease_id == message.lease_id:
                 return
-            peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
+            try:
+                peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
+            except OSError as error:
+                peer = None
+                unsent = list(queue.unsent)
+                queue.unsent.clear()
+                for task in unsent:
+                    self._fail(queue, task, error)
             if peer is None:
                 self._unreached[message.actor_id] = message  # it died just now, or too many knock at its door
                 return

@@ -139,6 +139,17 @@ def raise_file_limit() -> int:
     return limit
 
 
+def require_files() -> None:
+    """See that this process may open FILES_MIN files; the soft limit is raised only if it is lower.
+
+    Raises:
+        UnsupportedSystemError: the hard limit is lower too.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < FILES_MIN:
+        raise_file_limit()
+
+
 # ---------------------------------------------------------------- ends
 
 

@@ -1,0 +1,80 @@
+"""The checks of what `init` is given, before anything is started.
+
+Every error names the option, what it was, and what it may be.
+
+What it does not do: find out what was left open (`launch`), or the rules for amounts of resources (`protocol.resources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.protocol.resources import to_units
+from shoal.system.machine import memory_available_bytes
+
+OBJECT_STORE_BYTES_MIN = 1 << 20
+#: resources that have options of their own
+_OPTION_OF = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
+
+
+def check_init_options(
+    *,
+    address: object,
+    num_cpus: object,
+    num_gpus: object,
+    memory: object,
+    resources: object,
+    labels: object,
+    object_store_memory: object,
+    namespace: object,
+    log_to_driver: object,
+) -> None:
+    """Raise for what makes no sense.
+
+    Raises:
+        ValueError, TypeError: an option is out of range, or of the wrong type.
+    """
+    for option, value in (("address", address), ("namespace", namespace)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{option} must be a string, got {value!r} of type {type(value).__name__}")
+    if log_to_driver not in (True, False):
+        raise ValueError(f"log_to_driver must be True or False, got {log_to_driver!r}")
+    for resource, amount in (("CPU", num_cpus), ("GPU", num_gpus), ("memory", memory)):
+        if amount is not None:
+            _check_amount(_OPTION_OF[resource], resource, amount)
+    for option, mapping in (("resources", resources), ("labels", labels)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"{option} must be a dict, got {mapping!r} of type {type(mapping).__name__}")
+    assert resources is None or isinstance(resources, Mapping), "checked above"
+    for resource, amount in (resources or {}).items():
+        if resource in _OPTION_OF:
+            raise ValueError(f"resources={{{resource!r}: ...}}: use {_OPTION_OF[resource]}={amount!r} for it")
+        _check_amount(f"resources[{resource!r}]", resource, amount)
+    assert labels is None or isinstance(labels, Mapping), "checked above"
+    for key, text in (labels or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise TypeError(f"labels must be strings, got {key!r}: {text!r}")
+    _check_store(object_store_memory)
+
+
+def _check_amount(option: str, resource: Any, amount: Any) -> None:
+    try:
+        to_units({resource: amount})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{option}={amount!r}: {error}") from None
+
+
+def _check_store(size: object) -> None:
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or size != size // 1:
+        raise TypeError(f"object_store_memory must be a whole number of bytes, got {size!r}")
+    if size < OBJECT_STORE_BYTES_MIN:
+        raise ValueError(f"object_store_memory is {size} bytes; at least 1 MB ({OBJECT_STORE_BYTES_MIN}) is needed")
+    there_is = memory_available_bytes()
+    if size > there_is:
+        raise ValueError(
+            f"object_store_memory is {size} bytes, but this machine (or container) has {there_is} bytes of memory; "
+            "what does not fit into a smaller store is spilled to disk"
+        )
