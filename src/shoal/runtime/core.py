@@ -23,6 +23,7 @@ from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
     BLOCKED_AFTER_S,
     CALL_TIMEOUT_S,
+    EXPLAIN_AFTER_S,
     GOODBYE_S,
     INLINE_ARGUMENT_BYTES_MAX,
     INLINE_RESULT_BYTES_MAX,
@@ -40,7 +41,6 @@ from shoal.protocol.messages import (
     KillWorker,
     Many,
     Resolved,
-    Sealed,
     SegmentBudget,
     Shutdown,
     SignalWorker,
@@ -50,10 +50,8 @@ from shoal.protocol.messages import (
     TrimBudget,
     Value,
 )
-from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
-from shoal.runtime import awaiting, waiting
+from shoal.runtime import awaiting, stored, unread_errors, waiting
 from shoal.runtime import objects as objects_module
-from shoal.runtime import unread_errors
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.exports import Exports, forgotten
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
@@ -61,7 +59,7 @@ from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import PendingTask, TaskContext, Template
-from shoal.store.client import StaleBlock, StoreClient
+from shoal.store.client import StoreClient
 
 #: the task that runs in this thread or coroutine; None outside of tasks
 running_task: ContextVar[TaskContext | None] = ContextVar("shoal_task", default=None)
@@ -132,7 +130,7 @@ class Runtime:
         self.session_dir = ""
         self.config: dict[str, Any] = {}
         self.reactor = Reactor()
-        self.objects = ObjectTable(self.reactor, self._free_stored, self._on_unread)
+        self.objects = ObjectTable(self.reactor, lambda entry: stored.free(self, entry), self._on_unread)
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.store: StoreClient | None = None
@@ -157,8 +155,8 @@ class Runtime:
         handlers[Answer] = self._on_answer
         handlers[SegmentBudget] = self._on_answer
         handlers[CancelObject] = self._on_cancel_object
-        handlers[FreeBlocks] = self._on_free_blocks
-        handlers[TrimBudget] = self._on_trim
+        handlers[FreeBlocks] = lambda connection, message: stored.on_free_blocks(self, message)
+        handlers[TrimBudget] = lambda connection, message: stored.on_trim(self, connection, message)
         self.reactor.is_active = self.submitter.is_active
         self.reactor.is_quiet = self.submitter.is_quiet
         self.reactor.before_sleep.append(self.submitter.flush)
@@ -460,8 +458,12 @@ class Runtime:
 
     # ------------------------------------------------------------ waiting
 
-    def wait_for(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
-        """Wait in this thread; a worker's task that waits long lends its CPU."""
+    def wait_for(self, waiter: Waiter, timeout_s: float | None = None, entries: list[ObjectEntry] | None = None) -> bool:
+        """Wait in this thread; a worker's task that waits long lends its CPU.
+
+        Args:
+            entries: what is waited for: when it takes long, and something is not even running, the user is told why.
+        """
         self.submitter.flush()
         if timeout_s == 0:
             self.reactor.poll_once()
@@ -469,19 +471,28 @@ class Runtime:
         deadline = None if timeout_s is None else perf_counter() + timeout_s
         executor = self.executor
         if executor is None or not executor.runs_here():
-            done = self.reactor.wait(waiter, deadline)
+            done = self._wait_or_explain(waiter, deadline, entries)
         else:
             soon = perf_counter() + BLOCKED_AFTER_S
             done = self.reactor.wait(waiter, soon if deadline is None else min(soon, deadline))
             if not done and (deadline is None or deadline > soon):
                 executor.block()
                 try:
-                    done = self.reactor.wait(waiter, deadline)
+                    done = self._wait_or_explain(waiter, deadline, entries)
                 finally:
                     executor.unblock()
         if self.lost is not None and not done and self.closed:
             raise self.lost
         return done
+
+    def _wait_or_explain(self, waiter: Waiter, deadline: float | None, entries: list[ObjectEntry] | None) -> bool:
+        if entries is not None:
+            patience_ends = perf_counter() + EXPLAIN_AFTER_S
+            if deadline is None or patience_ends < deadline:
+                if self.reactor.wait(waiter, patience_ends):
+                    return True
+                waiting.tell_why(self, entries)
+        return self.reactor.wait(waiter, deadline)
 
     def wait_entries(self, entries: Iterable[ObjectEntry], timeout_s: float | None) -> bool:
         """Wait until all entries have values, or one has failed."""
@@ -504,7 +515,7 @@ class Runtime:
             waiter.pending = len(unknown)
             waiter.done = False
             self.objects.resolve(unknown)
-        if self.wait_for(waiter, timeout_s):
+        if self.wait_for(waiter, timeout_s, unknown):
             return True
         with self.reactor.lock:
             for entry in unknown:
@@ -532,54 +543,6 @@ class Runtime:
         loads = serialization.loads
         return [loads(entry.value) if type(entry.value) is bytes else self.load(entry) for entry in entries]
 
-    def load_stored(self, value: Stored) -> Any:
-        """Deserialize from the store a value that somebody else holds for us; a place that became stale is asked for again."""
-        store = self.store
-        if store is not None:
-            try:
-                return serialization.loads(store.read(value))
-            except StaleBlock:
-                pass
-        with self.reactor.lock:
-            entry = self.objects.table.get(value.oid)
-            if entry is None:
-                entry = ObjectEntry(value.oid)
-                entry.shared = SharedState(owned=False)
-            entry.count += 1
-            entry.value = value
-            self.objects.resolve_again(entry)
-        try:
-            self.wait_entries((entry,), None)
-            return self.load(entry)
-        finally:
-            with self.reactor.lock:
-                self.objects.unuse([entry])
-
-    def load(self, entry: ObjectEntry) -> Any:
-        """Deserialize a known value.
-
-        Raises:
-            the error that stands in its place.
-        """
-        while True:
-            value = entry.value
-            if type(value) is bytes:
-                return serialization.loads(value)
-            if type(value) is Failed:
-                unread_errors.read(entry.oid)
-                raise serialization.loads_error(value.error)
-            if type(value) is Stored:
-                store = self.store
-                if store is None:
-                    raise errors.ObjectLostError(f"object {entry.oid.hex()} was stored by a session that has ended", object_id=entry.oid.hex())
-                try:
-                    return serialization.loads(store.read(value))
-                except StaleBlock:
-                    with self.reactor.lock:
-                        if entry.value is value:
-                            self.objects.resolve_again(entry)
-            self.wait_entries((entry,), None)
-
     def wait(self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
         """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
         return waiting.wait(self, refs, num_returns, timeout_s)
@@ -596,6 +559,11 @@ class Runtime:
     await_ref = awaiting.await_ref
 
     # ------------------------------------------------------------ objects
+
+    load = stored.load
+    load_stored = stored.load_stored
+    store_blob = stored.store_blob
+    open_segment = stored.open_segment
 
     def put(self, value: Any) -> ObjectRef:
         """Store a value; small ones stay in this process until they leave it."""
@@ -623,42 +591,6 @@ class Runtime:
             with self.reactor.lock:
                 self.objects.drain_dropped()
         return ObjectRef(entry)
-
-    def store_blob(self, oid: bytes, blob: Any, owner: bytes, nested: list[bytes] | None = None) -> Stored:
-        """Seal a serialized value in the store and tell the daemon of it."""
-        store = self.store
-        if store is None:
-            raise RuntimeError("shoal.shutdown() was called")
-        if dropped:
-            with self.reactor.lock:
-                self.objects.drain_dropped()  # room may be given back by refs that are gone
-        stored = store.put(oid, blob)
-        if nested:
-            stored.nested = nested
-        with self.reactor.lock:
-            daemon = self.reactor.causal
-            if daemon is not None:
-                daemon.send(Sealed([(oid, stored.segment, stored.offset, stored.size, stored.generation, owner)]))
-        return stored
-
-    def _free_stored(self, entry: ObjectEntry) -> None:
-        """A stored object that never left this process ends. Caller holds the lock."""
-        if self.store is not None and type(entry.value) is Stored:
-            self.store.free(entry.value)
-
-    def _on_free_blocks(self, connection: Connection, message: FreeBlocks) -> None:
-        if self.store is not None:
-            self.store.on_free_blocks(message)
-
-    def _on_trim(self, connection: Connection, message: TrimBudget) -> None:
-        if self.store is not None:
-            connection.send(self.store.on_trim(message))
-
-    def open_segment(self, need_bytes: int) -> SegmentBudget:
-        """Ask the daemon for a segment, or more budget; waits for the answer."""
-        answer = self.request(lambda number: OpenSegmentMessage(number, need_bytes), None)
-        assert isinstance(answer, SegmentBudget), "OpenSegment is answered by SegmentBudget"
-        return answer
 
     # ------------------------------------------------------------ calls to the daemon and the GCS
 

@@ -23,7 +23,18 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
-from shoal.protocol.messages import Containing, Escape, Failed, FreeObjects, Hold, Publish, Release, Resolve, Stored, Value
+from shoal.protocol.messages import (
+    Containing,
+    Escape,
+    Failed,
+    FreeObjects,
+    Hold,
+    Publish,
+    Release,
+    Resolve,
+    Stored,
+    Value,
+)
 from shoal.runtime import unread_errors
 
 if TYPE_CHECKING:

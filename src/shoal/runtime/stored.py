@@ -1,0 +1,120 @@
+"""Values in the shared-memory store, as the runtime uses it.
+
+Purpose: seal large values, read them where they lie, and follow those that were moved.
+
+Design: the store's client knows memory; the daemon knows who refers to it. What the client does is said to the daemon here, in the order of
+frames: `Sealed` before anybody is told of the object. A place that became stale (spilled, moved) is asked for again, any number of times.
+
+What it does not do: allocate or pin (`store.client`), or count references (`objects`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors
+from shoal.protocol.messages import Failed, FreeBlocks, Sealed, SegmentBudget, Stored, TrimBudget
+from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
+from shoal.runtime import unread_errors
+from shoal.runtime.objects import ObjectEntry, SharedState, dropped
+from shoal.store.client import StaleBlock
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.reactor import Connection
+
+
+def load_stored(runtime: Runtime, value: Stored) -> Any:
+    """Deserialize from the store a value that somebody else holds for us; a place that became stale is asked for again."""
+    store = runtime.store
+    if store is not None:
+        try:
+            return serialization.loads(store.read(value))
+        except StaleBlock:
+            pass
+    with runtime.reactor.lock:
+        entry = runtime.objects.table.get(value.oid)
+        if entry is None:
+            entry = ObjectEntry(value.oid)
+            entry.shared = SharedState(owned=False)
+        entry.count += 1
+        entry.value = value
+        runtime.objects.resolve_again(entry)
+    try:
+        runtime.wait_entries((entry,), None)
+        return load(runtime, entry)
+    finally:
+        with runtime.reactor.lock:
+            runtime.objects.unuse([entry])
+
+
+def load(runtime: Runtime, entry: ObjectEntry) -> Any:
+    """Deserialize a known value.
+
+    Raises:
+        the error that stands in its place.
+    """
+    while True:
+        value = entry.value
+        if type(value) is bytes:
+            return serialization.loads(value)
+        if type(value) is Failed:
+            unread_errors.read(entry.oid)
+            raise serialization.loads_error(value.error)
+        if type(value) is Stored:
+            store = runtime.store
+            if store is None:
+                raise errors.ObjectLostError(
+                    f"object {entry.oid.hex()} was stored by a session that has ended", object_id=entry.oid.hex()
+                )
+            try:
+                return serialization.loads(store.read(value))
+            except StaleBlock:
+                with runtime.reactor.lock:
+                    if entry.value is value:
+                        runtime.objects.resolve_again(entry)
+        runtime.wait_entries((entry,), None)
+
+
+def store_blob(runtime: Runtime, oid: bytes, blob: Any, owner: bytes, nested: list[bytes] | None = None) -> Stored:
+    """Seal a serialized value in the store and tell the daemon of it."""
+    store = runtime.store
+    if store is None:
+        raise RuntimeError("shoal.shutdown() was called")
+    if dropped:
+        with runtime.reactor.lock:
+            runtime.objects.drain_dropped()  # room may be given back by refs that are gone
+    stored = store.put(oid, blob)
+    if nested:
+        stored.nested = nested
+    with runtime.reactor.lock:
+        daemon = runtime.reactor.causal
+        if daemon is not None:
+            daemon.send(Sealed([(oid, stored.segment, stored.offset, stored.size, stored.generation, owner)]))
+    return stored
+
+
+def free(runtime: Runtime, entry: ObjectEntry) -> None:
+    """A stored object that never left this process ends. Caller holds the lock."""
+    if runtime.store is not None and type(entry.value) is Stored:
+        runtime.store.free(entry.value)
+
+
+def on_free_blocks(runtime: Runtime, message: FreeBlocks) -> None:
+    """Blocks of our segment hold nothing any more."""
+    if runtime.store is not None:
+        runtime.store.on_free_blocks(message)
+
+
+def on_trim(runtime: Runtime, connection: Connection, message: TrimBudget) -> None:
+    """Others need room: give back what we do not use."""
+    if runtime.store is not None:
+        connection.send(runtime.store.on_trim(message))
+
+
+def open_segment(runtime: Runtime, need_bytes: int) -> SegmentBudget:
+    """Ask the daemon for a segment, or more budget; waits for the answer."""
+    answer = runtime.request(lambda number: OpenSegmentMessage(number, need_bytes), None)
+    assert isinstance(answer, SegmentBudget), "OpenSegment is answered by SegmentBudget"
+    return answer
