@@ -44,3 +44,14 @@ def test_kill_of_an_actor_that_waits_for_its_arguments() -> None:
     shoal.kill(adder)
     with pytest.raises(shoal.exceptions.ActorDiedError):
         shoal.get(adder.add.remote(), timeout=SOON_S)
+
+
+def test_time_out_says_what_an_actor_waits_for() -> None:
+    holder = Adder.options(num_cpus=2).remote()
+    shoal.get(holder.add.remote(), timeout=SOON_S)
+    waiting = Adder.options(num_cpus=2).remote()
+    with pytest.raises(shoal.exceptions.GetTimeoutError) as caught:
+        shoal.get(waiting.add.remote(), timeout=0.3)
+    assert "asks for 2 CPU" in str(caught.value) and "held by 1 x actor Adder" in str(caught.value)
+    shoal.kill(holder)
+    assert shoal.get(waiting.add.remote(), timeout=SOON_S) >= 1

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.tasks import PendingTask
 
+EXPLAIN_DEPTH_MAX = 5  #: of a chain of tasks that wait for each other
 SESSION_REFS_MIN = 8  #: shorter lists are scanned
 
 
@@ -252,29 +253,40 @@ def _waiters_of(ref: Any) -> list[Any]:
 def timed_out(runtime: Runtime, entries: list[ObjectEntry], timeout_s: float | None) -> errors.GetTimeoutError:
     """What a `get` raises when its time is over."""
     pending = [entry for entry in entries if entry.value is None]
-    reasons = "; ".join(explain(runtime, entry) for entry in pending[:3])
+    # The same reason may hold for many: it is told once.
+    reasons = "; ".join(dict.fromkeys(explain(runtime, entry).rstrip(".") for entry in pending[:3]))
     more = f" (and {len(pending) - 3} more)" if len(pending) > 3 else ""
     return errors.GetTimeoutError(
         f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}"
     )
 
 
-def explain(runtime: Runtime, entry: ObjectEntry) -> str:
+def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:
     """Why an object has no value yet, in a sentence."""
     task: PendingTask | None = entry.task
     if task is None:
         return f"object {entry.oid.hex()[:12]} is made by a task of another process"
     name = task.template.wire.name
     if task.missing:
-        return f"{name} waits for {task.missing} of its arguments"
+        text = f"{name} waits for {task.missing} of its arguments"
+        unknown = [dependency for _, dependency in task.deps or () if dependency.value is None]
+        if not unknown or depth >= EXPLAIN_DEPTH_MAX:
+            return text
+        return f"{text}: {explain(runtime, unknown[0], depth + 1)}"
     if task.lease is not None:
         peer = task.lease.connection.attachment
         return f"{name} was sent to the worker with pid {peer.pid} and runs or waits its turn there"
     if task.queue is not None:
-        return f"{name} waits for its actor, which is {task.queue.state}"
+        why = _ask(runtime, {"actor_id": task.queue.actor_id})
+        return f"{name} waits for its actor, which is {task.queue.state}{': ' + why if why else ''}"
     klass = task.template.klass
+    why = _ask(runtime, {"class_no": klass.number}) if klass is not None else ""
+    return f"{name} waits for a worker{': ' + why if why else ''}"
+
+
+def _ask(runtime: Runtime, body: dict[str, Any]) -> str:
+    """What the node knows of somebody who waits; empty when it does not say."""
     try:
-        why = runtime.call("node.explain", {"class_no": klass.number if klass else -1}, timeout_s=1.0)
+        return str(runtime.call("node.explain", body, timeout_s=1.0))
     except errors.ShoalError:
-        why = ""
-    return f"{name} waits for a worker{': ' + str(why) if why else ''}"
+        return ""

@@ -516,6 +516,21 @@ class LocalScheduler:
             return ""
         return explain_waiting(waiter, self._view, self._leases, self._pool)
 
+    def is_waited_for(self) -> bool:
+        """Whether any class or actor waits."""
+        return bool(self._queue.waiting)
+
+    def empty_handed(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], bytes, float]]:
+        """Who holds nothing and was granted nothing for `after_s`: (what `explain` takes, job, seconds), longest first."""
+        found = []
+        for key, waiter in self._queue.waiting.items():
+            waited_s = now - waiter.waiting_since
+            if waited_s < after_s:
+                break  # they stand in the order of `waiting_since`
+            if not waiter.leases:
+                found.append((key, waiter.job.job_id, waited_s))
+        return found
+
     def statistics(self) -> SchedulerStatistics:
         """Counts for status pages and tests."""
         actors_waiting = sum(each.is_actor for each in self._queue.waiting.values())

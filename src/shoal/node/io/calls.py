@@ -2,7 +2,7 @@
 
 Purpose: one table of the node's methods, and the way to the GCS for everything else.
 
-    node.explain    class_no: int    -> str: why tasks of this class of the caller wait
+    node.explain    class_no: int    -> str: why tasks of this class of the caller wait (or the actor, for actor_id: bytes)
     node.resources                   -> total, available: {name: float}
     node.workers                     -> workers: list of rows
     node.stats                       -> one record per part of the daemon
@@ -99,6 +99,8 @@ class Calls:
     def _explain(self, process: Process | None, body: dict[str, Any]) -> Any:
         if process is None:
             raise CallError("BadRequest", "only a registered process has classes")
+        if "actor_id" in body:
+            return self._leases.machine.explain(body["actor_id"])
         return self._leases.machine.explain(process.worker_id, int(body["class_no"]))
 
     def _resources(self, _process: Process | None, _body: dict[str, Any]) -> Any:

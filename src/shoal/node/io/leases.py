@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shoal.node.io.patience import Patience
 from shoal.node.io.processes import Process, ProcessTable, Worker
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool
 from shoal.protocol import messages
@@ -68,6 +69,7 @@ class Leases:
         self._busy = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  #: uvloop's handles do not tell
+        self.patience = Patience(machine, table, loop)
         #: worker of every lease (also of actors) that was granted and has not ended
         self.workers: dict[int, Worker] = {}
 
@@ -86,6 +88,7 @@ class Leases:
         finally:
             self._busy = False
         self._arm()
+        self.patience.attend()
 
     def _arm(self) -> None:
         """Keep the timer no later than the machine wants it; one that fires too early is set again."""
