@@ -242,3 +242,26 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert shoal.get(one.remote(), timeout=5) == 1
 """)
+
+
+def test_what_a_chain_of_tasks_waits_for_is_explained() -> None:
+    run(
+        """
+session(num_cpus=2, resources={"special": 1})
+@shoal.remote(num_cpus=0, resources={"special": 1})
+def holder(seconds):
+    time.sleep(seconds)
+@shoal.remote
+def after(value):
+    pass
+running = holder.remote(100)
+shoal.wait([running], timeout=0.3)
+try:
+    shoal.get(after.remote(after.remote(holder.remote(0))), timeout=0.3)
+except shoal.exceptions.GetTimeoutError as error:
+    text = str(error)
+    assert text.count("after waits for 1 of its arguments") == 2 and "holder waits for a worker" in text and "special" in text, text
+else:
+    raise AssertionError
+"""
+    )
