@@ -17,7 +17,8 @@ import pytest
 from tests.engine.node_counts import counts, eventually, pid_of, settled_counts, wait_for_counts
 
 import shoal
-from shoal.exceptions import OwnerDiedError, ShoalError, WorkerCrashedError
+from shoal.exceptions import ObjectLostError, OwnerDiedError, ShoalError, WorkerCrashedError
+from shoal.runtime import core
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
@@ -565,6 +566,55 @@ def test_random_walks(seed: int, keepers: list[Any], freed: None) -> None:
     rng = random.Random(seed)
     third = Keeper.remote()
     _random_walk(seed, rng.randrange(60, 200), [*keepers, third])
+
+
+def test_walks_in_threads(keepers: list[Any], freed: None) -> None:
+    import threading
+
+    failures: list[BaseException] = []
+
+    def walk(seed: int) -> None:
+        try:
+            _random_walk(seed, 50, [Keeper.remote() for _ in range(2)])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=walk, args=(100 + n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+
+
+def test_workers_killed_while_they_hand_over_refs(freed: None) -> None:
+    @shoal.remote(max_retries=-1)
+    def made(size: int) -> Any:
+        return [shoal.put(b"x" * size), shoal.put(size)]
+
+    rng = random.Random(3)
+    for _ in range(5):
+        results = [made.remote(BIG_BYTES if n % 5 == 0 else 10) for n in range(40)]
+        time.sleep(rng.random() * 0.02)
+        workers = [row["pid"] for row in core.current().call("node.workers")["workers"] if row["lease_id"]]
+        if workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        pairs = shoal.get(results, timeout=30)
+        sizes = shoal.get([size for _, size in pairs], timeout=30)
+        # A value is gone with its maker only if the maker died before it told the node.
+        assert [len(shoal.get(text, timeout=30)) for text, _ in pairs] == sizes
+
+
+def test_refs_of_another_cluster_are_lost() -> None:
+    from shoal.runtime.objects import restore_ref
+
+    stranger = restore_ref(os.urandom(20))
+    start = time.perf_counter()
+    with pytest.raises(ObjectLostError, match="another cluster"):
+        shoal.get(stranger, timeout=10)
+    with pytest.raises(ObjectLostError):
+        shoal.get(same.remote(restore_ref(os.urandom(20))), timeout=10)
+    assert time.perf_counter() - start < 2
 
 
 # ---------------------------------------------------------------- in the long run
