@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shoal import serialization
+from shoal.api.environments import merged_environment
 from shoal.api.options import ActorOptions, MethodOptions, resolve_num_returns
 from shoal.api.signatures import SignatureChecker, constructor_checker
 from shoal.protocol import errors, ids
@@ -134,7 +135,7 @@ class ActorClass:
             is_async,
             options.detached,
             options.strategy,
-            options.environment,
+            merged_environment(runtime, options.environment),
             serialization.dumps_inline(about),
         )
         ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)

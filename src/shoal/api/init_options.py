@@ -10,10 +10,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shoal.api.options import did_you_mean
 from shoal.protocol.resources import to_units
 from shoal.system.machine import memory_available_bytes
 
 OBJECT_STORE_BYTES_MIN = 1 << 20
+#: what Ray's `init` takes and has no counterpart here: accepted, so that programs written for Ray run; so are names that begin with "_"
+FOREIGN_OPTIONS = (
+    "cgroup_path",
+    "configure_logging",
+    "dashboard_host",
+    "dashboard_port",
+    "driver_object_store_memory",
+    "enable_resource_isolation",
+    "job_config",
+    "logging_config",
+    "logging_format",
+    "logging_level",
+    "object_spilling_directory",
+    "proxy_server_url",
+    "storage",
+    "system_reserved_cpu",
+    "system_reserved_memory",
+)
 #: resources that have options of their own
 _OPTION_OF = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory", "object_store_memory": "object_store_memory"}
 
@@ -56,6 +75,35 @@ def check_init_options(
         if not isinstance(key, str) or not isinstance(text, str):
             raise TypeError(f"labels must be strings, got {key!r}: {text!r}")
     _check_store(object_store_memory)
+
+
+def check_foreign_options(given: Mapping[str, Any], own: list[str]) -> None:
+    """Raise for a name that is neither ours (`own`) nor one of Ray's.
+
+    Raises:
+        TypeError: the name, and the one that was probably meant.
+    """
+    for option in given:
+        if option not in FOREIGN_OPTIONS and not option.startswith("_"):
+            raise TypeError(f"shoal.init() has no option {option!r}{did_you_mean(option, own)}")
+
+
+def check_address(address: str) -> None:
+    """Raise for an address of a kind that there is not.
+
+    Raises:
+        ConnectionError: it means a cluster of several machines, or a search for one.
+    """
+    if address == "auto":
+        raise ConnectionError(
+            'address="auto" finds no running node: give the path of its socket (what init() returned there as '
+            '["node_socket"]), or leave the address out to start a node here'
+        )
+    if not address.startswith("/") and ":" in address:
+        raise ConnectionError(
+            f"address={address!r}: this version connects to nodes of this machine only; give the path of a node's socket, "
+            "or leave the address out to start a node here"
+        )
 
 
 def _check_amount(option: str, resource: Any, amount: Any) -> None:

@@ -124,7 +124,7 @@ def _environment(name: str, value: Any) -> dict[str, Any]:
         raise TypeError(f"{name} must be a dict, got {value!r} of type {type(value).__name__}")
     for key in value:
         if key != "env_vars":
-            near = _did_you_mean(str(key), ["env_vars"])
+            near = did_you_mean(str(key), ["env_vars"])
             raise ValueError(f"{name} has the key {key!r}; this version knows only 'env_vars'{near}")
     variables = value.get("env_vars") or {}
     if not isinstance(variables, Mapping):
@@ -162,6 +162,15 @@ def _concurrency_groups(name: str, value: Any) -> dict[str, int]:
         _non_empty_text(f"a name in {name}", group)
         _counting(1, CONCURRENCY_MAX)(f"{name}[{group!r}]", count)
     return dict(value)
+
+
+def check_environment(name: str, value: Any) -> dict[str, Any]:
+    """A runtime environment in its checked form.
+
+    Raises:
+        ValueError, TypeError: it asks for what this version does not have, or is not a dict of the right shape.
+    """
+    return _environment(name, value)
 
 
 _a_bool = _one_of_type(bool, "True or False")
@@ -224,7 +233,8 @@ METHOD_CHECKS: dict[str, _Check] = {
 _ALL_CHECKS = (("tasks", TASK_CHECKS), ("actors", ACTOR_CHECKS), ("actor methods", METHOD_CHECKS))
 
 
-def _did_you_mean(key: str, valid: list[str]) -> str:
+def did_you_mean(key: str, valid: list[str]) -> str:
+    """The end of an error's sentence: the valid name that is nearest to `key`, if any is near."""
     import difflib  # 3 ms that only mistakes pay for
 
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
@@ -246,7 +256,7 @@ def _checked(of: str, checks: dict[str, _Check], given: Mapping[str, Any]) -> di
 def _unknown(of: str, checks: dict[str, _Check], key: str) -> UnknownOptionError:
     elsewhere = [others for others, table in _ALL_CHECKS if key in table and others != of]
     valid = [name for name in checks if not name.startswith("_")]
-    hint = f"; it is an option of {' and '.join(elsewhere)}" if elsewhere else _did_you_mean(str(key), valid)
+    hint = f"; it is an option of {' and '.join(elsewhere)}" if elsewhere else did_you_mean(str(key), valid)
     end = "" if hint.endswith("?") else "."
     return UnknownOptionError(f"{key!r} is no option of {of}{hint}{end} Valid options: {', '.join(sorted(valid))}.")
 

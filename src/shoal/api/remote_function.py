@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from shoal.api.environments import merged_environment
 from shoal.api.options import TaskOptions, resolve_num_returns
 from shoal.api.signatures import SignatureChecker
 from shoal.protocol.messages import KIND_TASK
@@ -65,7 +66,8 @@ class RemoteFunction:
                 "def f(*args): return asyncio.run(g(*args)), or make it a method of an actor."
             )
         function_id, code = runtime.export(self._function)
-        klass = runtime.submitter.class_of(options.demand, depth + 1, options.strategy, options.environment, options.name or self._function.__name__)
+        environment = merged_environment(runtime, options.environment)
+        klass = runtime.submitter.class_of(options.demand, depth + 1, options.strategy, environment, options.name or self._function.__name__)
         template = runtime.new_template(
             function_id,
             code,

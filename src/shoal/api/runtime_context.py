@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from shoal.api.environments import inherited_environment
 from shoal.protocol.resources import to_floats
 from shoal.runtime import core
 
@@ -82,9 +83,8 @@ class RuntimeContext:
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        """The runtime environment of the running task or actor."""
-        task = core.running_task.get()
-        return dict(task.lease.started.environment) if task is not None and task.lease is not None else {}
+        """The runtime environment of the running task or actor, or of the program."""
+        return dict(inherited_environment(core.current()))
 
     @property
     def namespace(self) -> str:

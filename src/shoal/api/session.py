@@ -7,6 +7,7 @@ the death of this process end it. In a worker the session is the one it works fo
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import signal
 import threading
@@ -14,7 +15,9 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.api.init_options import check_init_options
+from shoal.api.environments import JOB_ENVIRONMENT
+from shoal.api.init_options import check_address, check_foreign_options, check_init_options
+from shoal.api.options import check_environment
 from shoal.api.terminal import LogPrinter
 from shoal.protocol.messages import LogLines, Notice, Shutdown
 from shoal.protocol.resources import to_units
@@ -82,6 +85,7 @@ def init(
     ignore_reinit_error: bool = False,
     include_dashboard: bool | None = None,
     log_to_driver: bool = True,
+    runtime_env: dict[str, Any] | None = None,
     **system: Any,
 ) -> SessionContext:
     """Begin a session: start a node on this machine, or connect to a running one.
@@ -94,12 +98,13 @@ def init(
         local_mode: run everything in this process, one call after the other, for debugging.
         ignore_reinit_error: return the present session instead of raising.
         log_to_driver: print here what workers print.
+        runtime_env: {"env_vars": {...}} for the worker processes of all tasks and actors of this program.
         system: settings of Ray that have no counterpart are accepted and ignored.
 
     Raises:
         RuntimeError: there is a session already.
         ConnectionError: no node answers at `address`.
-        ValueError, TypeError: a quantity makes no sense.
+        ValueError, TypeError: a quantity makes no sense, or there is no such option.
     """
     global _head, _context, _printer
     with _lock:
@@ -111,6 +116,10 @@ def init(
             raise RuntimeError(
                 "shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True"
             )
+        check_foreign_options(
+            system, [name for name in inspect.signature(init).parameters if name != "system"] if system else []
+        )
+        environment = check_environment("runtime_env", runtime_env or {})
         check_init_options(
             address=address,
             num_cpus=num_cpus,
@@ -142,6 +151,7 @@ def init(
             node_socket = _head.node_socket
         else:
             assert address is not None, "tested above"
+            check_address(address)
             node_socket = address
         runtime = core.Runtime("driver", new_worker_id())
         printer = _printer = LogPrinter()
@@ -156,6 +166,7 @@ def init(
             runtime.close()
             _stop_head()
             raise
+        runtime.config[JOB_ENVIRONMENT] = environment
         core.set_current(runtime)
         _install_interrupt(runtime)
         _context = SessionContext(
