@@ -55,6 +55,7 @@ def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int
     """An item came. Caller holds the lock."""
     if index <= state.produced:
         runtime.objects.let_go(value)  # a retried generator makes its first items again
+        give_credit(state, task)  # and waits for room that nobody would make by taking them
         return
     state.produced = index
     entry = ObjectEntry(result_id(task.task_id, index))
@@ -66,6 +67,12 @@ def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int
     runtime.store_value(entry, value)
     state.items.append(ref)
     state.wake_all()
+
+
+def give_credit(state: StreamState, task: PendingTask) -> None:
+    """Tell a producer that waits for its consumer how many items were taken. Caller holds the lock."""
+    if task.template.wire.backpressure > 0 and task.lease is not None:
+        task.lease.connection.send_now(StreamCredit(task.lease.lease_id, task.seq, state.consumed))
 
 
 def end_stream(runtime: Runtime, state: StreamState, task: PendingTask, value: Value) -> None:
@@ -125,8 +132,8 @@ class ObjectRefGenerator:
             ref = state.items.popleft()
             state.consumed += 1
             task = state.task
-            if task is not None and task.template.wire.backpressure > 0 and task.lease is not None:
-                task.lease.connection.send_now(StreamCredit(task.lease.lease_id, task.seq, state.consumed))
+            if task is not None:
+                give_credit(state, task)
             return ref
 
     def __aiter__(self) -> ObjectRefGenerator:

@@ -409,10 +409,15 @@ class Submitter:
             tasks.sort(key=lambda task: task.seq)
             lease.inflight.clear()
             lease.out.clear()
-        else:
+        elif lease.inflight:
             # The worker is busy with a long or blocked task: what was given back must find another.
             lease.load_s = max(lease.load_s, QUEUED_WORK_S)
             self._close_to_pushes(lease)
+        else:
+            # It was between two tasks, and has nothing now. No reply will come that could open the lease.
+            lease.load_s = 0.0
+            lease.idle_since = perf_counter()
+            self.reopen(lease)
         self.requeue(tasks)
 
     def _close_to_pushes(self, lease: WorkerLease) -> None:
@@ -441,8 +446,8 @@ class Submitter:
         peer.death = message
         if not peer_connection.closed:
             self.reactor.drain(peer_connection)
-        if peer_connection.closed:
-            self._bury(peer_connection)
+            self.reactor.close(peer_connection)  # a process that the worker left behind may hold the other end open
+        self._bury(peer_connection)
 
     def on_peer_closed(self, connection: Connection) -> None:
         """A worker's connection ended; its daemon says why."""
@@ -478,7 +483,8 @@ class Submitter:
                 assert death is not None, "a started task's worker was declared dead"
                 self.fail(task, crash_error(task, death))
             else:
-                if task.seq == started and task.retries_left > 0:
+                # Also one that had ended, if its reply was lost: it will have run once more.
+                if task.retries_left > 0:
                     task.retries_left -= 1
                 task.attempt += 1
                 again.append(task)
@@ -544,6 +550,7 @@ class Submitter:
             for lease in list(klass.leases.values()):
                 tasks.extend(lease.inflight.values())
                 lease.inflight.clear()
+                lease.out.clear()
                 self.forget_lease(lease)
             for task in tasks:
                 self.fail(task, error)
