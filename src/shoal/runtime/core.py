@@ -23,7 +23,6 @@ from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
     BLOCKED_AFTER_S,
     CALL_TIMEOUT_S,
-    EXPLAIN_AFTER_S,
     GOODBYE_S,
     INLINE_ARGUMENT_BYTES_MAX,
     INLINE_RESULT_BYTES_MAX,
@@ -458,41 +457,34 @@ class Runtime:
 
     # ------------------------------------------------------------ waiting
 
-    def wait_for(self, waiter: Waiter, timeout_s: float | None = None, entries: list[ObjectEntry] | None = None) -> bool:
-        """Wait in this thread; a worker's task that waits long lends its CPU.
-
-        Args:
-            entries: what is waited for: when it takes long, and something is not even running, the user is told why.
-        """
+    def wait_for(self, waiter: Waiter, timeout_s: float | None = None) -> bool:
+        """Wait in this thread; a worker's task that waits long lends its CPU."""
         self.submitter.flush()
         if timeout_s == 0:
             self.reactor.poll_once()
             return waiter.done
         deadline = None if timeout_s is None else perf_counter() + timeout_s
         executor = self.executor
-        if executor is None or not executor.runs_here():
-            done = self._wait_or_explain(waiter, deadline, entries)
+        if executor is None:
+            done = self.reactor.wait(waiter, deadline)
+        elif not executor.runs_here():
+            executor.count_outside_wait(1)
+            try:
+                done = self.reactor.wait(waiter, deadline)
+            finally:
+                executor.count_outside_wait(-1)
         else:
             soon = perf_counter() + BLOCKED_AFTER_S
             done = self.reactor.wait(waiter, soon if deadline is None else min(soon, deadline))
             if not done and (deadline is None or deadline > soon):
                 executor.block()
                 try:
-                    done = self._wait_or_explain(waiter, deadline, entries)
+                    done = self.reactor.wait(waiter, deadline)
                 finally:
                     executor.unblock()
         if self.lost is not None and not done and self.closed:
             raise self.lost
         return done
-
-    def _wait_or_explain(self, waiter: Waiter, deadline: float | None, entries: list[ObjectEntry] | None) -> bool:
-        if entries is not None:
-            patience_ends = perf_counter() + EXPLAIN_AFTER_S
-            if deadline is None or patience_ends < deadline:
-                if self.reactor.wait(waiter, patience_ends):
-                    return True
-                waiting.tell_why(self, entries)
-        return self.reactor.wait(waiter, deadline)
 
     def wait_entries(self, entries: Iterable[ObjectEntry], timeout_s: float | None) -> bool:
         """Wait until all entries have values, or one has failed."""
@@ -515,7 +507,7 @@ class Runtime:
             waiter.pending = len(unknown)
             waiter.done = False
             self.objects.resolve(unknown)
-        if self.wait_for(waiter, timeout_s, unknown):
+        if self.wait_for(waiter, timeout_s):
             return True
         with self.reactor.lock:
             for entry in unknown:
@@ -571,7 +563,9 @@ class Runtime:
             raise self.lost
         blob, nested = serialization.dumps(value)
         context = running_task.get() or self.root
-        prefix = context.prefix or ids.child_prefix(context.task_id, context.attempt)
+        prefix = context.prefix
+        if not prefix:
+            prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
         entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
         if nested:
             with self.reactor.lock:

@@ -10,11 +10,12 @@ What it does not do: the producer's side (`executor`).
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from shoal.protocol import errors
-from shoal.protocol.ids import result_id
+from shoal.protocol.ids import OBJECT_ID_BYTES, result_id
 from shoal.protocol.messages import Failed, StreamCredit, Value
 from shoal.runtime.objects import ObjectEntry, ObjectRef
 from shoal.runtime.reactor import Waiter
@@ -166,7 +167,7 @@ class ObjectRefGenerator:
     def completed(self) -> ObjectRef:
         """A ref that is ready when the task has ended (its value is None)."""
         state = self._state
-        entry = ObjectEntry(b"\0" * 20)
+        entry = ObjectEntry(os.urandom(OBJECT_ID_BYTES))
         runtime = self._runtime
         with runtime.reactor.lock:
             if state.ended:

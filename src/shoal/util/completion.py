@@ -81,4 +81,4 @@ def _some_ready(refs: list[Any], most: int) -> tuple[list[Any], list[Any]]:
     if rest and most > 1:
         more, rest = shoal.wait(rest, num_returns=min(most - 1, len(rest)), timeout=0)
         ready = [*ready, *more]
-    return list(ready), list(rest)
+    return ready, rest  # the rest as it is: it remembers its registration
