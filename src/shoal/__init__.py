@@ -19,6 +19,7 @@ from shoal.api.actors import ActorClass, ActorHandle, exit_actor, get_actor, met
 from shoal.api.remote_function import RemoteFunction
 from shoal.api.runtime_context import get_runtime_context
 from shoal.api.session import SessionContext, init, is_initialized, shutdown
+from shoal.api.timeline import timeline
 from shoal.api.verbs import (
     available_resources,
     cancel,
@@ -30,7 +31,6 @@ from shoal.api.verbs import (
     put,
     remote,
     show_in_dashboard,
-    timeline,
     wait,
 )
 from shoal.protocol.ids import ActorID, FunctionID, JobID, NodeID, PlacementGroupID, TaskID, UniqueID, WorkerID

@@ -160,7 +160,8 @@ def nodes() -> list[dict[str, Any]]:
                 "NodeID": node_id.hex() if isinstance(node_id, bytes) else node_id,
                 "Alive": alive,
                 "alive": alive,
-                "NodeManagerAddress": row.get("address") or "127.0.0.1",
+                "NodeManagerAddress": "127.0.0.1",
+                "NodeSocket": row.get("address", ""),
                 "NodeManagerHostname": row.get("hostname", ""),
                 "NodeName": row.get("name") or "127.0.0.1",
                 "Resources": total,
@@ -174,49 +175,6 @@ def get_gpu_ids() -> list[int]:
     """Ids of the GPUs that this task or actor was given; empty in the driver."""
     task = core.running_task.get()
     return list(task.assigned.get("GPU", [])) if task is not None else []
-
-
-def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
-    """The tasks that ran, as a trace for Perfetto or chrome://tracing; written to `filename` if given, else returned."""
-    rows = core.current().call("gcs.task_events")["events"]
-    trace = []
-    for row in rows:
-        task_id, name, attempt, state, start_s, end_s, error, pid = _event_fields(row)
-        trace.append(
-            {
-                "cat": "task",
-                "name": name,
-                "ph": "X",
-                "ts": start_s * 1e6,
-                "dur": max(0.0, end_s - start_s) * 1e6,
-                "pid": "127.0.0.1",
-                "tid": f"worker {pid}",
-                "cname": "generic_work" if state == "FINISHED" else "terrible",
-                "args": {"task_id": task_id, "attempt": attempt, "state": state, "error": error},
-            }
-        )
-    if filename is None:
-        return trace
-    import json
-
-    with open(filename, "w") as file:
-        json.dump(trace, file)
-    return None
-
-
-def _event_fields(row: dict[str, Any]) -> tuple[Any, ...]:
-    task_id = row["task_id"]
-    pid = row.get("pid") or (row.get("worker_id") or b"").hex()[:8]
-    return (
-        task_id.hex() if isinstance(task_id, bytes) else task_id,
-        row["name"],
-        row["attempt"],
-        row["state"],
-        row["start_s"],
-        row["end_s"],
-        row.get("error_type", ""),
-        pid,
-    )
 
 
 def show_in_dashboard(message: str, key: str = "", dtype: str = "text") -> None:

@@ -25,7 +25,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import perf_counter, time
+from time import clock_gettime, perf_counter, pthread_getcpuclockid, time
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
@@ -70,8 +70,10 @@ if TYPE_CHECKING:
     from shoal.store.page import ProcessPage
 
 SLOW_TASK_S = 100e-6
+IDLE_MAIN_S = 0.012  #: a main thread is watched for so long before its CPU is lent because of what others wait for
 EVENTS_PER_FLUSH_MAX = 500
 EVENTS_EVERY_S = 0.5
+EVENTS_IDLE_S = 0.02  #: the trace is sent so long after the first event when nothing runs
 LINGER_LOOK_S = 0.01
 
 
@@ -82,9 +84,10 @@ def _nothing() -> None:
 class HeldLease:
     """A lease under which this worker runs tasks. Written under the reactor's lock."""
 
-    __slots__ = ("connection", "is_actor", "lease_id", "revoked", "started")
+    __slots__ = ("blocked", "connection", "is_actor", "lease_id", "revoked", "started")
 
     def __init__(self, started: LeaseStarted) -> None:
+        self.blocked = 0  #: waits that lend its CPUs now
         self.lease_id = started.lease_id
         self.started = started
         self.revoked = False
@@ -157,12 +160,18 @@ class Executor:
         self._answered: list[Connection] = []  #: connections with gathered replies
         self._served: Connection | None = None  #: whose task ran last
         self._calls_made: dict[bytes, int] = {}
-        self._blocked = 0
+        #: waits in threads that run no task themselves, and what they and awaiting coroutines may lend: see `_watch_main`
+        self._outside_waits = 0
+        self._lent: HeldLease | None = None
+        self._watched: HeldLease | None = None
+        self._watched_cpu_s = self._watched_since = 0.0
         self._cancel_target: Job | None = None
         self._main = threading.main_thread().ident
         self._main_thread_id = threading.get_ident()
+        self._main_clock = pthread_getcpuclockid(self._main_thread_id)
         self._events: list[tuple[bytes, str, int, str, float, float, str]] = []
         self._events_at = 0.0
+        self._last_error = ""  #: the kind of exception that was raised last, for the trace
         self._clock_offset = time() - perf_counter()
         runtime.executor = self
         remember_environment()
@@ -181,7 +190,7 @@ class Executor:
         self.reactor.on_tick.append(self._on_tick)
         submitter = self.runtime.submitter
         submitter_active = submitter.is_active
-        self.reactor.is_quiet = lambda: (self.running is None or self._blocked > 0) and not self.queue and submitter.is_quiet()
+        self.reactor.is_quiet = lambda: self._waits_only() and not self.queue and submitter.is_quiet()
         self.reactor.is_active = lambda: self.running is not None or submitter_active()
         signal.signal(signal.SIGUSR1, self._on_interrupt)
 
@@ -625,6 +634,7 @@ class Executor:
 
     def encode_error(self, job: Job, error: BaseException) -> Failed:
         """A task's exception as a value."""
+        self._last_error = type(error).__name__
         actor = repr(self.actor.instance) if self.actor is not None and self.actor.instance is not None else None
         wrapped = errors.make_task_error(error, job.template.wire.name, self.runtime.pid, "127.0.0.1", actor)
         retriable = isinstance(error, Exception) and not job.cancelled
@@ -716,29 +726,77 @@ class Executor:
         context = running_task.get()
         return context is not None and not context.loads_arguments
 
-    def block(self) -> None:
-        """The running task waits: give back what is queued behind it and lend its CPU."""
-        context = running_task.get()
-        held: HeldLease = context.lease if context is not None else None  # type: ignore[assignment]
+    def block(self, held: HeldLease | None = None) -> None:
+        """A task waits: give back what is queued behind it and lend its CPU. Without `held` it is the task of this thread."""
+        held = held or running_task.get().lease  # type: ignore[union-attr]
+        if held is None:
+            return
         with self.reactor.lock:
-            self._blocked += 1
-            if self._blocked == 1 and held is not None:
+            held.blocked += 1
+            if held.blocked == 1:
                 self._bounce(held.lease_id)
                 self.flush_replies()
                 daemon = self.reactor.causal
                 if daemon is not None:
                     daemon.send_now(Blocked(held.lease_id))
 
-    def unblock(self) -> None:
-        """The running task goes on."""
-        context = running_task.get()
-        held: HeldLease = context.lease if context is not None else None  # type: ignore[assignment]
+    def unblock(self, held: HeldLease | None = None) -> None:
+        """The counterpart of `block`: the task goes on."""
+        held = held or running_task.get().lease  # type: ignore[union-attr]
+        if held is None:
+            return
         with self.reactor.lock:
-            self._blocked -= 1
-            if self._blocked == 0 and held is not None:
+            held.blocked -= 1
+            if held.blocked == 0:
                 daemon = self.reactor.causal
                 if daemon is not None:
                     daemon.send_now(Unblocked(held.lease_id))
+                self.reactor.attend()  # it computes from now on: somebody must read
+
+    def _waits_only(self) -> bool:
+        """Whether the task that runs, if any, does nothing but wait."""
+        running = self.running
+        return running is None or running.held_lease.blocked > 0
+
+    def count_outside_wait(self, change: int) -> None:
+        """A thread that runs no task of its own begins or ends to wait."""
+        with self.reactor.lock:
+            self._outside_waits += change
+
+    def _watch_main(self, now: float) -> None:
+        """Threads of the task, its futures or its coroutines wait: when its main thread does no work either, the CPU is lent.
+
+        A thread blocked in `Future.result()` or in an event loop cannot be seen to wait for us; that it uses no CPU time can.
+        """
+        running = self.running
+        held = running.held_lease if running is not None else self.host.lease_of_loop()
+        if held is None or not (self._outside_waits or self.reactor.awaits):
+            held = None
+        if held is not self._watched or held is None:
+            self._take_back()
+            self._watched = held
+            if held is None:
+                return
+            self._watched_cpu_s, self._watched_since = self._main_cpu_s(), now
+            return
+        spent_s = now - self._watched_since
+        if spent_s < IDLE_MAIN_S:
+            return
+        cpu_s = self._main_cpu_s()
+        if cpu_s - self._watched_cpu_s > 0.3 * spent_s:
+            self._take_back()
+        elif self._lent is None:
+            self._lent = held
+            self.block(held)
+        self._watched_cpu_s, self._watched_since = cpu_s, now
+
+    def _take_back(self) -> None:
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            self.unblock(lent)
+
+    def _main_cpu_s(self) -> float:
+        return clock_gettime(self._main_clock)
 
     # ------------------------------------------------------------ time
 
@@ -747,17 +805,21 @@ class Executor:
         events = self._events
         if len(events) < EVENTS_PER_FLUSH_MAX:
             offset = self._clock_offset
-            state = "FAILED" if type(value) is Failed else "FINISHED"
-            events.append((job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, ""))
+            failed = type(value) is Failed
+            state = "FAILED" if failed else "FINISHED"
+            error = self._last_error if failed else ""
+            events.append((job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, error))
             if len(events) == 1:
                 self._events_at = end
 
     def _on_tick(self, now: float) -> None:
         if self._answered:
             self.flush_replies()
+        if self._outside_waits or self.reactor.awaits or self._lent is not None:
+            self._watch_main(now)
         if self._cancel_target is not None and self._cancel_target is self.running:
             signal.pthread_kill(self._main_thread_id, signal.SIGUSR1)
-        if self._events and now - self._events_at > EVENTS_EVERY_S:
+        if self._events and now - self._events_at > (EVENTS_IDLE_S if self.running is None else EVENTS_EVERY_S):
             daemon = self.reactor.causal
             if daemon is not None:
                 events, self._events = self._events, []

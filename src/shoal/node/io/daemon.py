@@ -439,6 +439,8 @@ def total_resources(options: dict[str, Any]) -> dict[str, int]:
             "GPU": options["num_gpus"],
             "memory": options["memory"],
             "object_store_memory": options["object_store_memory"],
+            "node:127.0.0.1": 1,
+            "node:__internal_head__": 1,
             **options["resources"],
         }
     )
