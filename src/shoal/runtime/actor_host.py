@@ -171,6 +171,12 @@ class ActorHost:
         found: Callable[..., Any] = getattr(self.instance, name)
         return found
 
+    def lease_of_loop(self) -> HeldLease | None:
+        """The lease of an asyncio actor that runs calls now."""
+        for job, _ in list(self._async_jobs.values()):
+            return job.held_lease
+        return None
+
     def printed_name(self) -> str:
         """Who prints, for the driver's terminal: the instance's own repr if its class has one, else the class."""
         instance = self.instance

@@ -505,6 +505,11 @@ class Reactor:
         except RuntimeError:
             pass  # it is awake
 
+    @property
+    def awaits(self) -> int:
+        """How many coroutines and futures wait."""
+        return self._async_waits
+
     def async_wait_began(self) -> None:
         """Somebody awaits on an event loop: the background leads at once and stays."""
         self._async_waits += 1
