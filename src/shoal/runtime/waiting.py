@@ -6,8 +6,7 @@ Design: the rest that `wait` returns is a `Rest`: a list that remembers how it c
 registers once with every ref that is not ready; from then on each completion puts the ref's number into a heap, and every `wait` on the next rest
 takes the smallest numbers: the first ready ones in the order of the list.
 
-The user may change a rest as any list. What is taken from a session is looked up in the list (so a wrong ref is never returned), and before a
-thread sleeps the whole list is compared with what the session knows; any difference ends the session and the call begins anew.
+The user may change a rest as any list; each method that changes it makes it forget its session.
 
     first wait       scan; sleep with a waiter of its own; returns a Rest without a session
     wait(rest)       takes over the rest's session, or begins one; hands it on to the new rest
@@ -18,6 +17,7 @@ What it does not do: read sockets (`reactor`), or wait for all of some refs (`co
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_left
 from collections import deque
 from heapq import heappop, heappush
@@ -36,23 +36,41 @@ SESSION_REFS_MIN = 8  #: shorter lists are scanned
 
 
 class Rest(list[Any]):
-    """What is left after a `wait`: a list of refs that the next `wait` need not look through."""
+    """What is left after a `wait`: a list of refs that the next `wait` need not look through, unless somebody has changed it."""
 
-    __slots__ = ("known", "session")
+    __slots__ = ("session",)
 
     def __init__(self, refs: list[Any]) -> None:
         super().__init__(refs)
         self.session: WaitSession | None = None
-        #: what the list held when it was returned; None until a session begins
-        self.known: list[Any] | None = None
+
+    def forget(self) -> None:
+        """From now on it is a list as any other."""
+        session, self.session = self.session, None
+        if session is not None:
+            _ended.append(session)
+
+    __del__ = forget
 
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
 
-    def __del__(self) -> None:
-        session = self.session
-        if session is not None:
-            _ended.append(session)
+
+def _forgetful(name: str) -> Any:
+    change = getattr(list, name)
+
+    def method(self: Rest, *args: Any, **kwargs: Any) -> Any:
+        self.forget()
+        return change(self, *args, **kwargs)
+
+    return functools.wraps(change)(method)
+
+
+for _name in ("append", "extend", "insert", "pop", "remove", "clear", "sort", "reverse"):
+    setattr(Rest, _name, _forgetful(_name))
+for _name in ("__setitem__", "__delitem__", "__iadd__", "__imul__"):
+    setattr(Rest, _name, _forgetful(_name))
+_delete = list.__delitem__
 
 
 class WaitSession:
@@ -113,38 +131,35 @@ def wait(runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float |
 def _wait_on_rest(
     runtime: Runtime, refs: Rest, num_returns: int, timeout_s: float | None
 ) -> tuple[list[Any], list[Any]] | None:
-    """Wait with the session of a rest, or a new one; None when the list is not what the session knows, or holds generators."""
+    """Wait with the session of a rest, or a new one; None when it holds generators, or the node is lost."""
     with runtime.reactor.lock:
         if dropped:
             runtime.objects.drain_dropped()
-        session, known = refs.session, refs.known
-        refs.session = refs.known = None
-        if session is None or known is None:
+        session, refs.session = refs.session, None
+        if session is None:
             if runtime.lost is not None or not all(type(ref) is ObjectRef for ref in refs):
                 return None
             while _ended:
                 _ended.popleft().end()
             session = WaitSession(runtime, refs)
-            known = list(refs)
-        elif len(session.order) != len(refs):
-            session.end()
-            return None
+    rest = Rest(refs)  # before the sleep: another thread may change `refs` meanwhile
     try:
         if len(session.ready) < num_returns:
-            if refs != known:
-                raise _ListChangedError
             _sleep(runtime, session, num_returns, timeout_s)
-        return _take(runtime, session, known, refs, num_returns)
-    except BaseException as error:
+        ready: list[Any] = []
+        order = session.order
+        with runtime.reactor.lock:
+            while session.ready and len(ready) < num_returns:
+                index = bisect_left(order, heappop(session.ready))
+                ready.append(rest[index])
+                del order[index]
+                _delete(rest, index)
+            rest.session = session
+    except BaseException:
         with runtime.reactor.lock:
             session.end()
-        if type(error) is _ListChangedError:
-            return None
         raise
-
-
-class _ListChangedError(Exception):
-    """A rest is not what its session knows."""
+    return ready, rest
 
 
 def _sleep(runtime: Runtime, session: WaitSession, num_returns: int, timeout_s: float | None) -> None:
@@ -157,27 +172,6 @@ def _sleep(runtime: Runtime, session: WaitSession, num_returns: int, timeout_s: 
         runtime.wait_for(waiter, timeout_s)
     finally:
         session.waiter = None
-
-
-def _take(
-    runtime: Runtime, session: WaitSession, known: list[Any], refs: Rest, num_returns: int
-) -> tuple[list[Any], list[Any]]:
-    """The first ready refs of a session, and a new rest that has it and `known`."""
-    order = session.order
-    rest = Rest(refs)
-    ready: list[Any] = []
-    with runtime.reactor.lock:
-        while session.ready and len(ready) < num_returns:
-            number = heappop(session.ready)
-            index = bisect_left(order, number)
-            ref = known[index]
-            if rest[index] is not ref:
-                raise _ListChangedError
-            ready.append(ref)
-            del order[index], known[index], rest[index]
-        rest.known = known
-        rest.session = session
-    return ready, rest
 
 
 def _wait_anew(
