@@ -265,3 +265,15 @@ else:
     raise AssertionError
 """
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_an_end_at_any_moment_of_the_start(number: int) -> None:
+    """Also a half-started node goes when its starter does."""
+    for delay_s in (0.0, 0.02, 0.05, 0.08, 0.12, 0.16, 0.2, 0.25, 0.3):
+        with Driver('print("BEGIN", flush=True)\nsession()\nshoal.get(slow.remote(100))\n') as driver:
+            driver.wait_line("BEGIN")
+            time.sleep(delay_s)
+            os.kill(driver.process.pid, number)
+            driver.finish(5.0)
+            assert driver.left_behind() == [], delay_s

@@ -8,7 +8,6 @@ What it does not do: record (workers do, best effort: of very many short tasks a
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -31,6 +30,8 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     trace = trace_of(core.current().call("gcs.task_events")["events"])
     if filename is None:
         return trace
+    import json
+
     with open(filename, "w", encoding="utf-8") as file:
         json.dump(trace, file)
     return None
