@@ -48,7 +48,8 @@ $(RAY_VENV)/.installed:
 	@touch $@
 
 bench: $(STAMP) $(RAY_VENV)/.installed
-	$(BIN)/python benchmarks/engine.py --ray $(RAY_VENV)/bin/python --json out/engine.jsonl
+	$(BIN)/python benchmarks/engine.py --ray $(RAY_VENV)/bin/python --json out/engine.jsonl; \
+	$(BIN)/python benchmarks/report.py out/engine.jsonl
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/engine.py --quick --no-dask --json out/engine.jsonl
