@@ -434,6 +434,7 @@ def test_cancel_a_call_that_waits_for_its_argument() -> None:
 
 def test_cancel_in_a_thread_sets_a_flag() -> None:
     actor = Threaded.options(max_concurrency=2).remote()
+    get(actor.noted.remote())
     running = actor.until_cancelled.remote()
     time.sleep(0.1)
     shoal.cancel(running)

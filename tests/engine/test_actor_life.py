@@ -396,7 +396,7 @@ def test_crash_without_restarts_names_its_cause() -> None:
     actor = Subject.remote()
     pid = get(actor.pid.remote())
     refs = [actor.sleep.remote(5), actor.add.remote()]
-    time.sleep(0.05)
+    time.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
     for ref in [*refs, actor.add.remote()]:
         with pytest.raises(ActorDiedError, match="SIGKILL") as caught:
@@ -409,7 +409,7 @@ def test_crash_with_restarts_loses_only_the_started_call() -> None:
     pid = get(actor.pid.remote())
     started = actor.sleep.remote(5)
     unstarted = [actor.add.remote() for _ in range(20)]
-    time.sleep(0.05)
+    time.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
     after = [actor.add.remote() for _ in range(3)]
     with pytest.raises(ActorUnavailableError, match=r"SIGKILL.*Subject\.sleep") as caught:

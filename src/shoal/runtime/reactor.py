@@ -262,6 +262,8 @@ class Reactor:
                 self._promote()
         elif self._parked:
             self.attend()
+        elif self._async_waits and not self._claimed:
+            self._end_tick_sleep()
 
     def _follow(self, waiter: Waiter, deadline: float | None) -> None:
         """Sleep until done or promoted."""
@@ -524,12 +526,13 @@ class Reactor:
         leads_before = -1
         idle_ticks = 0
         while not self.stopping:
-            if self._async_waits == 0:
+            awaited = self._async_waits > 0 and not self._claimed  # a loop that reads by itself needs no background
+            if not awaited:
                 self._tick_sleep.acquire(True, BACKGROUND_TICK_S)
             if self.stopping:
                 return
             self._tick()
-            if self._async_waits:
+            if awaited:
                 idle_ticks = 0
             elif not self.is_active():
                 idle_ticks += 1
@@ -541,7 +544,7 @@ class Reactor:
                     continue
             else:
                 idle_ticks = 0
-            if self._leads != leads_before and self._async_waits == 0 and idle_ticks < PARK_AFTER_TICKS:
+            if self._leads != leads_before and not awaited and idle_ticks < PARK_AFTER_TICKS:
                 leads_before = self._leads  # a user thread reads: stay out of its way
             elif not self._claimed and self._lead.acquire(False):
                 try:
@@ -555,6 +558,8 @@ class Reactor:
                 self._park(QUIET_TICK_S if self.is_active() else -1)
                 leads_before = self._leads
                 idle_ticks = 0
+            elif awaited:
+                self._tick_sleep.acquire(True, BACKGROUND_TICK_S)  # a user thread leads; `_leave` says when it stops
 
     def _park(self, timeout_s: float = -1) -> None:
         """Somebody else leads and nothing goes on: sleep until `attend`."""
