@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
+from shoal.gcs.storage.backend import Backend, StorageError, Write, check_storage, open_backend
 from shoal.gcs.storage.memory import MemoryBackend
+from shoal.gcs.storage.sqlite import SqliteBackend
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"memory": MemoryBackend}
+REDIS_SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
+#: what each is opened by; {folder} is a folder of the test's own
+BACKENDS = {
+    "memory": "memory",
+    "sqlite": "sqlite",
+    "sqlite-full": "sqlite:{folder}/full.sqlite?synchronous=full",
+    "redis": "unix://{folder}/redis.sock?prefix=test",
+}
+DURABLE = [name for name in BACKENDS if name != "memory"]
 
-every_backend = pytest.mark.parametrize("make", BACKENDS.values(), ids=BACKENDS)
+Make = Callable[[], Backend]
 
 
-def running(make: Callable[[], Backend], body: Callable[[Backend], Any]) -> None:
+@pytest.fixture
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Opens the backend of `request.param`, each time on the same rows where these outlive the object."""
+    name = request.param
+    server = start_redis(tmp_path) if name == "redis" else None
+    yield lambda: open_backend(BACKENDS[name].format(folder=tmp_path), str(tmp_path))
+    if server is not None:
+        server.kill()
+        server.wait()
+
+
+def start_redis(folder: Path) -> subprocess.Popen[bytes]:
+    pytest.importorskip("redis", reason="redis-py is not installed (pip install 'shoal[redis]')")
+    if REDIS_SERVER is None:
+        pytest.skip("neither redis-server nor valkey-server is installed (apt-get install redis-server)")
+    path = folder / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        assert server.poll() is None and time.monotonic() < deadline, "redis-server does not start"
+        time.sleep(0.01)
+    return server
+
+
+every_backend = pytest.mark.parametrize("make", BACKENDS, indirect=True)
+every_durable_backend = pytest.mark.parametrize("make", DURABLE, indirect=True)
+
+
+def running(make: Make, body: Callable[[Backend], Any]) -> None:
     async def run() -> None:
         backend = make()
         try:
@@ -30,7 +76,7 @@ def running(make: Callable[[], Backend], body: Callable[[Backend], Any]) -> None
 
 
 @every_backend
-def test_a_row_is_read_back(make: Callable[[], Backend]) -> None:
+def test_a_row_is_read_back(make: Make) -> None:
     async def body(backend: Backend) -> None:
         assert await backend.get("t", b"k") is None
         await backend.commit([Write("t", b"k", b"v"), Write("u", b"k", b"w")])
@@ -42,7 +88,7 @@ def test_a_row_is_read_back(make: Callable[[], Backend]) -> None:
 
 
 @every_backend
-def test_later_writes_of_a_commit_win(make: Callable[[], Backend]) -> None:
+def test_later_writes_of_a_commit_win(make: Make) -> None:
     async def body(backend: Backend) -> None:
         await backend.commit([Write("t", b"k", b"1"), Write("t", b"k", None), Write("t", b"k", b"2")])
         assert await backend.get("t", b"k") == b"2"
@@ -53,7 +99,7 @@ def test_later_writes_of_a_commit_win(make: Callable[[], Backend]) -> None:
 
 
 @every_backend
-def test_deleting_what_is_not_there_is_no_error(make: Callable[[], Backend]) -> None:
+def test_deleting_what_is_not_there_is_no_error(make: Make) -> None:
     async def body(backend: Backend) -> None:
         await backend.commit([Write("t", b"k", None)])
         await backend.commit([])
@@ -63,7 +109,7 @@ def test_deleting_what_is_not_there_is_no_error(make: Callable[[], Backend]) -> 
 
 
 @every_backend
-def test_empty_and_binary_keys_and_values(make: Callable[[], Backend]) -> None:
+def test_empty_and_binary_keys_and_values(make: Make) -> None:
     rows = [
         (b"", b"empty key"),
         (b"\0", b""),
@@ -91,10 +137,10 @@ WRITES = st.lists(
 @every_backend
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(WRITES)
-def test_commits_agree_with_a_dictionary(
-    make: Callable[[], Backend], commits: list[list[tuple[str, bytes, bytes | None]]]
-) -> None:
+def test_commits_agree_with_a_dictionary(make: Make, commits: list[list[tuple[str, bytes, bytes | None]]]) -> None:
     async def body(backend: Backend) -> None:
+        for table in ("t", "u"):  # rows of the example before
+            await backend.commit([Write(table, key, None) for key, _ in await backend.scan(table)])
         twin: dict[tuple[str, bytes], bytes] = {}
         for commit in commits:
             await backend.commit([Write(*write) for write in commit])
@@ -110,7 +156,131 @@ def test_commits_agree_with_a_dictionary(
     running(make, body)
 
 
-def test_backends_are_opened_by_name() -> None:
+@every_backend
+def test_a_large_commit(make: Make) -> None:
+    async def body(backend: Backend) -> None:
+        await backend.commit([Write("t", number.to_bytes(4, "big"), b"v" * 100) for number in range(3000)])
+        rows = await backend.scan("t")
+        assert [int.from_bytes(key, "big") for key, _ in rows] == list(range(3000))
+
+    running(make, body)
+
+
+@every_durable_backend
+def test_rows_outlive_the_backend(make: Make) -> None:
+    async def write(backend: Backend) -> None:
+        await backend.commit([Write("t", b"k", b"v"), Write("t", b"l", b"w")])
+        await backend.commit([Write("t", b"l", None)])
+
+    async def read(backend: Backend) -> None:
+        assert await backend.scan("t") == [(b"k", b"v")]
+
+    running(make, write)
+    running(make, read)
+
+
+#: writes commits of 3 rows each and says their numbers when they are acknowledged
+WRITER = """
+import asyncio, sys
+from shoal.gcs.storage.backend import Write, open_backend
+
+async def main(name, folder, number):
+    backend = open_backend(name, folder)
+    while True:
+        number += 1
+        row = number.to_bytes(8, "big")
+        await backend.commit([Write("t", b"%d" % part + row, row * 50) for part in range(3)] + [Write("u", b"last", row)])
+        sys.stdout.write(f"{number}\\n")
+        sys.stdout.flush()
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+@every_durable_backend
+def test_a_killed_writer_loses_nothing_that_was_acknowledged(
+    make: Make, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    name = BACKENDS[request.node.callspec.params["make"]].format(folder=tmp_path)
+    dice = random.Random(1)
+    acknowledged = 0
+    for _ in range(4):
+        arguments = [sys.executable, "-c", WRITER, name, str(tmp_path), str(acknowledged)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, env={**os.environ}) as writer:
+            assert writer.stdout is not None
+            lines = [writer.stdout.readline()]
+            time.sleep(dice.uniform(0.0, 0.03))
+            writer.send_signal(signal.SIGKILL)
+            lines += writer.stdout.readlines()
+        whole = [int(line) for line in lines if line.endswith(b"\n")]
+        assert whole, "the writer did not start"
+        acknowledged = whole[-1]
+
+        async def check(backend: Backend) -> None:
+            nonlocal acknowledged
+            [(_, last)] = await backend.scan("u")
+            stored = int.from_bytes(last, "big")
+            assert stored >= acknowledged
+            rows = dict(await backend.scan("t"))
+            expected = [b"%d" % part + n.to_bytes(8, "big") for part in range(3) for n in range(1, stored + 1)]
+            assert sorted(rows) == sorted(expected), "a commit is there in part, or missing"
+            assert all(value == key[1:] * 50 for key, value in rows.items())
+            acknowledged = stored
+
+        running(make, check)
+
+
+def test_a_file_has_one_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.gcs.storage.sqlite.LOCK_WAIT_S", 0.05)
+
+    async def body(backend: Backend) -> None:
+        with pytest.raises(StorageError, match="another GCS server"):
+            SqliteBackend(str(tmp_path / "f"))
+
+    running(lambda: SqliteBackend(str(tmp_path / "f")), body)
+
+
+def test_a_file_is_private_and_no_other_programs(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    running(lambda: SqliteBackend(str(path)), lambda backend: backend.commit([Write("t", b"", b"")]))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(b"this is no database, " * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        SqliteBackend(str(path))
+    with pytest.raises(StorageError, match=r"unable to open.*"):
+        SqliteBackend(str(tmp_path / "no" / "such" / "folder"))
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
+    async def body(backend: Backend) -> None:
+        assert isinstance(backend, SqliteBackend)
+        await backend.commit([Write("t", b"k", b"v")])
+        backend._connection.execute("PRAGMA max_page_count = 10")
+        with pytest.raises(StorageError, match="make room"):
+            await backend.commit([Write("t", b"l", b"x" * 1_000_000)])
+        assert await backend.scan("t") == [(b"k", b"v")]
+        await backend.commit([Write("t", b"m", b"v")])
+
+    running(lambda: SqliteBackend(str(tmp_path / "f")), body)
+
+
+def test_an_unreachable_redis_is_an_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("redis", reason="redis-py is not installed (pip install 'shoal[redis]')")
+    monkeypatch.setattr("shoal.gcs.storage.redis.RETRY_S", 0.1)
+
+    async def body(backend: Backend) -> None:
+        with pytest.raises(StorageError, match="Is it running"):
+            await backend.commit([Write("t", b"k", b"v")])
+
+    running(lambda: open_backend(f"unix://{tmp_path}/none.sock"), body)
+
+
+def test_backends_are_opened_by_name(tmp_path: Path) -> None:
     assert isinstance(open_backend("memory"), MemoryBackend)
-    with pytest.raises(StorageError, match="'memory'"):
-        open_backend("papyrus")
+    for wrong in ("papyrus", "sqlite:", "", 7):
+        with pytest.raises(StorageError, match=r"gcs_storage|'memory'"):
+            check_storage(wrong)
+    with pytest.raises(StorageError, match="synchronous"):
+        open_backend(f"sqlite:{tmp_path}/f?journal=off")
+    with pytest.raises(StorageError, match="one of off"):
+        open_backend(f"sqlite:{tmp_path}/f?synchronous=perhaps")

@@ -13,9 +13,14 @@ What it does not do: know what is in a row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+#: the file of "sqlite" without a path, in the session's folder
+SESSION_FILE = "gcs.sqlite"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 @dataclass(slots=True)
@@ -47,14 +52,52 @@ class Backend(Protocol):
         """Release what the backend holds; nothing is called after this."""
 
 
-def open_backend(storage: str) -> Backend:
-    """The backend that `storage` names.
+def check_storage(storage: object) -> str:
+    """The name of a storage, if it is one that `open_backend` knows.
 
     Raises:
-        StorageError: nothing is known under this name.
+        StorageError: it is not; the text lists what there is.
     """
-    from shoal.gcs.storage.memory import MemoryBackend
+    if not isinstance(storage, str):
+        raise StorageError(f"gcs_storage must be a string, got {storage!r} of type {type(storage).__name__}")
+    scheme = storage.partition(":")[0]
+    if storage in ("memory", "sqlite") or (scheme in ("sqlite", *REDIS_SCHEMES) and storage != f"{scheme}:"):
+        return storage
+    raise StorageError(
+        f"there is no GCS storage {storage!r}; known are 'memory', 'sqlite' (a file in the session's folder), 'sqlite:PATH', "
+        "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME'"
+    )
 
-    if storage == "memory":
+
+def survives_death(storage: str) -> bool:
+    """Whether what was committed is still there when the process that committed it was killed."""
+    return storage != "memory"
+
+
+def open_backend(storage: str, folder: str = ".") -> Backend:
+    """The backend that `storage` names.
+
+    Args:
+        folder: the session's: where a file is that has no path of its own.
+
+    Raises:
+        StorageError: nothing is known under this name, or it cannot be opened.
+    """
+    scheme, _, rest = check_storage(storage).partition(":")
+    if scheme == "memory":
+        from shoal.gcs.storage.memory import MemoryBackend
+
         return MemoryBackend()
-    raise StorageError(f"there is no GCS storage {storage!r}; known is: 'memory'")
+    if scheme == "sqlite":
+        from shoal.gcs.storage.sqlite import SqliteBackend
+
+        if not rest:
+            return SqliteBackend(os.path.join(folder, SESSION_FILE))
+        path, _, option = rest.partition("?")
+        name, _, value = option.partition("=")
+        if option and name != "synchronous":
+            raise StorageError(f"GCS storage {storage!r} has an unknown option {name!r}; there is 'synchronous'")
+        return SqliteBackend(os.path.abspath(path), value.lower() or "normal")
+    from shoal.gcs.storage.redis import RedisBackend
+
+    return RedisBackend(storage)
