@@ -637,6 +637,51 @@ def _resident_bytes(pid: int) -> int:
         return int(file.read().split()[1]) * 4096
 
 
+@shoal.remote(num_cpus=0)
+def freed_after(stored: int, seconds: float) -> float | None:
+    """When (time.time()) the store came down to so many objects, looked at for a while."""
+    end = time.time() + seconds
+    while time.time() < end:
+        if counts()["stored"] <= stored:
+            return time.time()
+        time.sleep(0.005)
+    return None
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 0.3])
+def test_freed_while_the_driver_does_nothing(idle_s: float) -> None:
+    """Nobody calls the API after the drop: the background must see to it, however long it slept."""
+    before = settled_counts()
+    refs = [shoal.put(BIG), shoal.put([shoal.put(BIG)])]
+    for _ in range(2):
+        watch = freed_after.remote(before["stored"] + len(refs) - 1, 3.0)
+        shoal.wait([watch], timeout=0.2)
+        time.sleep(idle_s)
+        dropped_at = time.time()
+        refs.pop()
+        time.sleep(0.5)
+        freed_at = shoal.get(watch, timeout=10)
+        assert freed_at is not None
+        assert freed_at - dropped_at < 1.0
+    wait_for_counts(before)
+
+
+def test_freed_when_a_thread_of_an_idle_actor_drops(keepers: list[Any]) -> None:
+    import threading
+
+    def drop_later(self: Any) -> None:
+        threading.Timer(0.3, self.kept.clear).start()
+
+    before = settled_counts()
+    shoal.get(keepers[0].make.remote(BIG), timeout=10)
+    watch = freed_after.remote(before["stored"], 3.0)
+    start = time.time()
+    shoal.get(keepers[0].__shoal_call__.remote(drop_later), timeout=10)
+    freed_at = shoal.get(watch, timeout=10)
+    assert freed_at is not None
+    assert freed_at - start < 1.3
+
+
 def test_counts_are_told() -> None:
     before = settled_counts()
     refs = [shoal.put(BIG), shoal.put(SMALL)]
