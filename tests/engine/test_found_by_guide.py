@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +105,118 @@ def test_environment_of_the_program_is_inherited() -> None:
     finally:
         shoal.shutdown()
         shoal.init(num_cpus=2, log_to_driver=False)
+
+
+# ---------------------------------------------------------------- what the guide's "Good to know" says
+
+
+def test_time_out_is_a_timeout_error() -> None:
+    with pytest.raises(TimeoutError):
+        shoal.get(slow_number.remote(5.0), timeout=0.01)
+
+
+def test_globals_are_captured_at_the_first_call() -> None:
+    seen = {"value": 1}
+
+    @shoal.remote
+    def look() -> int:
+        return seen["value"]
+
+    assert shoal.get(look.remote(), timeout=SOON_S) == 1
+    seen["value"] = 2
+    assert shoal.get(look.remote(), timeout=SOON_S) == 1
+
+
+def test_get_gives_fresh_copies() -> None:
+    ref = shoal.put([1, 2, 3])
+    shoal.get(ref).append(4)
+    assert shoal.get(ref) == [1, 2, 3]
+
+
+def test_a_generator_held_back_for_nobody_is_cancelled(tmp_path: Path) -> None:
+    @shoal.remote(_generator_backpressure_num_objects=5)
+    def ticking(path: Path) -> Iterator[int]:
+        try:
+            for number in range(10_000):
+                time.sleep(0.01)
+                yield number
+        finally:
+            path.write_text("stopped")
+
+    generator = ticking.remote(tmp_path / "end")
+    shoal.get(next(generator), timeout=SOON_S)
+    del generator
+    deadline = time.monotonic() + SOON_S
+    while not (tmp_path / "end").exists():
+        assert time.monotonic() < deadline, "the generator goes on for nobody"
+        time.sleep(0.01)
+
+
+def test_a_generator_whose_process_dies_delivers_each_item_once(tmp_path: Path) -> None:
+    @shoal.remote
+    def dying(path: Path) -> Iterator[int]:
+        for number in range(6):
+            if number == 3 and not path.exists():
+                path.write_text("died")
+                time.sleep(0.05)  # what was yielded is on its way
+                os._exit(1)
+            yield number
+
+    items = [shoal.get(ref, timeout=SOON_S) for ref in dying.remote(tmp_path / "mark")]
+    assert items == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_call_chooses_its_concurrency_group() -> None:
+    @shoal.remote(concurrency_groups={"slow": 1, "quick": 1})
+    class Server:
+        @shoal.method(concurrency_group="slow")
+        def slow(self) -> str:
+            return threading.current_thread().name
+
+        @shoal.method(concurrency_group="quick")
+        def quick(self) -> str:
+            return threading.current_thread().name
+
+    server = Server.remote()
+    names = shoal.get(
+        [server.slow.remote(), server.quick.remote(), server.quick.options(concurrency_group="slow").remote()],
+        timeout=SOON_S,
+    )
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_handle_by_name_does_not_keep_the_actor() -> None:
+    adder = Adder.options(name="kept by nobody").remote()
+    shoal.get(adder.add.remote(), timeout=SOON_S)
+    by_name = shoal.get_actor("kept by nobody")
+    del adder
+    deadline = time.monotonic() + SOON_S
+    while True:
+        try:
+            shoal.get(by_name.add.remote(), timeout=SOON_S)
+        except shoal.exceptions.ActorDiedError:
+            break
+        assert time.monotonic() < deadline, "the actor lives on by a handle from get_actor"
+        time.sleep(0.02)
+
+
+def test_a_detached_actor_lives_without_handles() -> None:
+    Adder.options(name="detached", lifetime="detached").remote(5)
+    time.sleep(0.2)
+    adder = shoal.get_actor("detached")
+    assert shoal.get(adder.add.remote(), timeout=SOON_S) == 6
+    shoal.kill(adder)
+
+
+def test_unstarted_tasks_of_a_dead_worker_cost_no_retry() -> None:
+    @shoal.remote(max_retries=0)
+    def quick(number: int) -> int:
+        if number == 0:
+            time.sleep(0.05)
+            os._exit(1)
+        return number
+
+    refs = [quick.remote(number) for number in range(50)]
+    with pytest.raises(shoal.exceptions.WorkerCrashedError):
+        shoal.get(refs[0], timeout=SOON_S)
+    assert shoal.get(refs[1:], timeout=SOON_S) == list(range(1, 50))
