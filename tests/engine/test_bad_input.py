@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import subprocess
+import tempfile
 
 import pytest
 from tests.engine.driver_process import run
@@ -256,19 +260,85 @@ assert len(set(shoal.get([actor.pid.remote() for actor in actors], timeout=10)))
     )
 
 
-def test_no_place_for_the_session(tmp_path: os.PathLike[str]) -> None:
-    run("""
-from shoal.launch.head import HeadOptions, start_head
-def refused(parent, *words):
+@pytest.mark.parametrize("place", ["/proc/nowhere", "/dev/null", "/nowhere", "/" + "long/" * 20])
+def test_no_place_for_the_session(place: str) -> None:
+    run(
+        """
+try:
+    shoal.init(num_cpus=1)
+except (OSError, ValueError) as error:
+    assert os.environ["SHOAL_TMPDIR"] in str(error) and "set SHOAL_TMPDIR" in str(error), error
+else:
+    raise AssertionError
+assert not shoal.is_initialized()
+""",
+        SHOAL_TMPDIR=place,
+    )
+
+
+def test_another_place_for_the_session() -> None:
+    place = tempfile.mkdtemp(dir="/var/tmp")
     try:
-        start_head(HeadOptions(num_cpus=1, parent_dir=parent))
-    except OSError as error:
-        assert all(word in str(error) for word in words), error
-    else:
-        raise AssertionError(parent)
-refused("/proc/nowhere", "/proc/nowhere")
-refused("/dev/null", "/dev/null")
-""")
+        run(
+            """
+context = session()
+assert context["session_dir"].startswith(os.environ["SHOAL_TMPDIR"])
+assert shoal.get(one.remote(), timeout=10) == 1
+""",
+            SHOAL_TMPDIR=place,
+        )
+    finally:
+        shutil.rmtree(place)
+
+
+def test_the_disk_is_full() -> None:
+    """A session's folder on a file system with no room left: an error at the start, or a session that does without."""
+    place = tempfile.mkdtemp(dir="/var/tmp")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", place], capture_output=True).returncode:
+        os.rmdir(place)
+        pytest.skip("mounting is not allowed here")
+    try:
+        script = """
+session(object_store_memory=4 << 20, log_to_driver=False)
+@shoal.remote
+def talk():
+    print("line\\n" * 50_000)
+    return 1
+assert shoal.get(talk.remote(), timeout=10) == 1
+held = []
+try:
+    for number in range(20):
+        held.append(shoal.put(bytes(1 << 20)))
+    for ref in held:
+        shoal.get(ref, timeout=20)
+except shoal.exceptions.GetTimeoutError as error:
+    raise AssertionError("it hung") from error
+except Exception as error:
+    print("TOLD", type(error).__name__, error, flush=True)
+else:
+    raise AssertionError
+del held
+assert shoal.get(talk.remote(), timeout=10) == 1
+"""
+        out, _ = run(script, SHOAL_TMPDIR=place, timeout_s=60)
+        assert "TOLD OutOfDiskError" in out and place in out, out
+        with open(os.path.join(place, "filler"), "wb", buffering=0) as filler:
+            with contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(1024))
+        run(
+            """
+try:
+    session()
+    shoal.get(one.remote(), timeout=10)
+except (OSError, RuntimeError) as error:
+    assert "No space left" in str(error), error
+""",
+            SHOAL_TMPDIR=place,
+        )
+    finally:
+        subprocess.run(["umount", place], check=True)
+        os.rmdir(place)
 
 
 def test_the_store_is_full() -> None:

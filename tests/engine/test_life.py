@@ -277,3 +277,115 @@ def test_an_end_at_any_moment_of_the_start(number: int) -> None:
             os.kill(driver.process.pid, number)
             driver.finish(5.0)
             assert driver.left_behind() == [], delay_s
+
+
+def test_threads_that_wait_or_submit_at_shutdown_are_told() -> None:
+    run(
+        """
+session()
+told = []
+def waits():
+    try:
+        shoal.get(slow.remote(100))
+    except BaseException as error:
+        told.append(error)
+def waits_for_some():
+    try:
+        shoal.wait([slow.remote(100)])
+        told.append(None)
+    except BaseException as error:
+        told.append(error)
+def submits():
+    try:
+        while True:
+            shoal.get([one.remote() for _ in range(10)])
+    except BaseException as error:
+        told.append(error)
+def calls():
+    try:
+        actor = Actor.remote()
+        while True:
+            shoal.get(actor.pid.remote())
+    except BaseException as error:
+        told.append(error)
+def iterates():
+    @shoal.remote
+    def stream():
+        yield 1
+        time.sleep(100)
+    try:
+        for ref in stream.options(num_returns="streaming").remote():
+            shoal.get(ref)
+    except BaseException as error:
+        told.append(error)
+threads = [threading.Thread(target=target) for target in (waits, waits_for_some, submits, calls, iterates)]
+for thread in threads:
+    thread.start()
+time.sleep(0.7)
+begun = time.perf_counter()
+# A thread that finds no session would begin one.
+from shoal.runtime import core
+core.initialize = None
+shoal.shutdown()
+for thread in threads:
+    thread.join(3)
+alive = [thread for thread in threads if thread.is_alive()]
+assert not alive, (alive, told)
+assert time.perf_counter() - begun < 2
+for error in told:
+    assert error is None or "shutdown" in str(error) or "not initialized" in str(error), repr(error)
+"""
+    )
+
+
+def test_a_daemon_thread_that_waits_does_not_hold_the_exit() -> None:
+    begun = time.monotonic()
+    run(
+        """
+session()
+threading.Thread(target=lambda: shoal.get(slow.remote(100)), daemon=True).start()
+time.sleep(0.3)
+"""
+    )
+    assert time.monotonic() - begun < 10
+
+
+def test_interrupts_leave_a_session_that_works() -> None:
+    """Ctrl-C again and again, wherever it strikes: in get, put, submit, wait."""
+    run(
+        """
+import random
+session()
+actor = Actor.remote()
+shoal.get(actor.pid.remote())
+stop = threading.Event()
+def strike():
+    dice = random.Random(1)
+    while not stop.wait(dice.uniform(0.001, 0.02)):
+        os.kill(os.getpid(), signal.SIGINT)
+struck = 0
+thread = threading.Thread(target=strike)
+thread.start()
+until = time.perf_counter() + 3
+while time.perf_counter() < until:
+    try:
+        refs = [one.remote() for _ in range(20)]
+        shoal.put(bytes(200_000))
+        shoal.wait(refs, num_returns=5)
+        shoal.get(actor.pid.remote())
+        shoal.get(refs)
+    except KeyboardInterrupt:
+        struck += 1
+stop.set()
+while thread.is_alive():
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        struck += 1
+time.sleep(0.05)
+assert struck > 20, struck
+assert shoal.get([one.remote() for _ in range(100)], timeout=10) == [1] * 100
+assert shoal.get(actor.pid.remote(), timeout=10) > 0
+""",
+        timeout_s=30,
+    )

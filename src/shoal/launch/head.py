@@ -33,12 +33,19 @@ from shoal.system.process import exit_text, open_pidfd, reap, require_files, req
 from shoal.system.start_plan import EntryPoints, InterpreterPlan, to_plain
 
 _LOG_TAIL_BYTES = 4000
+#: the name of a socket may have 107 bytes: this, /shoal-<uid>/<8>/w/<16>.sock
+PARENT_PATH_BYTES_MAX = 56
 _READY_BYTES_MAX = 64 << 10
 _ALL_GONE_S = 1.0
 
 
 class NodeStartError(RuntimeError):
     """The node could not be started; the text says why and ends with its log."""
+
+
+def default_parent_dir() -> str:
+    """The folder in which sessions get theirs: SHOAL_TMPDIR, or /tmp."""
+    return os.environ.get("SHOAL_TMPDIR") or "/tmp"
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class HeadOptions:
     #: the node ends with this process, its starter; 0 for a node that stays until it is told to end
     driver_pid: int = field(default_factory=os.getpid)
     #: where the folder of all sessions is
-    parent_dir: str = "/tmp"
+    parent_dir: str = field(default_factory=default_parent_dir)
     #: the functions that make up the node
     entries: EntryPoints = field(default_factory=EntryPoints)
     #: None: like this process
@@ -154,7 +161,7 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
     require_linux()
     require_files()
     interpreter = options.interpreter or this_interpreter()
-    session_dir, lock_fd = create_session(options.parent_dir)
+    session_dir, lock_fd = _make_folder(options.parent_dir)
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
     alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
     handed_on = [lock_fd, ready_write, alive_write]
@@ -197,6 +204,24 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
     finally:
         os.close(ready_read)
     return HeadNode(pid, pidfd, alive_read, log_fd, session_dir, ready)
+
+
+def _make_folder(parent: str) -> tuple[str, int]:
+    if len(os.fsencode(parent)) > PARENT_PATH_BYTES_MAX:
+        raise ValueError(
+            f"the folder for sessions, {parent!r}, has a path of more than {PARENT_PATH_BYTES_MAX} bytes, so sockets in it "
+            "would have names longer than the system allows: set SHOAL_TMPDIR to a shorter one"
+        )
+    try:
+        return create_session(parent)
+    except OSError as error:
+        if error.errno is None:
+            raise  # ours: it says what to do
+        raise OSError(
+            error.errno,
+            f"no folder for the session can be made in {parent}: {error.strerror}. Free space there, or set SHOAL_TMPDIR to "
+            "another folder on a local disk",
+        ) from None
 
 
 def _plain_options(options: HeadOptions) -> dict[str, Any]:
