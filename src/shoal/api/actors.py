@@ -84,7 +84,7 @@ class ActorClass:
             table[name] = {"given": given, "generator": generator}
         return checkers, table, is_async
 
-    def remote(self, *args: Any, **kwargs: Any) -> ActorHandle:
+    def remote(self, /, *args: Any, **kwargs: Any) -> ActorHandle:
         """Start an actor; the constructor runs with these arguments in its process.
 
         Raises:
@@ -263,7 +263,7 @@ class ActorMethod:
         self._runtime: core.Runtime | None = None
         self._max_pending = int(self._about["max_pending_calls"])
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the method; returns a ref (or refs, or a generator of refs) at once.
 
         Raises:

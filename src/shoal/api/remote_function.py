@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ class RemoteFunction:
         self._runtime: core.Runtime | None = None
         self._depth = -1
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submit a task. Refs at top level of the arguments are replaced by their values before it runs.
 
         Returns:
@@ -110,9 +111,17 @@ class RemoteFunction:
         self._pending = state
 
     def __getattr__(self, name: str) -> Any:
-        pending = self.__dict__.get("_pending")
-        if pending is None or name.startswith("__"):
+        if name.startswith("__"):
             raise AttributeError(f"a remote function has no attribute {name!r}")
-        del self.__dict__["_pending"]
-        self.__init__(pending["function"], TaskOptions.parse(pending["given"]))  # type: ignore[misc]
-        return getattr(self, name)
+        with _completing:  # several threads of a task may call it first
+            pending = self.__dict__.get("_pending")
+            if pending is not None:
+                self.__init__(pending["function"], TaskOptions.parse(pending["given"]))  # type: ignore[misc]
+                self.__dict__.pop("_pending", None)
+            try:
+                return self.__dict__[name]
+            except KeyError:
+                raise AttributeError(f"a remote function has no attribute {name!r}") from None
+
+
+_completing = threading.RLock()

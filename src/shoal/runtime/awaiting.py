@@ -41,8 +41,8 @@ def future(runtime: Runtime, ref: ObjectRef) -> Future[Any]:
 
     future: Future[Any] = Future()
     entry = ref._entry
-    runtime.submitter.flush()
-    runtime.reactor.async_wait_began()
+    if runtime.reactor.async_wait_began():
+        runtime.submitter.flush()  # from now on replies send what was gathered meanwhile
 
     def deliver() -> None:
         runtime.reactor.async_wait_ended()
@@ -82,8 +82,8 @@ async def await_ref(runtime: Runtime, ref: ObjectRef) -> Any:
             except RuntimeError:
                 pass  # the loop was closed meanwhile
 
-        runtime.submitter.flush()
-        runtime.reactor.async_wait_began()
+        if runtime.reactor.async_wait_began():
+            runtime.submitter.flush()  # from now on replies send what was gathered meanwhile
         try:
             on_ready(runtime, entry, deliver)
             await arrived

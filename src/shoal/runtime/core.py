@@ -28,6 +28,7 @@ from shoal.protocol.limits import (
     INLINE_RESULT_BYTES_MAX,
 )
 from shoal.protocol.messages import (
+    KIND_TASK,
     NUM_RETURNS_DYNAMIC,
     NUM_RETURNS_STREAMING,
     Answer,
@@ -188,6 +189,7 @@ class Runtime:
         with self.reactor.lock:
             self._template_numbers += 1
             number = self._template_numbers
+        more["prompt_reply"] = kind == KIND_TASK and max_retries == 0
         wire = TaskTemplate(number, function_id, name, kind, num_returns, self.job_id, **more)
         template = Template(wire, code, klass, max_retries, retry_exceptions)
         exported = template.exported = self.exports.code_of(function_id) if function_id else None

@@ -447,7 +447,7 @@ class Executor:
         with self.reactor.lock:
             self.running = None
             self.add_reply(job, value, spent_s, now)
-            if spent_s > SLOW_TASK_S or now - peer.first_reply_at > REPLY_FLUSH_S:
+            if spent_s > SLOW_TASK_S or now - peer.first_reply_at > REPLY_FLUSH_S or template.wire.prompt_reply:
                 self._flush_replies_of(connection)
             max_calls = template.wire.max_calls
             if max_calls and self._count_call(template.wire.function_id) >= max_calls:

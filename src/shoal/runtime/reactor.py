@@ -512,15 +512,20 @@ class Reactor:
         """How many coroutines and futures wait."""
         return self._async_waits
 
-    def async_wait_began(self) -> None:
-        """Somebody awaits on an event loop: the background leads at once and stays."""
-        self._async_waits += 1
-        self._end_tick_sleep()
-        self.attend()
+    def async_wait_began(self) -> bool:
+        """Somebody awaits on an event loop: the background leads at once and stays. Returns whether nobody did before."""
+        with self.lock:
+            self._async_waits += 1
+            first = self._async_waits == 1
+        if first:
+            self._end_tick_sleep()
+            self.attend()
+        return first
 
     def async_wait_ended(self) -> None:
         """The counterpart of `async_wait_began`."""
-        self._async_waits -= 1
+        with self.lock:
+            self._async_waits -= 1
 
     def _run_background(self) -> None:
         leads_before = -1

@@ -238,6 +238,8 @@ class Submitter:
         if not inflight:
             lease.load_s = 0.0
             lease.idle_since = now
+        elif lease.out and len(inflight) <= len(lease.out):
+            self.send_pushes(lease)  # the worker has nothing left but what is gathered here
         self.reopen(lease)
 
     def reopen(self, lease: WorkerLease) -> None:
