@@ -355,15 +355,21 @@ def test_threads_in_the_driver_and_in_tasks_call_at_once() -> None:
     @shoal.remote
     def many_threads(n: int) -> int:
         results: list[int] = []
+        raised: list[BaseException] = []
 
         def work(i: int) -> None:
-            results.append(shoal.get(add.remote(i, shoal.put(1))))
+            try:
+                results.append(shoal.get(add.remote(i, shoal.put(1))))
+            except BaseException as error:
+                raised.append(error)
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(n)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if raised:
+            raise raised[0]
         return sum(results)
 
     until = time.monotonic() + 3.0

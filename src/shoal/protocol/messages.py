@@ -99,6 +99,8 @@ class TaskTemplate(Message, tag=7):
     method: str = ""
     concurrency_group: str = ""
     options: dict[str, Any] = {}
+    #: a task that may run once only (max_retries=0) is answered at once: a crash of the next one must not take its result along
+    prompt_reply: bool = False
 
 
 KIND_TASK = 0
