@@ -23,7 +23,7 @@ class Accumulator:
 
 refs = [f.remote(i) for i in range(10)]
 ready, rest = ray.wait(refs, num_returns=3, timeout=10)
-print(len(ready), "ready,", len(rest), "others; all:", ray.get(ready + rest))
+print(len(ready), "ready,", len(rest), "others; all:", sorted(ray.get(ready + rest)))
 
 accumulator = Accumulator.options(name="acc", lifetime="detached", get_if_exists=True).remote()
 added, total = accumulator.add.remote(f.remote(41))
