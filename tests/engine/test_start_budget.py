@@ -1,16 +1,23 @@
-"""The budgets of a session's start, end and idleness. Times are the best of a few tries: other programs may run on this machine."""
+"""The budgets of a session's start, end and idleness.
+
+Times are the best of a few tries, and are stretched by as much as a plain interpreter's start takes longer than on an idle machine: other
+programs may run beside the tests.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tests.engine.driver_process import SOURCE, run
 
-TRIES = 4
+TRIES = 6
+YARDSTICK = "import asyncio, logging, pickle"
+YARDSTICK_S = 0.07  #: its time on an idle machine
 FIRST_RESULT_S = 0.5
 IMPORT_S = 0.2
 SHUTDOWN_S = 0.2
@@ -45,12 +52,17 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_import_start_and_shutdown_are_quick(compiled: dict[str, str]) -> None:
     tries = []
     for _ in range(TRIES):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", YARDSTICK], env=compiled, check=True, timeout=60)
+        stretch = max(1.0, (time.perf_counter() - begun) / YARDSTICK_S)
         done = subprocess.run(
             [sys.executable, "-c", START], env=compiled, check=True, timeout=60, capture_output=True, text=True
         )
-        tries.append([float(word) for word in done.stdout.split()])
-    imported_s, ready_s, shutdown_s = (min(column) for column in zip(*tries, strict=True))
-    assert imported_s < IMPORT_S and ready_s < FIRST_RESULT_S and shutdown_s < SHUTDOWN_S, tries
+        imported_s, ready_s, shutdown_s = (float(word) / stretch for word in done.stdout.split())
+        tries.append((imported_s, ready_s, shutdown_s, stretch))
+        if imported_s < IMPORT_S and ready_s < FIRST_RESULT_S and shutdown_s < SHUTDOWN_S:
+            return
+    raise AssertionError(f"(import, first result, shutdown in s, how much slower this machine is than idle): {tries}")
 
 
 def test_import_stays_small(compiled: dict[str, str]) -> None:
