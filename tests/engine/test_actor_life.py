@@ -613,3 +613,41 @@ def test_many_lives_leave_nothing_behind() -> None:
     gc.collect()  # tests before this one left handles in the frames of their exceptions
     assert eventually(lambda: living() == 0)
     assert eventually(lambda: len(current().call("node.workers")["workers"]) <= 6)
+
+
+def test_actor_forgotten_before_it_was_asked_for() -> None:
+    @shoal.remote
+    def later(path: str) -> str:
+        time.sleep(0.3)
+        return path
+
+    gc.collect()
+    assert eventually(lambda: current().call("node.stats")["actors"]["placed"] == 0)
+    ref = later.remote("")
+    Subject.remote(ref)  # the handle goes at once; the actor is made when its argument is there, and ends
+    shoal.wait([ref], timeout=WAIT_S)
+    time.sleep(0.2)
+    assert eventually(lambda: current().call("node.stats")["actors"]["placed"] == 0)
+
+
+def test_actor_whose_creator_died_before_its_argument_was_there() -> None:
+    @shoal.remote
+    def later() -> int:
+        time.sleep(1.0)
+        return 1
+
+    class Creator:
+        def make(self) -> Any:
+            return Subject.remote(later.remote())
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    creator = shoal.remote(Creator).remote()
+    pid = get(creator.pid.remote())
+    orphan = get(creator.make.remote())
+    ref = orphan.add.remote()
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ActorDiedError):
+        get(ref)

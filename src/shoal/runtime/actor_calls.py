@@ -157,12 +157,15 @@ class ActorCalls:
             self._send_creation(queue, spec, deps)
             return ref, None
         missing = len(unknown)
+        handle = entry
+        handle.count += 1  # an actor whose last handle goes before it was asked for would never end
 
         def arrived(entry: ObjectEntry) -> None:
             nonlocal missing
             missing -= 1
             if missing == 0:
                 self._send_creation(queue, spec, deps)
+                runtime.objects.unuse([handle])
 
         for entry in unknown:
             runtime.when_known(entry, arrived)

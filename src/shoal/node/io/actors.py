@@ -7,7 +7,7 @@ Purpose: the node's part in an actor's life. The GCS decides (its actor manager)
 
 Design: one `Placed` record for every life that the GCS sent here, from StartActor to the worker's death. States of actors that processes here
 follow are kept, so that a second subscriber is answered at once. A handle may travel before its actor is asked for (its constructor waits for
-arguments): a subscription to such an actor, which the GCS does not know yet, waits for CreateActor, as long as somebody holds a handle.
+arguments): a subscription to such an actor, which the GCS does not know yet, waits for CreateActor, as long as the handle's owner lives.
 
 What it does not do: restart, name, or count handles (GCS and object directory do).
 """
@@ -73,7 +73,8 @@ class Followed:
 
 
 class Actors:
-    """All actors that live here or are called from here. `is_held(object id)` tells whether any process holds an object."""
+    """All actors that live here or are called from here. `creator_lives(handle id)` tells whether the process that will ask for an actor,
+    or has, is alive."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Actors:
         pool: WorkerPool,
         leases: Leases,
         gcs: GcsLink,
-        is_held: Callable[[bytes], bool],
+        creator_lives: Callable[[bytes], bool],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._loop = loop
@@ -91,7 +92,7 @@ class Actors:
         self._gcs = gcs
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
-        self._is_held = is_held
+        self._creator_lives = creator_lives
         #: actors asked for by processes of this node whose handles have not all gone
         self._created: dict[bytes, None] = {}
 
@@ -218,7 +219,7 @@ class Actors:
 
     def _may_come(self, actor_id: bytes) -> bool:
         """Whether an actor that the GCS does not know may still be created by a process of this node."""
-        return actor_id not in self._created and self._is_held(actor_handle_id(actor_id))
+        return actor_id not in self._created and self._creator_lives(actor_handle_id(actor_id))
 
     def _give_up_unknown(self) -> None:
         """Somebody let go: tell those who wait for an actor that nobody will create any more."""

@@ -88,7 +88,7 @@ class NodeDaemon:
         )
         self.memory = MemoryWatch(self.pool, self.leases, loop, memory_threshold(start.options))
         self.actors = Actors(
-            self.table, self.pool, self.leases, self.gcs, lambda oid: bool(self.objects.machine.holders(oid)), loop
+            self.table, self.pool, self.leases, self.gcs, self._owner_lives, loop
         )
         self.store = StoreShell(
             loop,
@@ -110,6 +110,10 @@ class NodeDaemon:
         )
         self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self._statistics())
         self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
+
+    def _owner_lives(self, oid: bytes) -> bool:
+        """Whether the process that made an object that left it is alive."""
+        return self.objects.machine.owner_of(oid) in self.table.by_id
 
     def _statistics(self) -> dict[str, Callable[[], Any]]:
         return {
