@@ -126,8 +126,7 @@ class _Zygote:
 
     def run(self) -> None:
         """Answer requests, one packet after the other."""
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # without a collection (20 ms), which the first worker would wait for: imports leave little garbage
         while not _parent_gone(self.start):
             may_warm = self.forked > 0 and not self.warm
             if may_warm and not wait_readable(self.control.fileno(), WARM_AFTER_IDLE_S):
