@@ -11,7 +11,7 @@ import random
 import pytest
 from tests.runtime.simulation import Plan, World
 
-SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "40"))
+SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "12"))
 ONE = os.environ.get("SHOAL_SIM_SEED")
 
 

@@ -609,13 +609,24 @@ def _is_async_cancellation(error: BaseException) -> bool:
     return type(error).__name__ == "CancelledError" and not isinstance(error, Exception)  # without importing asyncio
 
 
+_INPUT_FAILED = "did not run: an input argument could not be computed"
+_INPUT_LEVELS_MAX = 8  #: tasks of a chain that the text names
+
+
 def dependency_error(error: BaseException, function_name: str) -> TaskError:
-    """The error of a task that did not run because an input failed: same user class, inner traceback kept."""
+    """The error of a task that did not run because an input failed: same user class, inner traceback kept.
+
+    Of a long chain of such tasks the text names this one and the first few: it must not grow with every task.
+    """
     cause = error.cause if isinstance(error, TaskError) else error
-    inner = "\n".join("    " + line for line in str(error).splitlines())
-    if not isinstance(error, TaskError):
-        inner = f"    {type(error).__name__}: {inner.strip()}"
-    text = f"  {function_name}() did not run: an input argument could not be computed:\n{inner}"
+    lines = str(error).splitlines()
+    text = f"  {function_name}() {_INPUT_FAILED}"
+    if sum(_INPUT_FAILED in line for line in lines) >= _INPUT_LEVELS_MAX and _INPUT_FAILED in lines[1]:
+        text += ", nor could others between it and\n" + "\n".join(lines[2:])  # in the place of the next one, as deep
+    elif isinstance(error, TaskError):
+        text += ":\n" + "\n".join("    " + line for line in lines)
+    else:
+        text += f":\n    {type(error).__name__}: " + "\n    ".join(lines)
     return TaskError(function_name, text, cause).as_instanceof_cause()
 
 

@@ -250,6 +250,8 @@ class ActorCalls:
                 waiting.append(unsent.popleft())
         unsent.extendleft(reversed(waiting))
         submitter.send_pushes(lease)
+        if waiting and any(not task.missing for task in waiting):
+            self.advance(queue)  # a call that failed above was what another one waited for
 
     def dependency_arrived(self, task: PendingTask) -> None:
         """A call's last missing dependency is known. Caller holds the lock."""

@@ -13,6 +13,7 @@ What it does not do: execute tasks (`executor`), start processes (`launch`), or 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from time import perf_counter
@@ -144,6 +145,9 @@ class Runtime:
         self.lost: BaseException | None = None  #: why the node is gone
         self.explain_loss: Callable[[], str] = str  #: what the starter of the node knows of its death, to be put after "died"
         self.executor: Any = None  #: of a worker
+        #: tasks that fail because of an input and are to be told, by whoever began to
+        self._failing: deque[tuple[PendingTask, Failed]] = deque()
+        self._is_failing = False
         self._template_numbers = 0
         self._requests = 0
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
@@ -353,9 +357,22 @@ class Runtime:
                 unread_errors.read(entry.oid)
                 error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
                 self.submitter.pending -= 1
-                self.finish_task(task, Failed(serialization.dumps_error(error)))
+                self._fail_dependents(task, Failed(serialization.dumps_error(error)))
                 return True
         return False
+
+    def _fail_dependents(self, task: PendingTask, value: Failed) -> None:
+        """Fail a task, then those that depend on it, and so on: one after the other, as a chain may be longer than the stack is deep."""
+        failing = self._failing
+        failing.append((task, value))
+        if self._is_failing:
+            return
+        self._is_failing = True
+        try:
+            while failing:
+                self.finish_task(*failing.popleft())
+        finally:
+            self._is_failing = False
 
     # ------------------------------------------------------------ results
 
@@ -679,6 +696,7 @@ class Runtime:
         if task.queue is not None:
             if task in task.queue.unsent:
                 task.queue.unsent.remove(task)
+                self.actor_calls.advance(task.queue)  # it may have held back others
             else:
                 return
         elif task.template.klass is not None and not task.missing:

@@ -1,0 +1,117 @@
+"""The submitting side in single situations that the simulation meets rarely or not at all; see `simulation`."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from tests.runtime.simulation import FakeSocket, Plan, World, known, outcome_of
+
+from shoal.protocol import errors
+from shoal.runtime.executor import SLOW_TASK_S, BoundTemplate
+
+
+def leased(world: World, plan: Plan) -> SimpleNamespace:
+    """Submit one task and let it get its lease, without stepping its worker."""
+    driver = world.drivers[0]
+    world.plans[plan.number] = plan
+    world.submit(plan, driver)
+    world.whole = True
+    world.read(driver)
+    (key,) = world.grantable()
+    world.grant(key)
+    driver.deliver()
+    (lease,) = driver.runtime.submitter.classes[0].leases.values()
+    return SimpleNamespace(driver=driver, lease=lease, worker=world.workers[0])
+
+
+def test_a_failure_travels_along_a_chain_longer_than_the_stack() -> None:
+    with World(1) as world:
+        driver = world.drivers[0]
+        world.plans[1] = Plan(1, outcome="error")
+        world.submit(world.plans[1], driver)
+        for number in range(2, 3000):
+            world.plans[number] = Plan(number, deps=[number - 1])
+            world.submit(world.plans[number], driver)
+        for _ in range(40):
+            world.calm_round()
+        assert known(world.plans[2999])
+        assert isinstance(outcome_of(world.plans[2999].result), errors.TaskError)
+        assert driver.runtime.submitter.pending == 0
+
+
+def test_a_dead_worker_is_buried_although_its_child_holds_the_connection() -> None:
+    with World(2) as world:
+        at = leased(world, Plan(1, max_retries=1))
+        world_end = at.lease.connection.sock.peer
+        assert isinstance(world_end, FakeSocket)
+        at.worker.die()
+        world_end.closed = False  # a process that the task has started keeps it
+        world.bury(at.worker)
+        at.driver.deliver()
+        assert at.lease.connection.closed
+        world.finish()
+        assert outcome_of(world.plans[1].result) == 10
+
+
+def test_a_bounce_of_all_that_a_lease_has_leaves_it_open() -> None:
+    with World(3) as world:
+        at = leased(world, Plan(1))
+        for _ in range(3):
+            at.worker.deliver()  # read, not begun
+        (job,) = at.worker.executor.queue
+        assert job.seq == 1
+        at.worker.executor._bounce(at.lease.lease_id)
+        at.driver.deliver()
+        world.check()
+        assert at.lease.inflight, "the task went back to the worker that had nothing else to do"
+        world.finish()
+
+
+def test_what_never_ran_here_is_taken_as_slow() -> None:
+    """Replies gathered before it leave before it runs: it may end the process."""
+    assert BoundTemplate(SimpleNamespace(num_returns=1, kind=0)).estimate_s > SLOW_TASK_S  # type: ignore[arg-type]
+
+
+def test_a_cancelled_call_frees_those_that_it_held_back() -> None:
+    with World(4) as world:
+        driver = world.drivers[0]
+        world.add_actor(0)
+        slow, first, second = Plan(1, pauses=100_000), Plan(2, is_call=True, deps=[1]), Plan(3, is_call=True)
+        for plan in (slow, first, second):
+            world.plans[plan.number] = plan
+            world.submit(plan, driver)
+        for _ in range(30):
+            world.calm_round()
+        assert not known(second), "it waits for the call before it"
+        driver.runtime.cancel(first.result, False, True)
+        for _ in range(10):
+            world.calm_round()
+        assert isinstance(outcome_of(first.result), errors.TaskCancelledError)
+        assert outcome_of(second.result) == 30
+
+
+def test_calls_in_any_order_that_wait_for_one_another_are_not_forgotten() -> None:
+    """The second fails while the queue is looked through, and the first waited for it."""
+    with World(5) as world:
+        driver = world.drivers[0]
+        world.add_actor(0, in_order=False)
+        world.plans[1] = Plan(1, outcome="error")
+        world.submit(world.plans[1], driver)
+        # Two calls of the same queue: number 3 stands before number 2, on which it depends.
+        world.plans[2] = Plan(2, is_call=True, deps=[1])
+        world.submit(world.plans[2], driver)
+        world.plans[3] = Plan(3, is_call=True, deps=[2])
+        world.submit(world.plans[3], driver)
+        (queue,) = driver.runtime.actor_calls.queues.values()
+        queue.unsent.reverse()
+        world.finish()
+        assert isinstance(outcome_of(world.plans[3].result), errors.TaskError)
+
+
+def test_a_retried_stream_is_not_stuck_behind_what_was_taken() -> None:
+    with World(6) as world:
+        plan = Plan(1, kind="stream", items=6, backpressure=1, max_retries=1, pauses=1, crash_on=frozenset({0}))
+        world.plans[1] = plan
+        world.submit(plan, world.drivers[0])
+        world.finish()
+        assert len(plan.started) == 2 and [outcome_of(ref) for ref in plan.taken] == [100, 101, 102, 103, 104, 105]
