@@ -97,18 +97,20 @@ print("AGAIN")
 
 
 def test_the_gcs_server_dies() -> None:
+    """The session goes on with another one, or ends with an error that says why; nobody waits for ever."""
     run(
         BUSY
         + """
 threading.Timer(0.2, os.kill, (role_pid("gcs"), signal.SIGKILL)).start()
 begun = time.perf_counter()
 try:
-    shoal.get(running[0], timeout=5)
+    shoal.get(running[0], timeout=2)
+except shoal.exceptions.GetTimeoutError:
+    assert shoal.get(actors[1].pid.remote(), timeout=5) > 0
+    assert shoal.get(Actor.remote().pid.remote(), timeout=5) > 0
 except shoal.exceptions.NodeDaemonDiedError as error:
     assert "GCS" in str(error), error
-else:
-    raise AssertionError
-assert time.perf_counter() - begun < 3
+    assert time.perf_counter() - begun < 3
 shoal.shutdown()
 session()
 assert shoal.get(one.remote(), timeout=5) == 1
@@ -377,12 +379,12 @@ while time.perf_counter() < until:
     except KeyboardInterrupt:
         struck += 1
 stop.set()
-while thread.is_alive():
+settled = time.perf_counter() + 0.3  # one that was put off comes a few milliseconds later
+while thread.is_alive() or time.perf_counter() < settled:
     try:
-        thread.join()
+        time.sleep(0.01)
     except KeyboardInterrupt:
         struck += 1
-time.sleep(0.05)
 assert struck > 20, struck
 assert shoal.get([one.remote() for _ in range(100)], timeout=10) == [1] * 100
 assert shoal.get(actor.pid.remote(), timeout=10) > 0
