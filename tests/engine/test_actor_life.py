@@ -248,7 +248,9 @@ def test_actor_dies_with_the_actor_that_made_it() -> None:
 # ---------------------------------------------------------------- leaving
 
 
-@pytest.mark.parametrize(("method", "words"), [("leave", r"exit_actor\(\)"), ("sys_exit", r"sys\.exit\(7\)"), ("die", "exit code 3")])
+@pytest.mark.parametrize(
+    ("method", "words"), [("leave", r"exit_actor\(\)"), ("sys_exit", r"sys\.exit\(7\)"), ("die", "exit code 3")]
+)
 def test_ends_from_within(method: str, words: str) -> None:
     actor = Subject.options(max_restarts=0 if method == "die" else 3).remote()
     pid = get(actor.pid.remote())

@@ -87,7 +87,12 @@ def test_gpus_of_actors(shoal_start: Callable[..., ModuleType]) -> None:
 
         def ids(self) -> tuple[Any, Any, Any, Any]:
             context = shoal.get_runtime_context()
-            return self.early, os.environ.get("CUDA_VISIBLE_DEVICES"), shoal.get_gpu_ids(), context.get_accelerator_ids()["GPU"]
+            return (
+                self.early,
+                os.environ.get("CUDA_VISIBLE_DEVICES"),
+                shoal.get_gpu_ids(),
+                context.get_accelerator_ids()["GPU"],
+            )
 
     first, second = OnGpu.options(num_gpus=1).remote(), OnGpu.options(num_gpus=1).remote()
     seen = get([first.ids.remote(), second.ids.remote()])

@@ -112,7 +112,9 @@ def test_each_task_has_its_own_id() -> None:
     assert there["task"] != get(task.remote())["task"]
 
 
-@pytest.mark.parametrize("kind", [Actor, AsyncActor, Actor.options(max_concurrency=2)], ids=["plain", "loop", "threads"])
+@pytest.mark.parametrize(
+    "kind", [Actor, AsyncActor, Actor.options(max_concurrency=2)], ids=["plain", "loop", "threads"]
+)
 def test_actor(kind: Any) -> None:
     actor = kind.options(name="contextual", num_cpus=0.25).remote()
     there = get(actor.describe.remote())

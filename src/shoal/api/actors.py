@@ -24,7 +24,14 @@ from shoal.runtime.objects import ObjectEntry, ObjectRef
 from shoal.runtime.tasks import Template
 
 METHOD_OPTIONS = "__shoal_method_options__"
-EVERY_ACTOR = ("__ray_ready__", "__ray_terminate__", "__ray_call__", "__shoal_ready__", "__shoal_terminate__", "__shoal_call__")
+EVERY_ACTOR = (
+    "__ray_ready__",
+    "__ray_terminate__",
+    "__ray_call__",
+    "__shoal_ready__",
+    "__shoal_terminate__",
+    "__shoal_call__",
+)
 
 #: what a handle knows of a class: method name -> {"given": options, "generator": bool}, and of the actor itself
 MethodTable = dict[str, Any]
@@ -55,6 +62,7 @@ class ActorClass:
         self.__doc__ = cls.__doc__
         self._class = cls
         self._options = options
+        self._described: tuple[dict[str, SignatureChecker], MethodTable, bool] | None = None
 
     @property
     def __shoal_metadata__(self) -> ActorMetadata:
@@ -64,7 +72,12 @@ class ActorClass:
     __ray_metadata__ = __shoal_metadata__
 
     def _describe(self) -> tuple[dict[str, SignatureChecker], MethodTable, bool]:
-        """Signature checkers, the method table, and whether any method is async."""
+        """Signature checkers, the method table, and whether any method is async; looked up once."""
+        if self._described is None:
+            self._described = self._look_up()
+        return self._described
+
+    def _look_up(self) -> tuple[dict[str, SignatureChecker], MethodTable, bool]:
         checkers: dict[str, SignatureChecker] = {}
         table: MethodTable = {}
         is_async = False
@@ -99,7 +112,9 @@ class ActorClass:
         for name, entry in table.items():
             group = entry["given"].get("concurrency_group")
             if group is not None and group not in options.concurrency_groups:
-                raise ValueError(f"method {cls.__name__}.{name} names the concurrency group {group!r}, which the actor does not have")
+                raise ValueError(
+                    f"method {cls.__name__}.{name} names the concurrency group {group!r}, which the actor does not have"
+                )
         class_id, code = runtime.export(cls)
         if is_async:
             concurrency = options.max_concurrency or ASYNC_CONCURRENCY_DEFAULT
@@ -147,14 +162,18 @@ class ActorClass:
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options; may be chained."""
-        return ActorClass(self._class, self._options.merge(options))
+        other = ActorClass(self._class, self._options.merge(options))
+        other._described = self._described
+        return other
 
     def _remote(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any) -> ActorHandle:
         return (self.options(**options) if options else self).remote(*args, **(kwargs or {}))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = self._class.__name__
-        raise TypeError(f"actor class {name} cannot be instantiated directly: call {name}.remote(), or {name}.__shoal_metadata__.modified_class")
+        raise TypeError(
+            f"actor class {name} cannot be instantiated directly: call {name}.remote(), or {name}.__shoal_metadata__.modified_class"
+        )
 
     def __mro_entries__(self, bases: Any) -> Any:
         raise TypeError(
@@ -181,7 +200,14 @@ def _restore_class(cls: type, given: dict[str, Any]) -> ActorClass:
     return ActorClass(cls, ActorOptions.parse(given))
 
 
-_OBJECT_NAMES = frozenset(dir(object)) | {"__dict__", "__weakref__", "__module__", "__annotations__", "__slots__", "__class_getitem__"}
+_OBJECT_NAMES = frozenset(dir(object)) | {
+    "__dict__",
+    "__weakref__",
+    "__module__",
+    "__annotations__",
+    "__slots__",
+    "__class_getitem__",
+}
 
 
 class ActorHandle:
@@ -209,7 +235,9 @@ class ActorHandle:
         entry = about["methods"].get(name)
         if entry is None:
             if name not in EVERY_ACTOR:
-                raise AttributeError(f"actor {about['class_name']} has no method {name!r}; attributes and properties are not reachable through a handle")
+                raise AttributeError(
+                    f"actor {about['class_name']} has no method {name!r}; attributes and properties are not reachable through a handle"
+                )
             entry = {"given": {}, "generator": False}
         bound = ActorMethod(self, name, entry, MethodOptions.parse(entry["given"]))
         self.__dict__[name] = bound
@@ -297,7 +325,9 @@ class ActorMethod:
         name = self._name
         group = options.concurrency_group
         if group and group not in about["groups"]:
-            raise ValueError(f"actor {about['class_name']} has no concurrency group {group!r}; it has {about['groups'] or 'none'}")
+            raise ValueError(
+                f"actor {about['class_name']} has no concurrency group {group!r}; it has {about['groups'] or 'none'}"
+            )
         count = resolve_num_returns(options.num_returns, self._described["generator"], name)
         retries = about["max_task_retries"] if options.max_task_retries is None else options.max_task_retries
         template = runtime.new_template(
@@ -342,7 +372,9 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
         ValueError: there is no such actor.
     """
     runtime = core.current()
-    return _handle_of_spec(runtime.actor_calls.named(name, runtime.namespace if namespace is None else namespace), strong=False)
+    return _handle_of_spec(
+        runtime.actor_calls.named(name, runtime.namespace if namespace is None else namespace), strong=False
+    )
 
 
 def exit_actor() -> None:

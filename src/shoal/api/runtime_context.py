@@ -95,7 +95,9 @@ class RuntimeContext:
     def was_current_actor_reconstructed(self) -> bool:
         """Whether this actor has been restarted."""
         executor = core.current().executor
-        return bool(executor is not None and executor.actor is not None and executor.actor.incarnation > FIRST_INCARNATION)
+        return bool(
+            executor is not None and executor.actor is not None and executor.actor.incarnation > FIRST_INCARNATION
+        )
 
     @property
     def current_actor(self) -> Any:
@@ -137,7 +139,12 @@ class RuntimeContext:
 
     def get(self) -> dict[str, Any]:
         """Job, node and task ids as a dict."""
-        return {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "task_id": self.get_task_id(), "actor_id": self.get_actor_id()}
+        return {
+            "job_id": self.get_job_id(),
+            "node_id": self.get_node_id(),
+            "task_id": self.get_task_id(),
+            "actor_id": self.get_actor_id(),
+        }
 
     def _spec(self) -> Any:
         executor = core.current().executor

@@ -26,7 +26,16 @@ from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.gcs_messages import DEATH_UNSCHEDULABLE
 from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS
-from shoal.protocol.messages import ActorSpec, ActorState, Call, CreateActor, Failed, KillActor, SubscribeActor, WorkerDied
+from shoal.protocol.messages import (
+    ActorSpec,
+    ActorState,
+    Call,
+    CreateActor,
+    Failed,
+    KillActor,
+    SubscribeActor,
+    WorkerDied,
+)
 from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
 from shoal.runtime.tasks import PendingTask, WorkerLease
 
@@ -38,7 +47,19 @@ if TYPE_CHECKING:
 class ActorQueue:
     """The calls of this process to one actor. Written under the reactor's lock."""
 
-    __slots__ = ("actor_id", "class_name", "death", "in_order", "kept", "killed", "last_end", "lease", "lost", "state", "unsent")
+    __slots__ = (
+        "actor_id",
+        "class_name",
+        "death",
+        "in_order",
+        "kept",
+        "killed",
+        "last_end",
+        "lease",
+        "lost",
+        "state",
+        "unsent",
+    )
 
     def __init__(self, actor_id: bytes, class_name: str, in_order: bool) -> None:
         self.actor_id = actor_id
@@ -140,7 +161,9 @@ class ActorCalls:
                 runtime.wait_entries([entry for _, entry in deps], None)
             existing = True
             try:
-                answer = runtime.unpack(runtime.request(lambda number: self._creation(number, spec, deps, get_if_exists), CALL_TIMEOUT_S))
+                answer = runtime.unpack(
+                    runtime.request(lambda number: self._creation(number, spec, deps, get_if_exists), CALL_TIMEOUT_S)
+                )
                 existing = answer["existing"] is not None
             finally:
                 if existing:  # or refused
@@ -171,12 +194,20 @@ class ActorCalls:
             runtime.when_known(entry, arrived)
         return ref, None
 
-    def _creation(self, number: int, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None, get_if_exists: bool = False) -> CreateActor:
+    def _creation(
+        self,
+        number: int,
+        spec: ActorSpec,
+        deps: list[tuple[int | str, ObjectEntry]] | None,
+        get_if_exists: bool = False,
+    ) -> CreateActor:
         if deps is not None:
             spec.dependencies = [(key, sendable(entry)) for key, entry in deps]
         return CreateActor(number, spec, get_if_exists)
 
-    def _send_creation(self, queue: ActorQueue, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None) -> None:
+    def _send_creation(
+        self, queue: ActorQueue, spec: ActorSpec, deps: list[tuple[int | str, ObjectEntry]] | None
+    ) -> None:
         with self.reactor.lock:
             # Also with a failed argument: the worker finds it, and then everybody who has a handle is told by the GCS.
             daemon = self.reactor.causal
@@ -239,7 +270,11 @@ class ActorCalls:
             task = unsent[0]
             if task.cancelled:
                 unsent.popleft()
-                self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled before it ran"))
+                self._fail(
+                    queue,
+                    task,
+                    errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled before it ran"),
+                )
             elif not task.missing:
                 unsent.popleft()
                 if task.deps is None or not self.runtime.fail_on_dependency(task):

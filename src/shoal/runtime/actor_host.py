@@ -104,7 +104,9 @@ class ActorHost:
         held: HeldLease = self.executor.leases[message.lease_id]
         held.is_actor = True
         executor = self.executor
-        context = TaskContext(spec.actor_id, message.incarnation, b"", held.started.depth, spec.job_id, f"{spec.class_name}.__init__")
+        context = TaskContext(
+            spec.actor_id, message.incarnation, b"", held.started.depth, spec.job_id, f"{spec.class_name}.__init__"
+        )
         context.lease = held
         context.actor_id = spec.actor_id
         context.assigned = held.started.assigned
@@ -139,7 +141,9 @@ class ActorHost:
         """The constructor's error, when one of its arguments could not be computed; else empty."""
         for _, value in spec.dependencies or ():
             if type(value) is Failed:
-                return serialization.dumps_error(errors.dependency_error(serialization.loads_error(value.error), f"{spec.class_name}.__init__"))
+                return serialization.dumps_error(
+                    errors.dependency_error(serialization.loads_error(value.error), f"{spec.class_name}.__init__")
+                )
         return b""
 
     def _load_class(self, spec: Any) -> type:
@@ -227,7 +231,13 @@ class ActorHost:
     def leave_if_drained(self) -> None:
         """Leave if the actor is ending and nothing is queued or runs."""
         executor = self.executor
-        if self.ending and not executor.queue and executor.running is None and not self._active and not self._async_jobs:
+        if (
+            self.ending
+            and not executor.queue
+            and executor.running is None
+            and not self._active
+            and not self._async_jobs
+        ):
             self.leave(self.ending)
 
     # ------------------------------------------------------------ calls
@@ -371,7 +381,9 @@ class ActorHost:
         executor = self.executor
         template = job.template
         held = job.held_lease
-        context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, template.wire.name)
+        context = TaskContext(
+            job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, template.wire.name
+        )
         context.lease = held
         context.job = job
         context.assigned = held.started.assigned
@@ -452,7 +464,9 @@ class ThreadGroup:
         self._waiting += 1
         if self._started < self._size and self._waiting > 0:
             self._started += 1
-            threading.Thread(target=self._run, name=f"shoal-{self._name or 'call'}-{self._started}", daemon=True).start()
+            threading.Thread(
+                target=self._run, name=f"shoal-{self._name or 'call'}-{self._started}", daemon=True
+            ).start()
         self._jobs.put(job)
 
     def _run(self) -> None:
