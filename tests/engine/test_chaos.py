@@ -131,7 +131,9 @@ def run_actors() -> None:
     assert shoal.get(refs, timeout=GET_TIMEOUT_S) == [i for i in range(300) for _ in actors]
 
 
-@pytest.mark.parametrize("workload", [run_map, run_large_objects, run_nested, run_streams, run_actors], ids=lambda w: w.__name__[4:])
+@pytest.mark.parametrize(
+    "workload", [run_map, run_large_objects, run_nested, run_streams, run_actors], ids=lambda w: w.__name__[4:]
+)
 def test_results_are_right_while_workers_are_killed(workload: object) -> None:
     assert callable(workload)
     end = time.monotonic() + SECONDS

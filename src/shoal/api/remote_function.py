@@ -68,7 +68,9 @@ class RemoteFunction:
             )
         function_id, code = runtime.export(self._function)
         environment = merged_environment(runtime, options.environment)
-        klass = runtime.submitter.class_of(options.demand, depth + 1, options.strategy, environment, options.name or self._function.__name__)
+        klass = runtime.submitter.class_of(
+            options.demand, depth + 1, options.strategy, environment, options.name or self._function.__name__
+        )
         template = runtime.new_template(
             function_id,
             code,
@@ -98,7 +100,9 @@ class RemoteFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = self._function.__name__
-        raise TypeError(f"remote function {name}() cannot be called directly: call {name}.remote(), or {name}._function() to run it here")
+        raise TypeError(
+            f"remote function {name}() cannot be called directly: call {name}.remote(), or {name}._function() to run it here"
+        )
 
     def __repr__(self) -> str:
         return f"RemoteFunction({self._function.__qualname__})"

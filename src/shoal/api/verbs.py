@@ -83,7 +83,9 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef:
     return core.current().put(value)
 
 
-def wait(refs: Any, *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+def wait(
+    refs: Any, *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
+) -> tuple[list[Any], list[Any]]:
     """Wait until `num_returns` of the refs are ready.
 
     Args:

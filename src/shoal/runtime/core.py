@@ -135,7 +135,14 @@ class Runtime:
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.store: StoreClient | None = None
-        self.root = TaskContext(os.urandom(16), 0, os.urandom(ids.TASK_PREFIX_BYTES), 0, self.job_id, "driver" if role == "driver" else "worker")
+        self.root = TaskContext(
+            os.urandom(16),
+            0,
+            os.urandom(ids.TASK_PREFIX_BYTES),
+            0,
+            self.job_id,
+            "driver" if role == "driver" else "worker",
+        )
         self.none_blob = serialization.dumps_inline(None)
         self.empty_args = serialization.dumps_inline(())
         self.closed = False
@@ -143,7 +150,9 @@ class Runtime:
         unread_errors.forget_all()
         self._goodbye: Waiter | None = None  #: done when the daemon has answered our leave
         self.lost: BaseException | None = None  #: why the node is gone
-        self.explain_loss: Callable[[], str] = str  #: what the starter of the node knows of its death, to be put after "died"
+        self.explain_loss: Callable[[], str] = (
+            str  #: what the starter of the node knows of its death, to be put after "died"
+        )
         self.executor: Any = None  #: of a worker
         #: tasks that fail because of an input and are to be told, by whoever began to
         self._failing: deque[tuple[PendingTask, Failed]] = deque()
@@ -181,7 +190,9 @@ class Runtime:
         exported = self.exports.export(code)
         return exported.function_id, exported.blob
 
-    def new_template(self, function_id: bytes, code: bytes, name: str, kind: int, num_returns: int, **more: Any) -> Template:
+    def new_template(
+        self, function_id: bytes, code: bytes, name: str, kind: int, num_returns: int, **more: Any
+    ) -> Template:
         """A template for calls of one function with one set of options.
 
         Args:
@@ -202,7 +213,12 @@ class Runtime:
         return template
 
     def submit(
-        self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any], queue: ActorQueue | None = None, handle: ObjectEntry | None = None
+        self,
+        template: Template,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        queue: ActorQueue | None = None,
+        handle: ObjectEntry | None = None,
     ) -> Any:
         """Submit a task, or a call of the actor behind `queue`. Returns a ref, a list of refs, a generator of refs, or None (num_returns=0)."""
         if self.lost is not None or self.closed:
@@ -554,7 +570,9 @@ class Runtime:
         loads = serialization.loads
         return [loads(entry.value) if type(entry.value) is bytes else self.load(entry) for entry in entries]
 
-    def wait(self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True) -> tuple[list[Any], list[Any]]:
+    def wait(
+        self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True
+    ) -> tuple[list[Any], list[Any]]:
         """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
         return waiting.wait(self, refs, num_returns, timeout_s)
 
@@ -704,7 +722,12 @@ class Runtime:
                 task.template.klass.queue.remove(task)
             except ValueError:
                 return
-        self.submitter.fail(task, errors.TaskCancelledError(f"{task.template.wire.name}() was cancelled before it ran", task_id=task.task_id.hex()))
+        self.submitter.fail(
+            task,
+            errors.TaskCancelledError(
+                f"{task.template.wire.name}() was cancelled before it ran", task_id=task.task_id.hex()
+            ),
+        )
 
     def cancel_children(self, prefix: bytes) -> None:
         """Cancel every task of this process whose parent's prefix is `prefix`. Caller holds the lock."""
@@ -790,4 +813,7 @@ class Runtime:
 
 
 #: errors that the other side names by a word
-_ERROR_OF: dict[str, type[Exception]] = {"ActorAlreadyExists": errors.ActorAlreadyExistsError, "ActorNotFound": ValueError}
+_ERROR_OF: dict[str, type[Exception]] = {
+    "ActorAlreadyExists": errors.ActorAlreadyExistsError,
+    "ActorNotFound": ValueError,
+}

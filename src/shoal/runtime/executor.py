@@ -127,7 +127,19 @@ class SubmitterPeer:
 class Job:
     """One pushed task on its way through the worker."""
 
-    __slots__ = ("args", "attempt", "cancelled", "connection", "credit", "deps", "held_lease", "seq", "task_id", "template", "waiter")
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "connection",
+        "credit",
+        "deps",
+        "held_lease",
+        "seq",
+        "task_id",
+        "template",
+        "waiter",
+    )
 
     def __init__(self, connection: Connection, held_lease: HeldLease, template: BoundTemplate, item: Any) -> None:
         self.seq, _, self.task_id, self.attempt, self.args, self.deps = item
@@ -528,7 +540,9 @@ class Executor:
         finally:
             running_task.reset(token)
 
-    def with_dependencies(self, plain: Any, deps: list[tuple[int | str, Value]] | None) -> tuple[list[Any], dict[str, Any]]:
+    def with_dependencies(
+        self, plain: Any, deps: list[tuple[int | str, Value]] | None
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments with the values of refs in their places."""
         if type(plain) is list:
             positional, named = plain
@@ -594,7 +608,9 @@ class Executor:
             return Many([])
         values = list(value)
         if len(values) != count:
-            raise ValueError(f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}")
+            raise ValueError(
+                f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
+            )
         return Many([self.encode_value(job, part, index + 1) for index, part in enumerate(values)])
 
     def encode_value(self, job: Job, value: Any, index: int) -> Value:
@@ -808,7 +824,9 @@ class Executor:
             failed = type(value) is Failed
             state = "FAILED" if failed else "FINISHED"
             error = self._last_error if failed else ""
-            events.append((job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, error))
+            events.append(
+                (job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, error)
+            )
             if len(events) == 1:
                 self._events_at = end
 
@@ -829,7 +847,15 @@ class Executor:
 #: code between whose lines no exception may strike; what it calls may be interrupted
 _UNINTERRUPTIBLE = frozenset(
     function.__code__
-    for function in (Runtime.wait_for, Executor.block, Executor.unblock, Reactor.wait, Reactor._leave, Reactor._promote, ObjectRef.__del__)
+    for function in (
+        Runtime.wait_for,
+        Executor.block,
+        Executor.unblock,
+        Reactor.wait,
+        Reactor._leave,
+        Reactor._promote,
+        ObjectRef.__del__,
+    )
 )
 
 

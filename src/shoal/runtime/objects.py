@@ -116,7 +116,7 @@ class ObjectRef:
     def __del__(self) -> None:
         entry = self._entry
         dropped.append(entry)
-        if (entry.shared is not None or type(entry.value) is Stored):
+        if entry.shared is not None or type(entry.value) is Stored:
             _attend()
 
     def binary(self) -> bytes:

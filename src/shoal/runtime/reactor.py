@@ -81,9 +81,23 @@ def wake(waiter: Waiter) -> None:
 class Connection:
     """A stream socket with its out-buffer and decoder. Written under the reactor's lock, read by the leader."""
 
-    __slots__ = ("attachment", "causal", "closed", "decoder", "dirty", "fd", "on_closed", "out", "reactor", "sock", "stalled")
+    __slots__ = (
+        "attachment",
+        "causal",
+        "closed",
+        "decoder",
+        "dirty",
+        "fd",
+        "on_closed",
+        "out",
+        "reactor",
+        "sock",
+        "stalled",
+    )
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, on_closed: Callable[[Connection], None], causal: bool = False) -> None:
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, on_closed: Callable[[Connection], None], causal: bool = False
+    ) -> None:
         self.reactor = reactor
         self.sock = sock
         self.fd = sock.fileno()

@@ -23,7 +23,9 @@ from shoal.store.client import StoreClient
 from shoal.store.page import ProcessPage
 
 
-def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token: int = 0, job: dict[str, Any] | None = None) -> ProcessPage:
+def connect(
+    runtime: Runtime, node_socket: str, address: str = "", startup_token: int = 0, job: dict[str, Any] | None = None
+) -> ProcessPage:
     """Register `runtime` with the node daemon behind `node_socket`.
 
     Args:
@@ -68,7 +70,9 @@ def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token
         connection.send_now(Register(runtime.role, runtime.worker_id, runtime.pid, address, startup_token, job or {}))
     reactor.wait(waiter, perf_counter() + CONNECT_TIMEOUT_S)
     if not answers:
-        raise ConnectionError(f"the Shoal node at {node_socket} did not accept this process within {CONNECT_TIMEOUT_S} s")
+        raise ConnectionError(
+            f"the Shoal node at {node_socket} did not accept this process within {CONNECT_TIMEOUT_S} s"
+        )
     registered = answers[0]
     page = ProcessPage.open(registered.daemon_pid, registered.page_fd)
     runtime.store = StoreClient(registered.daemon_pid, page, runtime.open_segment)
@@ -80,5 +84,3 @@ def connect(runtime: Runtime, node_socket: str, address: str = "", startup_token
 def new_worker_id() -> bytes:
     """A fresh id of a process."""
     return os.urandom(16)
-
-

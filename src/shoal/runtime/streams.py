@@ -197,7 +197,9 @@ class ObjectRefGenerator:
         return f"ObjectRefGenerator({self._state.produced} produced, {self._state.consumed} taken)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise errors.OutOfBandObjectRefSerializationError("an ObjectRefGenerator belongs to the process that made it: send the refs that it yields instead")
+        raise errors.OutOfBandObjectRefSerializationError(
+            "an ObjectRefGenerator belongs to the process that made it: send the refs that it yields instead"
+        )
 
 
 class _LoopWaiter(Waiter):

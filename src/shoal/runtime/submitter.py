@@ -76,7 +76,9 @@ class Submitter:
 
     # ------------------------------------------------------------ classes
 
-    def class_of(self, demand: dict[str, int], depth: int, strategy: dict[str, Any], environment: dict[str, Any], name: str) -> SchedulingClass:
+    def class_of(
+        self, demand: dict[str, int], depth: int, strategy: dict[str, Any], environment: dict[str, Any], name: str
+    ) -> SchedulingClass:
         """The scheduling class of these properties."""
         key = (tuple(sorted(demand.items())), depth, repr(strategy), repr(environment))
         klass = self._class_of.get(key)
@@ -107,7 +109,9 @@ class Submitter:
                 self.push(lease, task)
                 if len(lease.out) >= lease.gather:
                     self.send_pushes(lease)
-                    lease.gather = min(FLUSH_TASKS, 2 * lease.gather)  # a worker that had nothing is fed in growing batches
+                    lease.gather = min(
+                        FLUSH_TASKS, 2 * lease.gather
+                    )  # a worker that had nothing is fed in growing batches
             return
         if klass.unschedulable:
             self.fail(task, errors.TaskUnschedulableError(klass.unschedulable))
@@ -221,7 +225,11 @@ class Submitter:
                 continue
             lease.load_s -= task.estimate_s
             template = task.template
-            template.estimate_s += 0.2 * (spent_s - template.estimate_s) if template.estimate_s > spent_s else 0.5 * (spent_s - template.estimate_s)
+            template.estimate_s += (
+                0.2 * (spent_s - template.estimate_s)
+                if template.estimate_s > spent_s
+                else 0.5 * (spent_s - template.estimate_s)
+            )
             if type(value) is bytes and type(task.result) is ObjectEntry:
                 entry = task.result
                 entry.value = value
@@ -289,7 +297,9 @@ class Submitter:
             task.lease = None
             klass = task.template.klass
             if task.cancelled:
-                self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled before it ran"))
+                self.fail(
+                    task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled before it ran")
+                )
                 continue
             if klass is None:
                 self.runtime.actor_calls.requeue(task)
@@ -321,7 +331,16 @@ class Submitter:
         if klass.queue:
             klass.name = klass.queue[0].template.wire.name
         daemon.send_now(
-            RequestLeases(klass.number, self.runtime.job_id, klass.demand, klass.depth, backlog, klass.strategy, klass.environment, klass.name)
+            RequestLeases(
+                klass.number,
+                self.runtime.job_id,
+                klass.demand,
+                klass.depth,
+                backlog,
+                klass.strategy,
+                klass.environment,
+                klass.name,
+            )
         )
         if backlog:
             self.reactor.attend()
@@ -526,7 +545,9 @@ class Submitter:
 
     def is_quiet(self) -> bool:
         """Whether every lease runs one task at most and nothing stands to be sent: only replies can change anything."""
-        return not self._unsent and all(len(lease.inflight) <= 1 for klass in self.classes for lease in list(klass.leases.values()))
+        return not self._unsent and all(
+            len(lease.inflight) <= 1 for klass in self.classes for lease in list(klass.leases.values())
+        )
 
     def is_active(self) -> bool:
         """Whether replies are expected or leases held."""
@@ -592,5 +613,9 @@ def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:
         return errors.OutOfMemoryError(text)
     peer = task.lease.connection.attachment if task.lease is not None else None
     return errors.WorkerCrashedError(
-        text, cause=death.cause, exit_code=death.exit_code, function_name=name, pid=peer.pid if peer is not None else None
+        text,
+        cause=death.cause,
+        exit_code=death.exit_code,
+        function_name=name,
+        pid=peer.pid if peer is not None else None,
     )

@@ -25,7 +25,9 @@ class Template:
 
     __slots__ = ("code", "estimate_s", "exported", "klass", "max_retries", "multiple", "retry_exceptions", "wire")
 
-    def __init__(self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int, retry_exceptions: Any) -> None:
+    def __init__(
+        self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int, retry_exceptions: Any
+    ) -> None:
         self.wire = wire
         self.code = code
         self.klass = klass
@@ -101,7 +103,15 @@ class SchedulingClass:
         "unschedulable",
     )
 
-    def __init__(self, number: int, demand: dict[str, int], depth: int, strategy: dict[str, Any], environment: dict[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        number: int,
+        demand: dict[str, int],
+        depth: int,
+        strategy: dict[str, Any],
+        environment: dict[str, Any],
+        name: str,
+    ) -> None:
         self.number = number
         self.demand = demand
         self.depth = depth
@@ -175,7 +185,21 @@ class WorkerPeer:
 class TaskContext:
     """Who is running: names the children it makes. One for each executing task, one for a process's own root."""
 
-    __slots__ = ("actor_id", "assigned", "attempt", "children", "depth", "job", "job_id", "lease", "loads_arguments", "name", "prefix", "puts", "task_id")
+    __slots__ = (
+        "actor_id",
+        "assigned",
+        "attempt",
+        "children",
+        "depth",
+        "job",
+        "job_id",
+        "lease",
+        "loads_arguments",
+        "name",
+        "prefix",
+        "puts",
+        "task_id",
+    )
 
     def __init__(self, task_id: bytes, attempt: int, prefix: bytes, depth: int, job_id: bytes, name: str) -> None:
         self.task_id = task_id
@@ -192,5 +216,3 @@ class TaskContext:
         #: its arguments are being read: waiting for them lends no CPU, or ever more tasks would pin theirs
         self.loads_arguments = False
         self.job: Any = None  #: the executor's record of the task, which knows whether it was cancelled
-
-

@@ -84,7 +84,11 @@ def dumps(value: Any) -> tuple[Blob, list[Any] | None]:
         return _dumps_by_value(value, error)
     finally:
         progress.collected = before
-    if len(head) >= _SCAN_BYTES_MIN and not (len(head) > _LONG_BYTES_MIN and _is_plain(value)) and _must_travel_by_value(head):
+    if (
+        len(head) >= _SCAN_BYTES_MIN
+        and not (len(head) > _LONG_BYTES_MIN and _is_plain(value))
+        and _must_travel_by_value(head)
+    ):
         return _dumps_by_value(value, None)
     if collected:
         return _sorted_out(head, collected)
