@@ -88,9 +88,15 @@ class Objects:
 
     def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
         """Somebody cancels the task that makes an object: only its owner can."""
+        if not self._cancel(message):
+            # Its Escape may still stand in the owner's socket (see "Causality"); it is read by then.
+            self._loop.call_later(RELEASE_SWEEP_S, self._cancel, message)
+
+    def _cancel(self, message: messages.CancelObject) -> bool:
         owner = self._table.by_id.get(self.machine.owner_of(message.oid))
         if owner is not None:
             owner.send(message)
+        return owner is not None
 
     def joined(self, process: Process) -> None:
         """A process registered."""
