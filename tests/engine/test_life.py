@@ -369,15 +369,23 @@ struck = 0
 thread = threading.Thread(target=strike)
 thread.start()
 until = time.perf_counter() + 3
-while time.perf_counter() < until:
-    try:
+def work():
+    while time.perf_counter() < until:
         refs = [one.remote() for _ in range(20)]
         shoal.put(bytes(200_000))
         shoal.wait(refs, num_returns=5)
         shoal.get(actor.pid.remote())
         shoal.get(refs)
-    except KeyboardInterrupt:
-        struck += 1
+def guarded(inner):  # an interrupt may also strike between one try and the next
+    def outer():
+        global struck
+        while time.perf_counter() < until:
+            try:
+                inner()
+            except KeyboardInterrupt:
+                struck += 1
+    return outer
+guarded(guarded(guarded(work)))()
 stop.set()
 settled = time.perf_counter() + 0.3  # one that was put off comes a few milliseconds later
 while thread.is_alive() or time.perf_counter() < settled:
