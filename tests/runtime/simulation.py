@@ -22,7 +22,8 @@ from shoal.protocol.ids import function_id_of
 from shoal.protocol.limits import QUEUED_WORK_S
 from shoal.protocol.messages import ActorSpec, ActorState, Failed
 from shoal.runtime import actor_host, core, executor, reactor, submitter, worker
-from shoal.runtime.executor import Executor, SubmitterPeer
+from shoal.runtime.executor import Executor
+from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.reactor import Reactor
 from shoal.runtime.streams import ObjectRefGenerator

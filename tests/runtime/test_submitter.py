@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from tests.runtime.simulation import FakeSocket, Plan, World, known, outcome_of
 
 from shoal.protocol import errors
-from shoal.runtime.executor import SLOW_TASK_S, BoundTemplate
+from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate
 
 
 def leased(world: World, plan: Plan) -> SimpleNamespace:

@@ -45,7 +45,8 @@ from shoal.runtime.tasks import TaskContext
 if TYPE_CHECKING:
     import asyncio
 
-    from shoal.runtime.executor import Executor, HeldLease, Job
+    from shoal.runtime.executor import Executor
+    from shoal.runtime.jobs import HeldLease, Job
     from shoal.runtime.reactor import Connection
 
 
@@ -297,7 +298,7 @@ class ActorHost:
         value = executor.run_task(job)
         now = perf_counter()
         if job.cancelled and type(value) is not Failed:
-            value = executor.encode_error(job, KeyboardInterrupt())  # the method saw the flag, or never looked
+            value = executor.results.encode_error(job, KeyboardInterrupt())  # the method saw the flag, or never looked
         with self.reactor.lock:
             self._begun.discard(key)
             self._active.pop(key, None)
@@ -362,7 +363,7 @@ class ActorHost:
                 finally:
                     semaphore.release()
         except BaseException as error:
-            value = executor.encode_error(job, error)
+            value = executor.results.encode_error(job, error)
         now = perf_counter()
         with self.reactor.lock:
             self._async_jobs.pop((id(job.connection), job.seq), None)
@@ -401,7 +402,7 @@ class ActorHost:
                 return await self._stream_async(job, result)
             if inspect.isawaitable(result):
                 result = await result
-            return executor.encode_result(job, result)
+            return executor.results.encode_result(job, result)
         except SystemExit as error:
             return self.exit_value(job, error)
 
@@ -410,12 +411,12 @@ class ActorHost:
 
         executor = self.executor
         if job.template.num_returns != NUM_RETURNS_STREAMING:
-            return executor.encode_result(job, [item async for item in items])
+            return executor.results.encode_result(job, [item async for item in items])
         limit = job.template.wire.backpressure
         index = 0
         async for item in items:
             index += 1
-            value = executor.encode_value(job, item, index)
+            value = executor.results.encode_value(job, item, index)
             with self.reactor.lock:
                 job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
             while limit > 0 and index - job.credit >= limit:

@@ -30,11 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, REPLY_FLUSH_S
+from shoal.protocol.limits import REPLY_FLUSH_S
 from shoal.protocol.messages import (
-    KIND_ACTOR_CALL,
-    NUM_RETURNS_DYNAMIC,
-    NUM_RETURNS_STREAMING,
     Blocked,
     CancelTask,
     Containing,
@@ -50,7 +47,6 @@ from shoal.protocol.messages import (
     SignalWorker,
     Stored,
     StreamCredit,
-    StreamItem,
     TaskEvents,
     TaskReplies,
     TasksBounced,
@@ -60,16 +56,17 @@ from shoal.protocol.messages import (
     WorkerExiting,
 )
 from shoal.runtime.actor_host import ActorHost
+from shoal.runtime.assignment import apply_assignment, remember_environment
 from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate, HeldLease, Job, SubmitterPeer
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.reactor import Connection, Reactor, Waiter
-from shoal.runtime.streams import DynamicObjectRefGenerator
+from shoal.runtime.results import ResultWriter
 from shoal.runtime.tasks import TaskContext
 
 if TYPE_CHECKING:
     from shoal.store.page import ProcessPage
 
-SLOW_TASK_S = 100e-6
 IDLE_MAIN_S = 0.012  #: a main thread is watched for so long before its CPU is lent because of what others wait for
 EVENTS_PER_FLUSH_MAX = 500
 EVENTS_EVERY_S = 0.5
@@ -79,76 +76,6 @@ LINGER_LOOK_S = 0.01
 
 def _nothing() -> None:
     pass
-
-
-class HeldLease:
-    """A lease under which this worker runs tasks. Written under the reactor's lock."""
-
-    __slots__ = ("blocked", "connection", "is_actor", "lease_id", "revoked", "started")
-
-    def __init__(self, started: LeaseStarted) -> None:
-        self.blocked = 0  #: waits that lend its CPUs now
-        self.lease_id = started.lease_id
-        self.started = started
-        self.revoked = False
-        self.is_actor = False
-        self.connection: Connection | None = None  #: the submitter's, once it pushed
-
-
-class BoundTemplate:
-    """A template as its executor knows it."""
-
-    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "wire")
-
-    def __init__(self, wire: TaskTemplate) -> None:
-        self.wire = wire
-        self.function: Callable[..., Any] | None = None
-        self.num_returns = wire.num_returns
-        self.is_call = wire.kind == KIND_ACTOR_CALL
-        #: of what has never run here nobody knows that it is quick, or whether it ends its process: replies leave before it
-        self.estimate_s = 2 * SLOW_TASK_S
-
-
-class SubmitterPeer:
-    """What a worker knows of one process that pushes to it. Attached to the connection."""
-
-    __slots__ = ("busy_s", "first_reply_at", "functions", "lease_id", "replies", "templates", "worker_id")
-
-    def __init__(self) -> None:
-        self.worker_id = b""
-        self.templates: dict[int, BoundTemplate] = {}
-        self.functions: set[bytes] = set()  #: that it has sent and may call
-        self.replies: list[tuple[int, Value | Many]] = []
-        self.lease_id = 0  #: of the gathered replies
-        self.busy_s = 0.0
-        self.first_reply_at = 0.0
-
-
-class Job:
-    """One pushed task on its way through the worker."""
-
-    __slots__ = (
-        "args",
-        "attempt",
-        "cancelled",
-        "connection",
-        "credit",
-        "deps",
-        "held_lease",
-        "seq",
-        "task_id",
-        "template",
-        "waiter",
-    )
-
-    def __init__(self, connection: Connection, held_lease: HeldLease, template: BoundTemplate, item: Any) -> None:
-        self.seq, _, self.task_id, self.attempt, self.args, self.deps = item
-        self.connection = connection
-        self.held_lease = held_lease
-        self.template = template
-        self.cancelled = False
-        self.credit = 0  #: items of its stream that the consumer has taken
-        self.waiter: Waiter | None = None  #: the producer, waiting for credit
 
 
 class Executor:
@@ -163,6 +90,7 @@ class Executor:
         self.functions: dict[bytes, bytes] = {}
         self.loaded: dict[bytes, Callable[..., Any]] = {}
         self.running: Job | None = None
+        self.results = ResultWriter(runtime, lambda: self.actor.instance if self.actor is not None else None)
         self.host: ActorHost = ActorHost(self)
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
@@ -183,7 +111,6 @@ class Executor:
         self._main_clock = pthread_getcpuclockid(self._main_thread_id)
         self._events: list[tuple[bytes, str, int, str, float, float, str]] = []
         self._events_at = 0.0
-        self._last_error = ""  #: the kind of exception that was raised last, for the trace
         self._clock_offset = time() - perf_counter()
         runtime.executor = self
         remember_environment()
@@ -473,7 +400,7 @@ class Executor:
         running_task.set(None)
         now = perf_counter()
         if self.running is job:  # nobody interrupts twice, and nobody after this is None
-            value = self.encode_error(job, interrupt)
+            value = self.results.encode_error(job, interrupt)
             with self.reactor.lock:
                 self.running = None
                 self.add_reply(job, value, 0.0, now)
@@ -532,11 +459,11 @@ class Executor:
             else:
                 positional, named = self.with_dependencies(plain, job.deps)
                 value = function(*positional, **named)
-            return self.encode_result(job, value)
+            return self.results.encode_result(job, value)
         except SystemExit as error:
             return self._on_system_exit(job, error)
         except BaseException as error:
-            return self.encode_error(job, error)
+            return self.results.encode_error(job, error)
         finally:
             running_task.reset(token)
 
@@ -590,72 +517,6 @@ class Executor:
         template.function = function
         return function
 
-    # ------------------------------------------------------------ results
-
-    def encode_result(self, job: Job, value: Any) -> Value | Many:
-        """A task's return value as a message's value."""
-        count = job.template.num_returns
-        if count == 1:
-            if value is None:
-                return self.runtime.none_blob
-            return self.encode_value(job, value, 1)
-        if count == NUM_RETURNS_STREAMING:
-            return self._stream(job, value)
-        if count == NUM_RETURNS_DYNAMIC:
-            refs = [self.runtime.put(item) for item in value]
-            return self.encode_value(job, DynamicObjectRefGenerator(refs), 1)
-        if count == 0:
-            return Many([])
-        values = list(value)
-        if len(values) != count:
-            raise ValueError(
-                f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
-            )
-        return Many([self.encode_value(job, part, index + 1) for index, part in enumerate(values)])
-
-    def encode_value(self, job: Job, value: Any, index: int) -> Value:
-        """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
-        try:
-            blob, nested = serialization.dumps(value)
-        except TypeError as error:
-            raise TypeError(f"the result of {job.template.wire.name}() cannot be sent: {error}") from None
-        if nested is None:
-            if isinstance(blob, bytes):
-                if len(blob) <= INLINE_RESULT_BYTES_MAX:
-                    return blob
-            elif blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
-                return blob.to_bytes()
-            return self.runtime.store_blob(ids.result_id(job.task_id, index), blob, job.held_lease.started.submitter_id)
-        return self._hand_over(job, blob, nested, index)
-
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
-        """A value with refs inside: the submitter holds them before it knows."""
-        runtime = self.runtime
-        submitter = job.connection.attachment.worker_id
-        entries = runtime.objects.escape(nested)
-        oids = [entry.oid for entry in entries]
-        result: Value
-        try:
-            if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
-                result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
-            else:
-                stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
-                result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
-            with self.reactor.lock:
-                runtime.objects.hold_for(entries, submitter)
-        finally:
-            with self.reactor.lock:
-                runtime.objects.unuse(entries)
-        return result
-
-    def encode_error(self, job: Job, error: BaseException) -> Failed:
-        """A task's exception as a value."""
-        self._last_error = type(error).__name__
-        actor = repr(self.actor.instance) if self.actor is not None and self.actor.instance is not None else None
-        wrapped = errors.make_task_error(error, job.template.wire.name, self.runtime.pid, "127.0.0.1", actor)
-        retriable = isinstance(error, Exception) and not job.cancelled
-        return Failed(serialization.dumps_error(wrapped), retriable)
-
     def _on_system_exit(self, job: Job, error: SystemExit) -> Value:
         """sys.exit in a task is a crash of its worker; in an actor's method it is the actor's end."""
         if self.actor is not None:
@@ -667,37 +528,6 @@ class Executor:
             if daemon is not None:
                 daemon.send_now(WorkerExiting(f"the task called sys.exit({error.code!r})"))
         os._exit(code)
-
-    def _stream(self, job: Job, items: Any) -> Value:
-        """Send the items of a generator one by one; its end is the reply."""
-        limit = job.template.wire.backpressure
-        lease_id = job.held_lease.lease_id
-        connection = job.connection
-        last_flush = perf_counter()
-        index = 0
-        for item in items:
-            index += 1
-            value = self.encode_value(job, item, index)
-            with self.reactor.lock:
-                connection.send(StreamItem(lease_id, job.seq, index, value))
-                now = perf_counter()
-                if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
-                    last_flush = now
-                    connection.flush()
-            while limit > 0 and index - job.credit >= limit and not connection.closed:
-                self._await_credit(job, index - limit)
-            if connection.closed:
-                raise KeyboardInterrupt("the consumer of the stream is gone")
-        return self.runtime.none_blob
-
-    def _await_credit(self, job: Job, consumed: int) -> None:
-        with self.reactor.lock:
-            if job.credit > consumed:
-                return
-            job.connection.flush()
-            waiter = job.waiter = Waiter()
-        self.runtime.wait_for(waiter)
-        job.waiter = None
 
     # ------------------------------------------------------------ replies
 
@@ -823,7 +653,7 @@ class Executor:
             offset = self._clock_offset
             failed = type(value) is Failed
             state = "FAILED" if failed else "FINISHED"
-            error = self._last_error if failed else ""
+            error = self.results.last_error if failed else ""
             events.append(
                 (job.task_id, job.template.wire.name, job.attempt, state, start + offset, end + offset, error)
             )
@@ -857,32 +687,3 @@ _UNINTERRUPTIBLE = frozenset(
         ObjectRef.__del__,
     )
 )
-
-
-def apply_assignment(started: LeaseStarted) -> None:
-    """Put the accelerators and the thread count of a lease into the environment, in the place of those of the lease before."""
-    from shoal.protocol.limits import RESOURCE_UNIT
-    from shoal.protocol.resources import visible_variables
-
-    variables = visible_variables(started.assigned, _environment_at_start) if started.assigned else {}
-    for variable in _assigned_variables - variables.keys():
-        _assigned_variables.discard(variable)
-        before = _environment_at_start.get(variable)
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
-    for variable, text in variables.items():
-        os.environ[variable] = text
-        _assigned_variables.add(variable)
-    if "OMP_NUM_THREADS" not in _environment_at_start:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, started.demand.get("CPU", 0) // RESOURCE_UNIT))
-
-
-_assigned_variables: set[str] = set()  #: variables that `apply_assignment` has set
-_environment_at_start: dict[str, str] = {}
-
-
-def remember_environment() -> None:
-    """Call once in a new worker, before its first lease."""
-    _environment_at_start.update(os.environ)

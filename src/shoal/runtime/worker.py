@@ -22,7 +22,8 @@ from typing import Any
 from shoal.protocol.messages import Hello, Shutdown, ToRuntime
 from shoal.runtime import core
 from shoal.runtime.actor_host import exit_process
-from shoal.runtime.executor import Executor, SubmitterPeer
+from shoal.runtime.executor import Executor
+from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.reactor import Connection
 from shoal.runtime.session import connect
 from shoal.system.start_plan import WorkerStart

@@ -1,0 +1,86 @@
+"""The executor's nouns: leases held, templates bound, submitters, jobs.
+
+Plain records without behaviour of their own; who writes them is said with each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from shoal.protocol.messages import KIND_ACTOR_CALL, LeaseStarted, Many, TaskTemplate, Value
+
+if TYPE_CHECKING:
+    from shoal.runtime.reactor import Connection, Waiter
+
+SLOW_TASK_S = 100e-6  #: replies leave before and after a task that takes longer
+
+
+class HeldLease:
+    """A lease under which this worker runs tasks. Written under the reactor's lock."""
+
+    __slots__ = ("blocked", "connection", "is_actor", "lease_id", "revoked", "started")
+
+    def __init__(self, started: LeaseStarted) -> None:
+        self.blocked = 0  #: waits that lend its CPUs now
+        self.lease_id = started.lease_id
+        self.started = started
+        self.revoked = False
+        self.is_actor = False
+        self.connection: Connection | None = None  #: the submitter's, once it pushed
+
+
+class BoundTemplate:
+    """A template as its executor knows it."""
+
+    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "wire")
+
+    def __init__(self, wire: TaskTemplate) -> None:
+        self.wire = wire
+        self.function: Callable[..., Any] | None = None
+        self.num_returns = wire.num_returns
+        self.is_call = wire.kind == KIND_ACTOR_CALL
+        #: of what has never run here nobody knows that it is quick, or whether it ends its process: replies leave before it
+        self.estimate_s = 2 * SLOW_TASK_S
+
+
+class SubmitterPeer:
+    """What a worker knows of one process that pushes to it. Attached to the connection."""
+
+    __slots__ = ("busy_s", "first_reply_at", "functions", "lease_id", "replies", "templates", "worker_id")
+
+    def __init__(self) -> None:
+        self.worker_id = b""
+        self.templates: dict[int, BoundTemplate] = {}
+        self.functions: set[bytes] = set()  #: that it has sent and may call
+        self.replies: list[tuple[int, Value | Many]] = []
+        self.lease_id = 0  #: of the gathered replies
+        self.busy_s = 0.0
+        self.first_reply_at = 0.0
+
+
+class Job:
+    """One pushed task on its way through the worker."""
+
+    __slots__ = (
+        "args",
+        "attempt",
+        "cancelled",
+        "connection",
+        "credit",
+        "deps",
+        "held_lease",
+        "seq",
+        "task_id",
+        "template",
+        "waiter",
+    )
+
+    def __init__(self, connection: Connection, held_lease: HeldLease, template: BoundTemplate, item: Any) -> None:
+        self.seq, _, self.task_id, self.attempt, self.args, self.deps = item
+        self.connection = connection
+        self.held_lease = held_lease
+        self.template = template
+        self.cancelled = False
+        self.credit = 0  #: items of its stream that the consumer has taken
+        self.waiter: Waiter | None = None  #: the producer, waiting for credit

@@ -1,0 +1,143 @@
+"""Results and errors of tasks, as values of messages; streams, item by item.
+
+Purpose: everything between what user code returned, raised or yields and the reply's value.
+
+What it does not do: gather and send replies (`executor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, REPLY_FLUSH_S
+from shoal.protocol.messages import (
+    NUM_RETURNS_DYNAMIC,
+    NUM_RETURNS_STREAMING,
+    Containing,
+    Failed,
+    Many,
+    Stored,
+    StreamItem,
+    Value,
+)
+from shoal.runtime.reactor import Waiter
+from shoal.runtime.streams import DynamicObjectRefGenerator
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.jobs import Job
+    from shoal.runtime.objects import ObjectRef
+
+
+class ResultWriter:
+    """Writes the results of one worker's tasks.
+
+    Args:
+        actor_instance: the actor of this process once it is constructed, else None; its repr stands in errors.
+    """
+
+    def __init__(self, runtime: Runtime, actor_instance: Callable[[], Any]) -> None:
+        self.runtime = runtime
+        self.reactor = runtime.reactor
+        self.actor_instance = actor_instance
+        self.last_error = ""  #: class of the last exception written, for the trace
+
+    def encode_result(self, job: Job, value: Any) -> Value | Many:
+        """A task's return value as a message's value."""
+        count = job.template.num_returns
+        if count == 1:
+            if value is None:
+                return self.runtime.none_blob
+            return self.encode_value(job, value, 1)
+        if count == NUM_RETURNS_STREAMING:
+            return self._stream(job, value)
+        if count == NUM_RETURNS_DYNAMIC:
+            refs = [self.runtime.put(item) for item in value]
+            return self.encode_value(job, DynamicObjectRefGenerator(refs), 1)
+        if count == 0:
+            return Many([])
+        values = list(value)
+        if len(values) != count:
+            raise ValueError(
+                f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
+            )
+        return Many([self.encode_value(job, part, index + 1) for index, part in enumerate(values)])
+
+    def encode_value(self, job: Job, value: Any, index: int) -> Value:
+        """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
+        try:
+            blob, nested = serialization.dumps(value)
+        except TypeError as error:
+            raise TypeError(f"the result of {job.template.wire.name}() cannot be sent: {error}") from None
+        if nested is None:
+            if isinstance(blob, bytes):
+                if len(blob) <= INLINE_RESULT_BYTES_MAX:
+                    return blob
+            elif blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
+                return blob.to_bytes()
+            return self.runtime.store_blob(ids.result_id(job.task_id, index), blob, job.held_lease.started.submitter_id)
+        return self._hand_over(job, blob, nested, index)
+
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
+        """A value with refs inside: the submitter holds them before it knows."""
+        runtime = self.runtime
+        submitter = job.connection.attachment.worker_id
+        entries = runtime.objects.escape(nested)
+        oids = [entry.oid for entry in entries]
+        result: Value
+        try:
+            if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
+                result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
+            else:
+                stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
+                result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
+            with self.reactor.lock:
+                runtime.objects.hold_for(entries, submitter)
+        finally:
+            with self.reactor.lock:
+                runtime.objects.unuse(entries)
+        return result
+
+    def encode_error(self, job: Job, error: BaseException) -> Failed:
+        """A task's exception as a value."""
+        self.last_error = type(error).__name__
+        instance = self.actor_instance()
+        actor = repr(instance) if instance is not None else None
+        wrapped = errors.make_task_error(error, job.template.wire.name, self.runtime.pid, "127.0.0.1", actor)
+        retriable = isinstance(error, Exception) and not job.cancelled
+        return Failed(serialization.dumps_error(wrapped), retriable)
+
+    def _stream(self, job: Job, items: Any) -> Value:
+        """Send the items of a generator one by one; its end is the reply."""
+        limit = job.template.wire.backpressure
+        lease_id = job.held_lease.lease_id
+        connection = job.connection
+        last_flush = perf_counter()
+        index = 0
+        for item in items:
+            index += 1
+            value = self.encode_value(job, item, index)
+            with self.reactor.lock:
+                connection.send(StreamItem(lease_id, job.seq, index, value))
+                now = perf_counter()
+                if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
+                    last_flush = now
+                    connection.flush()
+            while limit > 0 and index - job.credit >= limit and not connection.closed:
+                self._await_credit(job, index - limit)
+            if connection.closed:
+                raise KeyboardInterrupt("the consumer of the stream is gone")
+        return self.runtime.none_blob
+
+    def _await_credit(self, job: Job, consumed: int) -> None:
+        with self.reactor.lock:
+            if job.credit > consumed:
+                return
+            job.connection.flush()
+            waiter = job.waiter = Waiter()
+        self.runtime.wait_for(waiter)
+        job.waiter = None
