@@ -682,7 +682,9 @@ _UNINTERRUPTIBLE = frozenset(
         Executor.block,
         Executor.unblock,
         Reactor.wait,
+        Reactor.poll_once,
         Reactor._leave,
+        Reactor._lead_is_free,
         Reactor._promote,
         ObjectRef.__del__,
     )

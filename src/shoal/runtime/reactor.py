@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -251,23 +252,30 @@ class Reactor:
     def wait(self, waiter: Waiter, deadline: float | None = None) -> bool:
         """Wait until `waiter` is done or the clock (perf_counter) reaches `deadline`; returns whether it is done."""
         lead = self._lead
-        while not waiter.done:
-            if deadline is not None and perf_counter() >= deadline:
-                return False
-            try:
-                if lead.acquire(False):
-                    self._leads += 1
-                    self._lead_until(waiter, deadline)
-                else:
-                    self._follow(waiter, deadline)
-            finally:
-                # An interrupt may strike between acquiring and here: ownership, not control flow, decides.
-                if lead._is_owned():  # type: ignore[attr-defined]
-                    lead.release()
-                    self._leave()
+        leads_already: bool = lead._is_owned()  # type: ignore[attr-defined]  # an event loop's thread, or a callback's
+        try:
+            while not waiter.done:
+                if deadline is not None and perf_counter() >= deadline:
+                    break
+                try:
+                    if leads_already or lead.acquire(False):
+                        self._leads += 1
+                        self._lead_until(waiter, deadline)
+                    else:
+                        self._follow(waiter, deadline)
+                finally:
+                    # An interrupt may strike between acquiring and here: ownership, not control flow, decides.
+                    if not leads_already and lead._is_owned():  # type: ignore[attr-defined]
+                        lead.release()
+                        self._leave()
+        except BaseException:
+            if not leads_already and lead._is_owned():  # type: ignore[attr-defined]
+                lead.release()  # the interrupt struck in the lines above
+            self._leave()
+            raise
         if self._followers:
-            self._leave()  # woken to lead, but done: somebody else must
-        return True
+            self._leave()  # woken to lead, but done or out of time: somebody else must
+        return waiter.done
 
     def _leave(self) -> None:
         """Leadership was given up: see that somebody reads on."""
@@ -290,16 +298,15 @@ class Reactor:
         self._followers.append(waiter)
         if self._background_blocked:
             self.poke()
-        if waiter.done or self._lead_is_free():
-            waiter.sleep = None
-        else:
-            timeout = -1.0 if deadline is None else max(0.0, deadline - perf_counter())
-            sleep.acquire(True, timeout)
-            waiter.sleep = None
         try:
-            self._followers.remove(waiter)
-        except ValueError:
-            pass
+            if not waiter.done and not self._lead_is_free():
+                sleep.acquire(True, -1.0 if deadline is None else max(0.0, deadline - perf_counter()))
+        finally:
+            waiter.sleep = None
+            try:
+                self._followers.remove(waiter)
+            except ValueError:
+                pass
 
     def claim_lead(self) -> None:
         """Make this thread the leader for good: an event loop runs on it and reads with `poll_once`."""
@@ -314,12 +321,14 @@ class Reactor:
         self._leave()
 
     def _lead_is_free(self) -> bool:
-        if self._claimed:
+        lead = self._lead
+        if self._claimed or lead._is_owned():  # type: ignore[attr-defined]
             return False
-        if self._lead.acquire(False):
-            self._lead.release()
-            return True
-        return False
+        try:
+            return lead.acquire(False)
+        finally:
+            if lead._is_owned():  # type: ignore[attr-defined]
+                lead.release()
 
     def _promote(self) -> None:
         """Wake one follower so that it leads."""
@@ -389,16 +398,17 @@ class Reactor:
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""
         lead = self._lead
+        leads_already: bool = lead._is_owned()  # type: ignore[attr-defined]
         self._leads += 1
         try:
-            if lead.acquire(False):
+            if leads_already or lead.acquire(False):
                 if self.dirty:
                     self.flush_dirty()
                 events = self.epoll.poll(0)
                 if events:
                     self._dispatch(events)
         finally:
-            if lead._is_owned():  # type: ignore[attr-defined]
+            if not leads_already and lead._is_owned():  # type: ignore[attr-defined]
                 lead.release()
                 self._leave()
 
@@ -435,7 +445,10 @@ class Reactor:
                 call = self.later.popleft()
             except IndexError:
                 return
-            call()
+            try:
+                call()
+            except Exception:  # not the fault of the thread that happens to read: it must not lose its wait, or the background its life
+                sys.excepthook(*sys.exc_info())
 
     def read(self, connection: Connection) -> None:
         """Receive once and handle what is complete. Caller leads (or is single-threaded yet) and holds the lock."""
