@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,47 @@ def test_cancel_by_somebody_who_borrowed_the_ref(force: bool, tmp_path: Path) ->
 def test_cancel_wants_a_ref() -> None:
     with pytest.raises(TypeError, match="ObjectRef"):
         shoal.cancel(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_cancels_at_random_leave_nothing_unresolved(seed: int) -> None:
+    rng = random.Random(seed)
+
+    @shoal.remote
+    def tree(depth: int) -> int:
+        return 1 if depth == 0 else 1 + sum(shoal.get([tree.remote(depth - 1) for _ in range(2)]))
+
+    @shoal.remote(max_retries=0)
+    def crash() -> None:
+        os._exit(1)
+
+    @shoal.remote(_generator_backpressure_num_objects=2)
+    def stream() -> Any:
+        yield from range(5)
+
+    makers = [
+        lambda: nothing.remote(),
+        lambda: sleep.remote(None, rng.random() / 5),
+        lambda: tree.remote(rng.randrange(4)),
+        lambda: nothing.remote(sleep.remote(None, 0.05)),
+        lambda: crash.remote(),
+        lambda: next(stream.remote()),
+    ]
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        refs = []
+        for _ in range(rng.randrange(1, 25)):
+            refs.append(rng.choice(makers)())
+            if rng.random() < 0.3:
+                shoal.cancel(rng.choice(refs), force=rng.random() < 0.3)
+        for ref in refs:
+            try:
+                fetch(ref)
+            except (exceptions.TaskCancelledError, exceptions.WorkerCrashedError):
+                pass
+    deadline = time.monotonic() + 15
+    while shoal.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, shoal.available_resources()
+        time.sleep(0.05)
+    assert fetch([nothing.remote() for _ in range(100)]) == ["ran"] * 100

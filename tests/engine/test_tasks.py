@@ -537,3 +537,25 @@ def test_get_and_wait_check_what_they_are_given() -> None:
     assert shoal.get([]) == []
     with pytest.raises(exceptions.GetTimeoutError):
         shoal.get(shoal.remote(lambda: time.sleep(1)).remote(), timeout=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_million_tasks_queued_at_once_run_once_each() -> None:
+    import resource
+
+    @shoal.remote(num_cpus=2)
+    def hold() -> None:
+        time.sleep(3)
+
+    @shoal.remote
+    def same(number: int) -> int:
+        return number
+
+    fetch(same.remote(1))
+    hold.remote()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refs = [same.remote(number) for number in range(1_000_000)]
+    grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown_bytes / len(refs) < 1200
+    assert sum(fetch(refs, 250)) == sum(range(1_000_000))
