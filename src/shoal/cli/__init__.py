@@ -20,6 +20,14 @@ def main() -> None:
     """Shoal: remote functions, actors and a shared-memory object store for Python."""
 
 
+def _require_rich() -> None:
+    """Tables and progress are drawn by rich, which with what it needs is as large as the rest of the install."""
+    from importlib.util import find_spec
+
+    if find_spec("rich") is None:
+        raise click.ClickException("this command draws with rich, which is not installed: pip install 'shoal[cli]'")
+
+
 @main.command()
 def version() -> None:
     """Print the version."""
@@ -32,6 +40,7 @@ def version() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def status(as_json: bool) -> None:
     """Show your sessions on this machine. The exit code is 1 when there are none."""
+    _require_rich()
     from shoal.cli.status import show_status
 
     raise SystemExit(show_status(as_json))
@@ -41,6 +50,7 @@ def status(as_json: bool) -> None:
 @click.option("--num-cpus", type=click.IntRange(min=1), default=None, help="Logical CPUs; this machine's by default.")
 def demo(num_cpus: int | None) -> None:
     """A tour in ten seconds: tasks, actors, objects, errors."""
+    _require_rich()
     from shoal.cli.demo import run_demo
 
     run_demo(num_cpus)
@@ -54,6 +64,7 @@ def demo(num_cpus: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def microbenchmark(seconds: float, num_cpus: int | None, as_json: bool) -> None:
     """Measure this machine: tasks, actor calls, objects."""
+    _require_rich()
     from shoal.cli.microbenchmark import run_microbenchmark
 
     run_microbenchmark(seconds, num_cpus, as_json)
