@@ -37,7 +37,6 @@ PEERS: dict[str, Route] = {
     "Hello": Route("any", "any", "(none; a wrong version is answered by `Shutdown` and the end)"),
     "DefineFunction": Route("submitter", "worker"),
     "ForgetFunction": Route("submitter", "worker"),
-    "ForgetFunction": Route("submitter", "worker"),
     "TaskTemplate": Route("submitter", "worker"),
     "PushTasks": Route("submitter", "worker", "`TaskReplies` or `TasksBounced`, for every task one of them"),
     "RecallTasks": Route("submitter", "worker", "`TasksBounced`, if anything was queued"),
@@ -121,7 +120,9 @@ GCS: dict[str, Route] = {
     "ActorWorkerDied": Route("daemon", "GCS", "`StartActor` if it may be restarted"),
     "ActorRefsGone": Route("daemon", "GCS", "`StopActor`, when no node has handles any more"),
     "SubscribeKey": Route("daemon", "GCS", "`ActorChanged` or `Published`, at once and at every change"),
-    "TaskEventBatch": Route("daemon", "GCS"),
+    "TaskEventBatch": Route("daemon", "GCS", "`Acknowledged`"),
+    "NodeReport": Route("daemon", "GCS", "`StopActor` and `StartActor`, where the two disagree"),
+    "Acknowledged": Route("GCS", "daemon"),
 }
 SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Values", "How a user value stands inside a message; plain `bytes` are an inline value.", VALUES),

@@ -161,7 +161,7 @@ class SlowBackend(MemoryBackend):
         await asyncio.sleep(0.01)
         await super().commit(writes)
         self.commits += 1
-        self.durable += len(writes)
+        self.durable += sum(write.table == "kv" for write in writes)
 
 
 def test_answers_wait_for_their_writes_and_commits_are_grouped(tmp_path: Path) -> None:
@@ -192,7 +192,8 @@ def test_answers_wait_for_their_writes_and_commits_are_grouped(tmp_path: Path) -
 
 class BrokenBackend(MemoryBackend):
     async def commit(self, writes: Any) -> None:
-        raise StorageError("disk full")
+        if any(write.table == "kv" for write in writes):
+            raise StorageError("disk full")
 
 
 def test_a_failing_storage_ends_the_server_without_an_answer(tmp_path: Path) -> None:
@@ -239,6 +240,54 @@ def test_a_new_server_on_the_same_storage_knows_what_the_old_one_knew(tmp_path: 
         assert (await client.call("gcs.register_job", {"namespace": "s", "pid": 6}))["job_id"] == b"\0\0\0\2"
         found = await client.call("gcs.actor_by_name", {"name": "bob", "namespace": "space"})
         assert found["actor_id"] == actor_spec().actor_id
+        client.close()
+
+    serving(tmp_path, first, backend)
+    serving(tmp_path, second, backend)
+
+
+def test_another_session_on_the_same_storage_finds_keys_but_no_lives(tmp_path: Path) -> None:
+    backend = MemoryBackend()
+
+    async def serve(session: str, look: Callable[[GcsClient], Coroutine[Any, Any, None]]) -> None:
+        server = GcsServer(str(tmp_path / "gcs.sock"), backend, session)
+        await server.start()
+        client = await GcsClient.connect(str(tmp_path / "gcs.sock"), NODE)
+        await client.register(RegisterNode(NODE, 1, "host", "addr", {}))
+        await look(client)
+        client.close()
+        await server.stop()
+
+    async def fill(client: GcsClient) -> None:
+        await client.call("gcs.kv_put", {"namespace": "s", "key": b"k", "value": b"v"})
+        await client.call("gcs.register_job", {"namespace": "s", "pid": 5})
+        await client.call("gcs.actor_create", {"spec": actor_spec(name="bob", detached=True)})
+
+    async def look(client: GcsClient) -> None:
+        assert await client.call("gcs.kv_list", {"namespace": "s", "prefix": b""}) == {"keys": [b"k"]}
+        assert await client.call("gcs.jobs") == {"jobs": []}
+        assert await client.call("gcs.actors_list") == {"actors": []}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve("one", fill))
+        runner.run(serve("two", look))
+
+
+def test_a_node_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.gcs.shard.NODE_AWAY_S", 0.1)
+    backend = MemoryBackend()
+
+    async def first(server: GcsServer, path: str) -> None:
+        client = await GcsClient.connect(path, NODE)
+        await client.register(RegisterNode(NODE, 1, "host", "addr", {}))
+        await client.call("gcs.register_job", {"namespace": "s", "pid": 5})
+
+    async def second(server: GcsServer, path: str) -> None:
+        client = await GcsClient.connect(path, b"o" * 16)
+        assert (await client.call("gcs.jobs"))["jobs"][0]["state"] == "running"
+        await asyncio.sleep(0.3)
+        [job] = (await client.call("gcs.jobs"))["jobs"]
+        assert job["state"] == "ended" and "did not come back" in job["end_reason"]
         client.close()
 
     serving(tmp_path, first, backend)

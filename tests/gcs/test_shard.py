@@ -7,20 +7,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send
+from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import KeyValues, TaskEvents
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
     CHANNEL_KV,
+    Acknowledged,
     ActorChanged,
     ActorConstructed,
+    ActorLife,
     ActorRefsGone,
+    ActorWorkerDied,
     ActorWorkerStarted,
     FromGcs,
     GcsAnswer,
     GcsCall,
     NodeRegistered,
+    NodeReport,
     Published,
     RegisterNode,
     StartActor,
@@ -29,7 +33,7 @@ from shoal.protocol.gcs_messages import (
     TaskEventBatch,
     ToGcs,
 )
-from shoal.protocol.limits import PROTOCOL_VERSION
+from shoal.protocol.limits import NODE_AWAY_S, PROTOCOL_VERSION
 from shoal.protocol.messages import ActorSpec, ActorState, Containing, Hello
 from shoal.wire.framing import FrameDecoder, encode_frame
 
@@ -184,7 +188,7 @@ def test_subscribers_see_every_state_and_nothing_after_death() -> None:
     assert type(refused) is CloseConnection
 
 
-def test_a_lost_connection_is_a_lost_node_with_its_jobs_and_subscriptions() -> None:
+def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> None:
     gcs = Gcs().node()
     job_id = gcs.call("register_job", namespace="space", pid=77)["job_id"]
     gcs.call("actor_create", spec=spec(1, job_id=job_id))
@@ -193,6 +197,11 @@ def test_a_lost_connection_is_a_lost_node_with_its_jobs_and_subscriptions() -> N
     gcs.shard.handle(ConnectionLost(1, "killed"), NOW)
     gcs.shard.handle(ConnectionLost(1, "killed"), NOW)
     gcs.tell(2, Hello(PROTOCOL_VERSION, b"o" * 16, b"", 6))
+    assert gcs.shard.next_deadline() == NOW + NODE_AWAY_S
+    assert gcs.shard.handle(TimePassed(), NOW + NODE_AWAY_S - 0.1) == []
+    assert gcs.call("nodes", 2)["nodes"][0]["alive"]
+    gcs.shard.handle(TimePassed(), NOW + NODE_AWAY_S)
+    assert gcs.shard.next_deadline() is None
     [node] = gcs.call("nodes", 2)["nodes"]
     assert (node["alive"], node["cause"]) == (False, "killed")
     [job] = gcs.call("jobs", 2)["jobs"]
@@ -203,11 +212,160 @@ def test_a_lost_connection_is_a_lost_node_with_its_jobs_and_subscriptions() -> N
     assert [type(effect.message) for effect in effects if type(effect) is Send] == [NodeRegistered, StartActor]
 
 
-def test_a_node_is_connected_once() -> None:
+def test_a_node_that_connects_anew_replaces_its_former_connection() -> None:
     gcs = Gcs().node()
     gcs.tell(2, Hello(PROTOCOL_VERSION, NODE, b"", 6))
-    [refused] = gcs.tell(2, RegisterNode(NODE, 6, "host", "addr", {}))
-    assert "connected already" in refused.reason
+    closed, *_ = gcs.tell(2, RegisterNode(NODE, 6, "host", "addr", {}))
+    assert closed == CloseConnection(1, "its node has connected anew")
+    gcs.shard.handle(ConnectionLost(1, "closed"), NOW)
+    assert gcs.shard.next_deadline() is None and gcs.call("statistics", 2)["nodes"] == 1
+
+
+class Disk:
+    """Rows that outlive shards; `restarted()` is the shard that a new server would be, its node connected anew."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, bytes], bytes] = {}
+
+    def keep(self, effects: list[Any]) -> None:
+        for effect in effects:
+            if type(effect) is Write:
+                if effect.value is None:
+                    self.rows.pop((effect.table, effect.key), None)
+                else:
+                    self.rows[effect.table, effect.key] = effect.value
+
+    def restarted(self) -> Gcs:
+        gcs = Gcs()
+        gcs.request = 1000  # numbers of a node go on growing
+        for wanted in GcsShard.STORED_TABLES:
+            for (table, key), value in sorted(self.rows.items()):
+                if table == wanted:
+                    gcs.shard.restore(table, key, value)
+        gcs.shard.begin(NOW)
+        return gcs
+
+
+def test_a_call_that_is_repeated_after_a_crash_is_done_once() -> None:
+    disk = Disk()
+    gcs = Gcs().node()
+    put = GcsCall(1, "gcs.kv_put", {"namespace": "s", "key": b"k", "value": b"v", "overwrite": False})
+    delete = GcsCall(2, "gcs.kv_del", {"namespace": "s", "key": b"k"})
+    for call in (put, delete):
+        disk.keep(gcs.tell(1, call))
+    gcs = disk.restarted().node()
+    assert gcs.tell(1, put) == [Send(1, GcsAnswer(1, {"added": True}))]
+    assert gcs.tell(1, delete) == [Send(1, GcsAnswer(2, {"deleted": 1}))]
+    assert gcs.call("statistics")["answers"] == 2
+    disk.keep(gcs.tell(1, GcsCall(3, put.method, put.body, settled=2)))
+    assert gcs.call("statistics")["answers"] == 1
+    assert [key for table, key in disk.rows if table == "answers"] == [NODE + (3).to_bytes(8, "big")]
+
+
+def test_reports_are_acknowledged_by_count() -> None:
+    gcs = Gcs().node()
+    gcs.call("actor_create", spec=spec())
+    for count, message in enumerate(
+        [ActorWorkerStarted(spec().actor_id, 1, b"w" * 16, "/w", 1, 1), batch(1), batch(1)], 1
+    ):
+        assert gcs.tell(1, message)[-1] == Send(1, Acknowledged(count))
+
+
+def lives(*found: tuple[int, int, bool]) -> NodeReport:
+    """A report of (actor number, incarnation, constructed); one that is not constructed waits for a worker."""
+    return NodeReport(
+        [
+            ActorLife(number.to_bytes(16, "big"), life, b"w" * 16, "/w", 8, 3, True)
+            if constructed
+            else ActorLife(number.to_bytes(16, "big"), life)
+            for number, life, constructed in found
+        ]
+    )
+
+
+def told(effects: list[Any]) -> list[Any]:
+    """What a node is told to do."""
+    messages = [effect.message for effect in effects if type(effect) is Send]
+    return [
+        (type(m).__name__, int.from_bytes(m.actor_id, "big"), m.incarnation)
+        for m in messages
+        if type(m) in (StartActor, StopActor)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("report", "expected", "states"),
+    [
+        # All is as it was known: nothing to do.
+        (lives((1, 1, True), (2, 1, False)), [], ["alive", "pending"]),
+        # One has got its worker meanwhile.
+        (lives((1, 1, True), (2, 1, True)), [], ["alive", "alive"]),
+        # One was never told to begin.
+        (lives((1, 1, True)), [("StartActor", 2, 1)], ["alive", "pending"]),
+        # One has ended unheard, and may be restarted.
+        (lives((2, 1, False)), [("StartActor", 1, 2)], ["restarting", "pending"]),
+        # A former life goes on where it must not, and an actor that nobody knows.
+        (
+            lives((1, 1, True), (2, 0, False), (9, 1, True)),
+            [("StopActor", 2, 0), ("StopActor", 9, 1), ("StartActor", 2, 1)],
+            ["alive", "pending"],
+        ),
+    ],
+)
+def test_a_report_brings_node_and_gcs_together(report: NodeReport, expected: list[Any], states: list[str]) -> None:
+    disk = Disk()
+    gcs = Gcs().node()
+    for number in (1, 2):
+        disk.keep(gcs.tell(1, GcsCall(number, "gcs.actor_create", {"spec": spec(number, max_restarts=1)})))
+    disk.keep(gcs.tell(1, ActorWorkerStarted(spec(1).actor_id, 1, b"w" * 16, "/w", 8, 3)))
+    disk.keep(gcs.tell(1, ActorConstructed(spec(1).actor_id, 1)))
+    gcs = disk.restarted().node()
+    assert told(gcs.tell(1, report)) == expected
+    assert [row["state"] for row in gcs.call("actors_list")["actors"]] == states
+    assert gcs.call("statistics")["nodes_away"] == 0
+
+
+def test_what_is_said_between_joining_and_reporting_is_not_said_twice() -> None:
+    disk = Disk()
+    gcs = Gcs().node()
+    disk.keep(gcs.tell(1, GcsCall(1, "gcs.actor_create", {"spec": spec(1, max_restarts=1)})))
+    disk.keep(gcs.tell(1, ActorWorkerStarted(spec(1).actor_id, 1, b"w" * 16, "/w", 8, 3)))
+    gcs = disk.restarted().node()
+    assert told(gcs.tell(1, GcsCall(2, "gcs.actor_create", {"spec": spec(2)}))) == [("StartActor", 2, 1)]
+    assert told(gcs.tell(1, ActorWorkerDied(spec(1).actor_id, 1, "killed"))) == [("StartActor", 1, 2)]
+    assert told(gcs.tell(1, lives())) == []
+    assert told(gcs.tell(1, ActorWorkerDied(spec(1).actor_id, 1, "killed"))) == []
+
+
+def test_what_was_killed_or_let_go_while_the_node_was_away_ends() -> None:
+    disk = Disk()
+    gcs = Gcs().node()
+    for number in (1, 2):
+        disk.keep(gcs.tell(1, GcsCall(number, "gcs.actor_create", {"spec": spec(number)})))
+        disk.keep(gcs.tell(1, ActorWorkerStarted(spec(number).actor_id, 1, b"w" * 16, "/w", 8, 3)))
+        disk.keep(gcs.tell(1, ActorConstructed(spec(number).actor_id, 1)))
+    disk.keep(gcs.tell(1, ActorRefsGone(spec(2).actor_id)))
+    gcs = disk.restarted()
+    gcs.tell(5, Hello(PROTOCOL_VERSION, b"c" * 16, b"", 6))  # a tool on the command line
+    disk.keep(gcs.tell(5, GcsCall(1, "gcs.actor_kill", {"actor_id": spec(1).actor_id, "no_restart": True})))
+    gcs.node()
+    effects = gcs.tell(1, lives((1, 1, True), (2, 1, True)))
+    assert told(effects) == [("StopActor", 1, 1), ("StopActor", 2, 1)]
+    assert [effect.message.kill for effect in effects if type(getattr(effect, "message", None)) is StopActor] == [
+        True,
+        False,
+    ]
+
+
+def test_a_repeated_kill_spares_the_next_life() -> None:
+    gcs = Gcs().node()
+    gcs.call("actor_create", spec=spec(1, max_restarts=3))
+    gcs.tell(1, ActorWorkerStarted(spec(1).actor_id, 1, b"w" * 16, "/w", 8, 3))
+    kill = GcsCall(7, "gcs.actor_kill", {"actor_id": spec(1).actor_id, "no_restart": False, "incarnation": 1})
+    assert told(gcs.tell(1, kill)) == [("StopActor", 1, 1)]
+    gcs.tell(1, ActorWorkerDied(spec(1).actor_id, 1, "killed"))
+    gcs.tell(1, ActorWorkerStarted(spec(1).actor_id, 2, b"w" * 16, "/w", 8, 3))
+    assert told(gcs.tell(1, kill)) == []
 
 
 def test_jobs_get_numbers_and_end_once() -> None:
@@ -264,9 +422,12 @@ def batch(seq: int, count: int = 2, sender: bytes = b"w" * 16, job_id: bytes = b
 
 
 def test_task_events_are_kept_once_and_listed_in_order() -> None:
+    disk = Disk()
     gcs = Gcs().node()
     for message in (batch(1), batch(2), batch(2), batch(1), batch(1, sender=b"v" * 16, job_id=b"\0\0\0\2")):
-        assert gcs.tell(1, message) == []
+        disk.keep(gcs.tell(1, message))
+    gcs = disk.restarted().node()
+    gcs.tell(1, batch(2))
     found = gcs.call("task_events")
     assert [row["task_id"] for row in found["events"]] == [b"100", b"101", b"200", b"201", b"100", b"101"]
     assert found["events"][0]["pid"] == 9 and found["dropped"] == 0
@@ -279,13 +440,16 @@ def test_task_events_are_kept_once_and_listed_in_order() -> None:
 
 def test_the_oldest_task_events_make_room_and_are_counted() -> None:
     ring = TaskEvents(events_max=5)
+    writes: list[Write] = []
     for seq in range(1, 6):
-        ring.add(batch(seq))
+        ring.add(batch(seq), writes)
+    kept = {write.key for write in writes if write.value is not None} - {w.key for w in writes if w.value is None}
+    assert sorted(kept) == [number.to_bytes(8, "big") for number in (4, 5)]
     assert (len(ring), ring.dropped) == (4, 6)
     assert [row["task_id"] for row in ring.rows(10, None)] == [b"400", b"401", b"500", b"501"]
-    assert ring.add(batch(6, count=50)) and len(ring) == 50  # a batch is never split
+    assert ring.add(batch(6, count=50), writes) and len(ring) == 50  # a batch is never split
     bad = TaskEventBatch(b"w" * 16, 7, 9, NODE, b"", 1, b"\xc1")
-    assert ring.add(bad) and ring.rows(10, b"") == []
+    assert ring.add(bad, writes) and ring.rows(10, b"") == []
 
 
 @pytest.mark.parametrize("message", [NodeRegistered(1), GcsAnswer(1, None), StartActor(b"a", 1, spec())])
@@ -297,6 +461,8 @@ def test_messages_of_the_gcs_itself_are_garbage_here(message: Any) -> None:
 
 
 ALL = [
+    lives((1, 1, True), (2, 1, False)),
+    Acknowledged(7),
     RegisterNode(NODE, 1, "host", "addr", {"CPU": 1}, {"a": "b"}, "/tmp/x"),
     GcsCall(1, "gcs.jobs", {"a": [1, b"2", None]}),
     ActorWorkerStarted(b"a" * 16, 1, b"w" * 16, "addr", 5, 6),

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.gcs.storage.backend import Backend, StorageError, Write, check_storage, open_backend
+from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
 from shoal.gcs.storage.memory import MemoryBackend
 from shoal.gcs.storage.sqlite import SqliteBackend
+from shoal.protocol.storage_names import check_storage
 
 REDIS_SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 #: what each is opened by; {folder} is a folder of the test's own
@@ -277,9 +278,11 @@ def test_an_unreachable_redis_is_an_error_in_time(tmp_path: Path, monkeypatch: p
 
 def test_backends_are_opened_by_name(tmp_path: Path) -> None:
     assert isinstance(open_backend("memory"), MemoryBackend)
-    for wrong in ("papyrus", "sqlite:", "", 7):
-        with pytest.raises(StorageError, match=r"gcs_storage|'memory'"):
-            check_storage(wrong)
+    for wrong in ("papyrus", "sqlite:", "", "redis:"):
+        with pytest.raises(StorageError, match="'memory'"):
+            open_backend(wrong)
+    with pytest.raises(TypeError, match="gcs_storage"):
+        check_storage(7)
     with pytest.raises(StorageError, match="synchronous"):
         open_backend(f"sqlite:{tmp_path}/f?journal=off")
     with pytest.raises(StorageError, match="one of off"):

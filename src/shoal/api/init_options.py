@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal.api.options import did_you_mean
 from shoal.protocol.resources import to_units
+from shoal.protocol.storage_names import check_storage
 from shoal.system.machine import memory_available_bytes
 
 OBJECT_STORE_BYTES_MIN = 1 << 20
@@ -86,6 +87,22 @@ def check_foreign_options(given: Mapping[str, Any], own: list[str]) -> None:
     for option in given:
         if option not in FOREIGN_OPTIONS and not option.startswith("_"):
             raise TypeError(f"shoal.init() has no option {option!r}{did_you_mean(option, own)}")
+
+
+def check_system_settings(settings: object) -> dict[str, Any]:
+    """What `_system` may set of the node: {"gcs_storage": ...}.
+
+    Raises:
+        ValueError, TypeError: there is no such setting, or it makes no sense.
+    """
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"_system must be a dict, got {settings!r} of type {type(settings).__name__}")
+    for name in settings:
+        if name != "gcs_storage":
+            raise ValueError(f"_system has no setting {name!r}; there is 'gcs_storage'")
+    return {name: check_storage(storage) for name, storage in settings.items()}
 
 
 def check_address(address: str) -> None:

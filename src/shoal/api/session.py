@@ -16,7 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shoal.api.environments import JOB_ENVIRONMENT
-from shoal.api.init_options import check_address, check_foreign_options, check_init_options
+from shoal.api.init_options import (
+    check_address,
+    check_foreign_options,
+    check_init_options,
+    check_system_settings,
+)
 from shoal.api.options import check_environment
 from shoal.api.terminal import LogPrinter
 from shoal.protocol.messages import LogLines, Notice, Shutdown
@@ -99,7 +104,8 @@ def init(
         ignore_reinit_error: return the present session instead of raising.
         log_to_driver: print here what workers print.
         runtime_env: {"env_vars": {...}} for the worker processes of all tasks and actors of this program.
-        system: settings of Ray that have no counterpart are accepted and ignored.
+        system: settings of Ray that have no counterpart are accepted and ignored. `_system={"gcs_storage": "memory"}` is ours: where the
+            GCS keeps its tables (`protocol.storage_names`).
 
     Raises:
         RuntimeError: there is a session already.
@@ -145,6 +151,7 @@ def init(
                     object_store_memory=object_store_memory,
                     memory=memory,
                     labels=labels or {},
+                    settings=check_system_settings(system.get("_system")),
                 ),
                 meanwhile=_prepare,
             )

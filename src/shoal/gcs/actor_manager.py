@@ -3,9 +3,9 @@
 Purpose: decide, for every actor, whether it is to be constructed, restarted, stopped or remembered as dead, and tell those concerned.
 
 Design: one pure machine, one door: `handle(event, now) -> list[Effect]`. Events are what nodes report (the messages of `gcs_messages`
-themselves) and what the shard asks (`ActorRequested`, `ActorKillAsked`, `JobEnded`, `NodeJoined`, `NodeLost`). What may follow what is
-`TRANSITIONS`, literal data; an event that has no place in the actor's state, or that speaks of a former life, is written into the actor's
-story and otherwise ignored, because nodes repeat themselves after a reconnect.
+themselves) and what the shard asks (`ActorRequested`, `ActorKillAsked`, `JobEnded`, `NodeJoined`, `NodeReported`, `NodeLost`). What may
+follow what is `TRANSITIONS`, literal data; an event that has no place in the actor's state, or that speaks of a former life, is written into
+the actor's story and otherwise ignored, because nodes repeat themselves after a reconnect.
 
     ActorRequested -> PENDING --constructed--> ALIVE
                         |  ^                     |  worker died, restarts left
@@ -18,6 +18,9 @@ A process that dies in the actor's constructor again and again is restarted at g
 
 An incarnation is one life, numbered from 1. A graceful stop (the last handle went) leaves the state alone until the worker is gone, but takes
 the actor's name away at once and forbids a restart.
+
+A GCS server that read its tables from storage does not know what it had told the nodes. `NodeReported` brings both together: what lives on the
+node and may, goes on; what may not is stopped; what should live there and does not is started, or restarted.
 
 How to extend: an event gets a row in `_HANDLERS`; if it changes the state, a trigger in `TRANSITIONS`.
 
@@ -43,6 +46,7 @@ from shoal.protocol.gcs_messages import (
     DEATH_UNREFERENCED,
     DEATH_UNSCHEDULABLE,
     ActorConstructed,
+    ActorLife,
     ActorPlacementRefused,
     ActorRefsGone,
     ActorWorkerDied,
@@ -97,10 +101,11 @@ class ActorRequested:
 
 @dataclass(slots=True)
 class ActorKillAsked:
-    """kill(actor). Without `no_restart` only the present life ends."""
+    """kill(actor). Without `no_restart` only one life ends: the present one, or `incarnation` (0 for any) if that is the present one."""
 
     actor_id: bytes
     no_restart: bool
+    incarnation: int = 0
 
 
 @dataclass(slots=True)
@@ -119,6 +124,14 @@ class NodeJoined:
 
 
 @dataclass(slots=True)
+class NodeReported:
+    """What lives on a node that joined; said once after joining, after the news that it had kept."""
+
+    node_id: bytes
+    lives: list[ActorLife]
+
+
+@dataclass(slots=True)
 class NodeLost:
     """A node is dead, with all that ran there."""
 
@@ -131,6 +144,7 @@ Event = (
     | ActorKillAsked
     | JobEnded
     | NodeJoined
+    | NodeReported
     | NodeLost
     | ActorWorkerStarted
     | ActorConstructed
@@ -233,7 +247,7 @@ class ActorRecord(msgspec.Struct):
 class ActorManager:
     """All actors of the cluster. Queries are free; only `handle` changes anything."""
 
-    __slots__ = ("_actors", "_dead", "_names", "_nodes", "_stories")
+    __slots__ = ("_actors", "_dead", "_names", "_nodes", "_stories", "_unreported")
 
     def __init__(self) -> None:
         #: every actor that lives, and the last ACTORS_DEAD_MAX dead ones
@@ -244,6 +258,8 @@ class ActorManager:
         self._names: dict[tuple[str, str], bytes] = {}
         #: nodes that take actors, in the order of joining
         self._nodes: dict[bytes, None] = {}
+        #: nodes of `_nodes` that have not reported yet: what was sent there since they joined, actor id -> incarnation
+        self._unreported: dict[bytes, dict[bytes, int]] = {}
         #: what happened to each actor of `_actors`: (time in s since the epoch, line)
         self._stories: dict[bytes, deque[tuple[float, str]]] = {}
 
@@ -371,6 +387,8 @@ class ActorManager:
             reason = "it was killed by kill(actor)"
             self._stop(record, True, reason, effects)
             self._end(record, DEATH_KILLED, reason, now, effects)
+        elif event.incarnation not in (0, record.incarnation):
+            self._note(record, now, f"kill(no_restart=False) of incarnation {event.incarnation} ignored: it is over")
         elif record.worker_id:
             self._note(record, now, "kill(no_restart=False)")
             self._stop(record, True, "it was killed by kill(actor, no_restart=False)", effects)
@@ -386,12 +404,54 @@ class ActorManager:
 
     def _on_node_joined(self, event: NodeJoined, now: float, effects: list[Effect]) -> None:
         self._nodes[event.node_id] = None
+        self._unreported[event.node_id] = {}
         for record in self._actors.values():
             if record.state in (PENDING, RESTARTING) and not record.node_id:
                 self._place(record, now, effects)
 
+    def _on_node_reported(self, event: NodeReported, now: float, effects: list[Effect]) -> None:
+        just_sent = self._unreported.pop(event.node_id, {})
+        lives = {life.actor_id: life for life in event.lives}
+        for life in event.lives:
+            record = self._actors.get(life.actor_id)
+            if record is not None and record.node_id == event.node_id and self._goes_on(record, life):
+                self._catch_up(record, life, now, effects)
+                continue
+            reason = record.cause if record is not None and record.cause else "the GCS does not want this life of it"
+            effects.append(SendToNode(event.node_id, StopActor(life.actor_id, life.incarnation, True, reason)))
+        for record in self.records():
+            actor_id = record.spec.actor_id
+            if record.node_id != event.node_id or record.state == DEAD:
+                continue
+            known = lives.get(actor_id)
+            if known is not None and known.incarnation == record.incarnation:
+                continue
+            if record.worker_id:
+                self._lose_worker(record, "its worker ended while the GCS server was away", False, now, effects)
+            elif just_sent.get(actor_id) != record.incarnation:
+                self._note(record, now, "the node had not heard of this life")
+                self._place(record, now, effects)
+
+    @staticmethod
+    def _goes_on(record: ActorRecord, life: ActorLife) -> bool:
+        return record.state != DEAD and record.incarnation == life.incarnation
+
+    def _catch_up(self, record: ActorRecord, life: ActorLife, now: float, effects: list[Effect]) -> None:
+        """A life that goes on: hear what was not heard, say again what may not have been."""
+        self._note(record, now, "its node reports that it lives")
+        if life.worker_id and not record.worker_id:
+            started = ActorWorkerStarted(
+                life.actor_id, life.incarnation, life.worker_id, life.address, life.pid, life.lease_id
+            )
+            self._on_worker_started(started, now, effects)
+        if life.constructed and record.state != ALIVE:
+            self._on_constructed(ActorConstructed(life.actor_id, life.incarnation), now, effects)
+        if record.stopping:
+            self._stop(record, False, record.stopping, effects)
+
     def _on_node_lost(self, event: NodeLost, now: float, effects: list[Effect]) -> None:
         self._nodes.pop(event.node_id, None)
+        self._unreported.pop(event.node_id, None)
         cause = f"its node {event.node_id.hex()[:8]} died: {event.cause}"
         for record in self.records():
             if record.node_id != event.node_id or record.state == DEAD:
@@ -431,6 +491,8 @@ class ActorManager:
             self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
             start = StartActor(record.spec.actor_id, record.incarnation, record.spec, restart_delay_s(record.stillborn))
             effects.append(SendToNode(record.node_id, start))
+            if record.node_id in self._unreported:
+                self._unreported[record.node_id][record.spec.actor_id] = record.incarnation
 
     def _lose_worker(self, record: ActorRecord, cause: str, intended: bool, now: float, effects: list[Effect]) -> None:
         spec = record.spec
@@ -500,5 +562,6 @@ _HANDLERS: dict[type, Callable[[ActorManager, Any, float, list[Effect]], None]] 
     ActorKillAsked: ActorManager._on_kill,
     JobEnded: ActorManager._on_job_ended,
     NodeJoined: ActorManager._on_node_joined,
+    NodeReported: ActorManager._on_node_reported,
     NodeLost: ActorManager._on_node_lost,
 }

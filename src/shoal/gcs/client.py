@@ -5,7 +5,7 @@ Purpose: one asyncio connection with calls, messages and pushes.
 Design: calls are matched to answers by number; a lost connection fails every waiting call at once and is told to `on_lost` once. Frames written
 within one turn of the loop leave in one send (the transport gathers them).
 
-What it does not do: reconnect (a node whose own GCS died ends; a cluster's node will dial again from here), or block.
+What it does not do: reconnect (`node.io.gcs_link` dials again), or block.
 """
 
 from __future__ import annotations
@@ -15,10 +15,22 @@ import os
 from collections.abc import Callable
 from typing import Any, cast
 
-from shoal.protocol.gcs_messages import FromGcs, GcsAnswer, GcsCall, GcsPush, NodeRegistered, RegisterNode, ToGcs
+from shoal.protocol.gcs_messages import (
+    Acknowledged,
+    FromGcs,
+    GcsAnswer,
+    GcsCall,
+    GcsPush,
+    NodeRegistered,
+    RegisterNode,
+    ToGcs,
+)
 from shoal.protocol.limits import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, PROTOCOL_VERSION
 from shoal.protocol.messages import Hello
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+
+#: between attempts to connect: a server that is started again listens after 0.1 s
+PAUSE_MAX_S = 0.01
 
 
 class GcsCallError(Exception):
@@ -41,9 +53,11 @@ class GcsClient(asyncio.BufferedProtocol):
         self,
         on_push: Callable[[GcsPush], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        on_acknowledged: Callable[[int], None] | None = None,
     ) -> None:
         self._on_push = on_push
         self._on_lost = on_lost
+        self._on_acknowledged = on_acknowledged
         #: uvloop may return from connecting before it says connection_made
         self._transport: asyncio.Transport | None = None
         self._decoder: FrameDecoder[Any] = FrameDecoder(FromGcs)
@@ -63,6 +77,7 @@ class GcsClient(asyncio.BufferedProtocol):
         on_push: Callable[[GcsPush], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
+        on_acknowledged: Callable[[int], None] | None = None,
     ) -> GcsClient:
         """Connect to the socket at `path`, which need not exist yet.
 
@@ -70,6 +85,7 @@ class GcsClient(asyncio.BufferedProtocol):
             speaker_id: the NodeID of a daemon, or any id of 16 bytes.
             on_push: called with what the GCS sends unasked.
             on_lost: called once with the reason when the connection ends, unless `close` ended it.
+            on_acknowledged: called with the number of this connection's reports that are stored.
 
         Raises:
             GcsLostError: nobody answered at `path` within `timeout_s`.
@@ -79,13 +95,13 @@ class GcsClient(asyncio.BufferedProtocol):
         pause_s = 0.001
         while True:
             try:
-                _, client = await loop.create_unix_connection(lambda: cls(on_push, on_lost), path)
+                _, client = await loop.create_unix_connection(lambda: cls(on_push, on_lost, on_acknowledged), path)
                 break
             except OSError as error:
                 if loop.time() >= deadline:
                     raise GcsLostError(f"no GCS server at {path} within {timeout_s:g} s: {error}") from None
                 await asyncio.sleep(pause_s)
-                pause_s = min(0.05, pause_s * 1.5)
+                pause_s = min(PAUSE_MAX_S, pause_s * 1.5)
         client.send(Hello(PROTOCOL_VERSION, speaker_id, b"", os.getpid()))
         return client
 
@@ -109,14 +125,22 @@ class GcsClient(asyncio.BufferedProtocol):
         """
         return await self._within(self.call_nowait(method, body), timeout_s, method)
 
-    def call_nowait(self, method: str, body: dict[str, Any] | None = None) -> asyncio.Future[Any]:
-        """Like `call`, but the request is written before this returns: calls are served in the order written."""
-        self._last_request += 1
-        request = self._last_request
+    def call_nowait(
+        self, method: str, body: dict[str, Any] | None = None, request: int = 0, settled: int = 0
+    ) -> asyncio.Future[Any]:
+        """Like `call`, but the request is written before this returns: calls are served in the order written.
+
+        Args:
+            request: the caller's own number for it, as in GcsCall; 0 for the next one. On one connection use one or the other.
+            settled: as in GcsCall.
+        """
+        if not request:
+            self._last_request += 1
+            request = self._last_request
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[request] = future
         try:
-            self.send(GcsCall(request, method, body or {}))
+            self.send(GcsCall(request, method, body or {}, settled))
         except GcsLostError as error:
             del self._waiting[request]
             future.set_exception(error)
@@ -180,6 +204,9 @@ class GcsClient(asyncio.BufferedProtocol):
         elif isinstance(message, NodeRegistered):
             if self._registration is not None and not self._registration.done():
                 self._registration.set_result(message)
+        elif isinstance(message, Acknowledged):
+            if self._on_acknowledged is not None:
+                self._on_acknowledged(message.count)
         elif self._on_push is not None:
             self._on_push(message)
 

@@ -6,6 +6,10 @@ Design: `handle(event, now) -> list[Effect]`. Of one returned batch every `Write
 change that a crash could undo. A connection says Hello first and, if it is a node's, RegisterNode; only nodes may report on actors. A request
 that cannot be served is answered with an error and changes nothing; what is not a request and makes no sense closes the connection.
 
+The death of the server loses nothing: all that it ever answered is in storage, and a node says again what was not confirmed. So everything
+that a node says may come twice: reports carry incarnations or numbers of their own, calls are known again by their number (`tables.Answers`).
+A node whose connection ended, or that a new server has not seen yet, has NODE_AWAY_S to come back before it is dead.
+
 How to extend: a call gets a method and a row in `_CALLS` (and in the table of `gcs_messages`); a message gets a row in `_MESSAGES`.
 
 What it does not do: sockets, clocks, waiting for storage (`io.server`); deciding what happens to actors (`actor_manager`).
@@ -28,15 +32,17 @@ from shoal.gcs.actor_manager import (
     JobEnded,
     NodeJoined,
     NodeLost,
+    NodeReported,
     SendToNode,
     StoreActor,
 )
 from shoal.gcs.actor_manager import Event as ActorEvent
 from shoal.gcs.storage.backend import Write
-from shoal.gcs.tables import Functions, Jobs, KeyValues, Nodes, TableError, TaskEvents
+from shoal.gcs.tables import Answers, Functions, Jobs, KeyValues, Nodes, TableError, TaskEvents
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
     CHANNEL_KV,
+    Acknowledged,
     ActorChanged,
     ActorConstructed,
     ActorPlacementRefused,
@@ -47,13 +53,14 @@ from shoal.protocol.gcs_messages import (
     GcsAnswer,
     GcsCall,
     NodeRegistered,
+    NodeReport,
     Published,
     RegisterNode,
     SubscribeKey,
     TaskEventBatch,
     ToGcs,
 )
-from shoal.protocol.limits import PROTOCOL_VERSION, TASK_EVENTS_MAX
+from shoal.protocol.limits import NODE_AWAY_S, PROTOCOL_VERSION, TASK_EVENTS_MAX
 from shoal.protocol.messages import ActorSpec, Hello
 
 ACTORS_TABLE = "actors"
@@ -73,13 +80,18 @@ class MessageReceived:
 
 @dataclass(slots=True)
 class ConnectionLost:
-    """A connection ended, from whichever side. A node whose connection ended is dead."""
+    """A connection ended, from whichever side."""
 
     connection: int
     cause: str
 
 
-Event = MessageReceived | ConnectionLost
+@dataclass(slots=True)
+class TimePassed:
+    """It may be time to give up nodes that are away: said when `next_deadline` has come."""
+
+
+Event = MessageReceived | ConnectionLost | TimePassed
 
 
 @dataclass(slots=True)
@@ -104,12 +116,14 @@ Effect = Write | Send | CloseConnection
 class Connection:
     """What the shard knows of a connection. Written by GcsShard alone."""
 
-    __slots__ = ("node_id", "speaker_id", "subscriptions")
+    __slots__ = ("node_id", "reports", "speaker_id", "subscriptions")
 
     def __init__(self, speaker_id: bytes) -> None:
         self.speaker_id = speaker_id
         #: the node that registered on it; empty for others
         self.node_id = b""
+        #: how many messages came that are acknowledged
+        self.reports = 0
         #: (channel, key) it subscribed to: the other direction of GcsShard._subscribers
         self.subscriptions: dict[tuple[str, bytes], None] = {}
 
@@ -129,10 +143,13 @@ class GcsShard:
         self.functions = Functions()
         self.kv = KeyValues()
         self.task_events = TaskEvents()
+        self.answers = Answers()
         #: connections that said Hello
         self._connections: dict[int, Connection] = {}
         #: node -> the connection it registered on
         self._node_connections: dict[bytes, int] = {}
+        #: nodes that are not connected -> (when they are given up, why they are away)
+        self._away: dict[bytes, tuple[float, str]] = {}
         #: (channel, key) -> connections, in the order of subscribing; never empty
         self._subscribers: dict[tuple[str, bytes], dict[int, None]] = {}
         #: version of the last publication outside the actors' channel: microseconds since the epoch, made to grow
@@ -141,7 +158,9 @@ class GcsShard:
     # ------------------------------------------------------------ start
 
     #: tables to read and hand to `restore` at start
-    STORED_TABLES = (Jobs.TABLE, Functions.TABLE, KeyValues.TABLE, ACTORS_TABLE)
+    STORED_TABLES = (Jobs.TABLE, Functions.TABLE, KeyValues.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
+    #: those that mean nothing to another session: what they tell of died with its nodes
+    SESSION_TABLES = (Jobs.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take back a stored row; before the first event."""
@@ -153,6 +172,22 @@ class GcsShard:
             self.kv.restore(key, value)
         elif table == ACTORS_TABLE:
             self.actors.restore(msgspec.msgpack.decode(value, type=ActorRecord))
+        elif table == TaskEvents.TABLE:
+            self.task_events.restore(key, value)
+        elif table == Answers.TABLE:
+            self.answers.restore(key, value)
+
+    def begin(self, now: float) -> None:
+        """All rows are restored: nodes that something lives on have until NODE_AWAY_S from now to come back."""
+        nodes = [record.node_id for record in self.actors.records() if record.state != "dead"]
+        nodes += self.jobs.nodes()
+        for node_id in nodes:
+            if node_id:
+                self._away[node_id] = (now + NODE_AWAY_S, "it did not come back when the GCS server was started again")
+
+    def next_deadline(self) -> float | None:
+        """When TimePassed is due (s since the epoch); None while all nodes are there."""
+        return min((deadline for deadline, _ in self._away.values()), default=None)
 
     # ------------------------------------------------------------ the door
 
@@ -161,6 +196,9 @@ class GcsShard:
         effects: list[Effect] = []
         if type(event) is ConnectionLost:
             self._on_lost(event, now, effects)
+            return effects
+        if type(event) is TimePassed:
+            self._give_up_nodes(now, effects)
             return effects
         assert type(event) is MessageReceived
         number, message = event.connection, event.message
@@ -178,6 +216,9 @@ class GcsShard:
             effects.append(CloseConnection(number, f"{type(message).__name__} is for nodes: RegisterNode comes first"))
         else:
             handler(self, number, message, now, effects)
+            if type(message) in _ACKNOWLEDGED:
+                connection.reports += 1
+                effects.append(Send(number, Acknowledged(connection.reports)))
         return effects
 
     def statistics(self) -> dict[str, Any]:
@@ -192,6 +233,8 @@ class GcsShard:
             "kv": len(self.kv),
             "task_events": len(self.task_events),
             "task_events_dropped": self.task_events.dropped,
+            "answers": len(self.answers),
+            "nodes_away": len(self._away),
         }
 
     # ------------------------------------------------------------ connections
@@ -206,14 +249,20 @@ class GcsShard:
 
     def _on_register_node(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
         former = self._node_connections.get(message.node_id)
-        if former is not None and former != number:
-            effects.append(CloseConnection(number, f"node {message.node_id.hex()} is connected already"))
-            return
+        if former is not None:
+            # Its end is not seen yet: a node dials again only when it has given up the connection that it had.
+            self._connections[former].node_id = b""
+            effects.append(CloseConnection(former, "its node has connected anew"))
         self._connections[number].node_id = message.node_id
         self._node_connections[message.node_id] = number
+        self._away.pop(message.node_id, None)
         self.nodes.join(message, now)
         effects.append(Send(number, NodeRegistered(self.gcs_pid)))
         self._on_actor_event(NodeJoined(message.node_id), now, effects)
+
+    def _on_node_report(self, number: int, message: NodeReport, now: float, effects: list[Effect]) -> None:
+        node_id = self._connections[number].node_id
+        self._on_actor_event(NodeReported(node_id, message.lives), now, effects)
 
     def _on_lost(self, event: ConnectionLost, now: float, effects: list[Effect]) -> None:
         connection = self._connections.pop(event.connection, None)
@@ -221,14 +270,21 @@ class GcsShard:
             return
         for topic in connection.subscriptions:
             self._forget_subscriber(topic, event.connection)
-        node_id = connection.node_id
-        if node_id:
-            self.nodes.leave(node_id, event.cause, now)
-            # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost connection goes nowhere.
+        if connection.node_id:
+            del self._node_connections[connection.node_id]
+            self._away[connection.node_id] = (now + NODE_AWAY_S, event.cause)
+
+    def _give_up_nodes(self, now: float, effects: list[Effect]) -> None:
+        for node_id, (deadline, cause) in list(self._away.items()):
+            if deadline > now:
+                continue
+            del self._away[node_id]
+            self.nodes.leave(node_id, cause, now)
+            self.answers.forget(node_id)
+            # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost node goes nowhere.
             for job_id in self.jobs.running_on(node_id):
-                self._end_job(job_id, f"the node of its driver died: {event.cause}", now, effects)
-            del self._node_connections[node_id]
-            self._on_actor_event(NodeLost(node_id, event.cause), now, effects)
+                self._end_job(job_id, f"the node of its driver died: {cause}", now, effects)
+            self._on_actor_event(NodeLost(node_id, cause), now, effects)
 
     # ------------------------------------------------------------ publishing
 
@@ -274,8 +330,8 @@ class GcsShard:
                 effects.append(Write(ACTORS_TABLE, effect.actor_id, stored))
             elif type(effect) is SendToNode:
                 number = self._node_connections.get(effect.node_id)
-                assert number is not None, "the actor manager knows only nodes that are connected"
-                effects.append(Send(number, effect.message))
+                if number is not None:  # a node that is away hears of it when it has reported
+                    effects.append(Send(number, effect.message))
             elif type(effect) is AnnounceActor:
                 actor_id = effect.state.actor_id
                 self._publish(CHANNEL_ACTOR, actor_id, ActorChanged(effect.version, effect.state), effects)
@@ -287,12 +343,21 @@ class GcsShard:
     # ------------------------------------------------------------ task events
 
     def _on_task_events(self, number: int, message: TaskEventBatch, now: float, effects: list[Effect]) -> None:
-        self.task_events.add(message)
+        writes: list[Write] = []
+        self.task_events.add(message, writes)
+        effects.extend(writes)
 
     # ------------------------------------------------------------ calls
 
     def _on_call(self, number: int, message: GcsCall, now: float, effects: list[Effect]) -> None:
         call = _CALLS.get(message.method)
+        node_id = self._connections[number].node_id
+        if node_id:
+            self.answers.settle(node_id, message.settled)
+            answered, body = self.answers.find(node_id, message.request)
+            if answered:
+                effects.append(Send(number, GcsAnswer(message.request, body)))
+                return
         try:
             if call is None:
                 raise TableError("UnknownMethod", f"the GCS has no method {message.method!r}")
@@ -305,6 +370,10 @@ class GcsShard:
             text = f"{message.method} does not understand its body: {type(error).__name__}: {error}"
             effects.append(Send(number, GcsAnswer(message.request, None, ["BadRequest", text])))
             return
+        if node_id and any(type(effect) is Write for effect in effects):
+            writes: list[Write] = []
+            self.answers.keep(node_id, message.request, body, writes)
+            effects.extend(writes)
         effects.append(Send(number, GcsAnswer(message.request, body)))
 
     def _actor_create(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
@@ -337,7 +406,8 @@ class GcsShard:
 
     def _actor_kill(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         record = self._actor(body)
-        self._on_actor_event(ActorKillAsked(record.spec.actor_id, bool(body["no_restart"])), now, effects)
+        incarnation = int(body.get("incarnation") or 0)
+        self._on_actor_event(ActorKillAsked(record.spec.actor_id, bool(body["no_restart"]), incarnation), now, effects)
         return {"state": record.state}
 
     def _actors_list(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
@@ -468,11 +538,14 @@ _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]]
     ActorPlacementRefused: GcsShard._on_actor_message,
     ActorWorkerDied: GcsShard._on_actor_message,
     ActorRefsGone: GcsShard._on_actor_message,
+    NodeReport: GcsShard._on_node_report,
 }
 
-_FROM_NODES = frozenset(
+#: reports that a node keeps until they are acknowledged
+_ACKNOWLEDGED = frozenset(
     {ActorWorkerStarted, ActorConstructed, ActorPlacementRefused, ActorWorkerDied, ActorRefsGone, TaskEventBatch}
 )
+_FROM_NODES = _ACKNOWLEDGED | {NodeReport}
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
     "gcs.actor_create": GcsShard._actor_create,

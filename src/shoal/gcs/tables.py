@@ -3,8 +3,9 @@
 Purpose: each class owns one table and is its only writer; `shard` composes them.
 
 Design: rows live in memory. A mutating method appends the rows to store to `writes`, which the shard makes durable before it answers; `restore`
-takes a stored row back at start. Listings return plain dictionaries. Trace events are the exception: they stay in the bytes in which they
-came (a task's event costs the GCS nothing until someone asks), in a ring that drops the oldest and counts them, and are not stored.
+takes a stored row back at start. Listings return plain dictionaries. Trace events stay in the bytes in which they came (a task's event costs
+the GCS nothing until someone asks), in a ring that drops the oldest and counts them; a row in storage is a batch. Nodes are not stored: they
+present themselves.
 
 How to extend: a class with `TABLE`, `restore`, and methods; then give `shard` the calls.
 
@@ -105,6 +106,10 @@ class Jobs:
         """All jobs, in the order of starting."""
         return [job.row() for job in self._rows.values()]
 
+    def nodes(self) -> list[bytes]:
+        """The nodes of the jobs that run."""
+        return [job.node_id for job in self._rows.values() if not job.ended_s]
+
     def running_on(self, node_id: bytes) -> list[bytes]:
         """Ids of the jobs whose driver runs on a node."""
         return [job.job_id for job in self._rows.values() if job.node_id == node_id and not job.ended_s]
@@ -153,8 +158,10 @@ class Nodes:
         self._rows[node.node_id] = NodeRecord(node, True, now)
 
     def leave(self, node_id: bytes, cause: str, now: float) -> None:
-        """A node is dead."""
-        record = self._rows[node_id]
+        """A node is dead. One that has not come back since this server started has no row."""
+        record = self._rows.get(node_id)
+        if record is None:
+            return
         record.alive, record.left_s, record.cause = False, now, cause
 
     def rows(self) -> list[dict[str, Any]]:
@@ -257,34 +264,106 @@ class KeyValues:
         return len(self._rows)
 
 
+class Answers:
+    """What was answered to calls of nodes that changed something, until the node has the answer: a call that is repeated is not done twice."""
+
+    TABLE = "answers"
+
+    def __init__(self) -> None:
+        #: node -> number of the call -> body of the answer, in the order of numbers
+        self._rows: dict[bytes, dict[int, Any]] = {}
+        #: rows whose answer has arrived, to be deleted with the next write: a deletion alone is not worth a commit
+        self._settled: list[bytes] = []
+
+    def restore(self, key: bytes, stored: bytes) -> None:
+        """Take back a stored row; in the order of keys."""
+        node_id, number = key[:-8], int.from_bytes(key[-8:], "big")
+        self._rows.setdefault(node_id, {})[number] = msgspec.msgpack.decode(stored)
+
+    def find(self, node_id: bytes, number: int) -> tuple[bool, Any]:
+        """Whether this call was answered before, and what."""
+        rows = self._rows.get(node_id)
+        if rows is None or number not in rows:
+            return False, None
+        return True, rows[number]
+
+    def keep(self, node_id: bytes, number: int, body: Any, writes: list[Write]) -> None:
+        """A call changed something and is answered by `body`."""
+        self._rows.setdefault(node_id, {})[number] = body
+        writes += [Write(self.TABLE, key, None) for key in self._settled]
+        self._settled.clear()
+        writes.append(Write(self.TABLE, self._key(node_id, number), _encode(body)))
+
+    def settle(self, node_id: bytes, settled: int) -> None:
+        """The node has all answers up to the number `settled`."""
+        rows = self._rows.get(node_id)
+        while rows:
+            number = next(iter(rows))
+            if number > settled:
+                break
+            del rows[number]
+            self._settled.append(self._key(node_id, number))
+
+    def forget(self, node_id: bytes) -> None:
+        """A node is dead."""
+        self._settled += [self._key(node_id, number) for number in self._rows.pop(node_id, {})]
+
+    @staticmethod
+    def _key(node_id: bytes, number: int) -> bytes:
+        return node_id + number.to_bytes(8, "big")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+
 class TaskEvents:
     """A ring of trace events, in the batches in which they came."""
+
+    TABLE = "task_events"
 
     def __init__(self, events_max: int = TASK_EVENTS_MAX) -> None:
         self._events_max = events_max
         self._batches: deque[TaskEventBatch] = deque()
+        #: number of the first batch of `_batches`, and so its row's key; they are numbered without gaps
+        self._first_number = 1
         #: events in `_batches`
         self._count = 0
         #: sender -> number of its last batch; the senders heard last are at the end
         self._last_seq: OrderedDict[bytes, int] = OrderedDict()
-        #: events that made room for others
+        #: events that made room for others, since this server started
         self.dropped = 0
 
-    def add(self, batch: TaskEventBatch) -> bool:
+    def restore(self, key: bytes, stored: bytes) -> None:
+        """Take back a stored row; in the order of keys."""
+        batch = msgspec.msgpack.decode(stored, type=TaskEventBatch)
+        if not self._batches:
+            self._first_number = int.from_bytes(key, "big")
+        self._keep(batch)
+
+    def add(self, batch: TaskEventBatch, writes: list[Write]) -> bool:
         """Keep a batch; False if it came before."""
         if batch.seq <= self._last_seq.get(batch.sender, 0):
             return False
+        self._keep(batch)
+        writes.append(Write(self.TABLE, self._key(len(self._batches) - 1), _encode(batch)))
+        while self._count > self._events_max and len(self._batches) > 1:
+            oldest = self._batches.popleft()
+            writes.append(Write(self.TABLE, self._key(0), None))
+            self._first_number += 1
+            self._count -= oldest.count
+            self.dropped += oldest.count
+        return True
+
+    def _keep(self, batch: TaskEventBatch) -> None:
         self._last_seq[batch.sender] = batch.seq
         self._last_seq.move_to_end(batch.sender)
         if len(self._last_seq) > TASK_EVENT_SENDERS_MAX:
             self._last_seq.popitem(last=False)
         self._batches.append(batch)
         self._count += batch.count
-        while self._count > self._events_max and len(self._batches) > 1:
-            oldest = self._batches.popleft()
-            self._count -= oldest.count
-            self.dropped += oldest.count
-        return True
+
+    def _key(self, index: int) -> bytes:
+        return (self._first_number + index).to_bytes(8, "big")
 
     def rows(self, limit: int, job_id: bytes | None) -> list[dict[str, Any]]:
         """The last `limit` events (of a job), oldest first. A batch that does not decode is left out."""

@@ -61,7 +61,7 @@ class HeadOptions:
     #: memory that tasks can ask for, in bytes
     memory: int | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    #: further settings for the daemon, plain values; they become keys of `DaemonStart.options`
+    #: further settings for the daemon, plain values; they become keys of `DaemonStart.options` (gcs_storage: `protocol.storage_names`)
     settings: dict[str, Any] = field(default_factory=dict)
     #: the node ends with this process, its starter; 0 for a node that stays until it is told to end
     driver_pid: int = field(default_factory=os.getpid)

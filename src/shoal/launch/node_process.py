@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import sys
 import traceback
 from typing import Any, NoReturn
 
 from shoal.launch import zygote
+from shoal.launch.gcs_process import run as run_gcs
 from shoal.protocol.limits import STORE_SHARE_OF_MEMORY
-from shoal.system.janitor import guard_session, kill_children, remove_session
+from shoal.protocol.storage_names import STORAGE_DEFAULT
+from shoal.system.janitor import kill_children, remove_session
 from shoal.system.machine import cpus_available, gpus_available, memory_available_bytes
 from shoal.system.process import (
     become_subreaper,
-    close_all_except,
     open_pidfd,
     raise_file_limit,
     set_process_title,
@@ -120,31 +120,19 @@ def _fork_zygote(start: ZygoteStart, alive_fd: int) -> tuple[int, int]:
 def _fork_gcs(entry: str, socket_path: str, plan: dict[str, Any]) -> int:
     daemon_pid = os.getpid()
     pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        set_process_title("shoal:gcs")
-        close_all_except([plan["alive_fd"]])
-        guard_session(daemon_pid, plan["session_dir"])
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        gcs_main = entry_function(entry)
-        _collect_from_now_on()
-        gcs_main(socket_path, storage=plan["options"].get("gcs_storage", "memory"), parent_pid=daemon_pid)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+    if pid == 0:
+        run_gcs(entry, socket_path, storage_of(plan["options"]), daemon_pid, plan["session_dir"], plan["alive_fd"])
+    return pid
 
 
 def _collect_from_now_on() -> None:
     gc.freeze()
     gc.enable()
+
+
+def storage_of(options: dict[str, Any]) -> str:
+    """The GCS's storage that is asked for, as in `protocol.storage_names`."""
+    return str(options.get("gcs_storage") or STORAGE_DEFAULT)
 
 
 def resolve_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +149,7 @@ def resolve_options(options: dict[str, Any]) -> dict[str, Any]:
         "labels": dict(options.get("labels") or {}),
         "memory": int(memory_bytes) if memory_bytes is not None else max(0, total_bytes - int(store_bytes)),
         "object_store_memory": int(store_bytes),
+        "gcs_storage": storage_of(options),
     }
     return {**options, **filled}
 

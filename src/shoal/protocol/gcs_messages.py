@@ -7,11 +7,16 @@ are calls (`GcsCall` / `GcsAnswer`, listed below); what happens to actors is tol
 incarnation, so that news of a former life is recognized and dropped. The GCS answers a subscription with the present state at once
 and then with every change; the version only grows, so a subscriber that reconnects ignores what it has seen.
 
+When the GCS server has died and another one has read its tables, the node repeats what was not confirmed: a call until it is answered, its
+number being the same (the GCS keeps the answers of calls that changed something until `GcsCall.settled` says that they arrived), news of
+actors and trace events until `Acknowledged`. Then `NodeReport` says what lives there, and the GCS answers by StopActor what is not to
+live any more, and by StartActor what was never told to begin.
+
 Calls, with their bodies and answers (`?` marks what may be left out):
 
     gcs.actor_create    spec: ActorSpec, get_if_exists?: bool  -> actor_id, existing: ActorSpec | None   (ActorAlreadyExists)
     gcs.actor_by_name   name, namespace                        -> actor_id, spec: ActorSpec              (ActorNotFound)
-    gcs.actor_kill      actor_id, no_restart: bool             -> state: str                             (ActorNotFound)
+    gcs.actor_kill      actor_id, no_restart: bool, incarnation? (none: the present one)  -> state: str  (ActorNotFound)
     gcs.actors_list     job_id?, state?, limit?                -> actors: list of records
     gcs.actor_story     actor_id                               -> story: list of lines                   (ActorNotFound)
     gcs.named_actors    namespace?: str (none: all of them)    -> actors: list of {name, namespace, actor_id}
@@ -39,6 +44,8 @@ What it does not do: carry object values or single tasks; the GCS sees batches.
 from __future__ import annotations
 
 from typing import Any
+
+import msgspec
 
 from shoal.protocol.messages import ActorSpec, ActorState, Hello, Message
 
@@ -76,11 +83,13 @@ class NodeRegistered(Message, tag=101):
 
 
 class GcsCall(Message, tag=102):
-    """A request for a rare thing; answered by GcsAnswer with the same number, which the caller chose and is not 0."""
+    """A request for a rare thing; answered by GcsAnswer with the same number, which the caller chose and is not 0. A node's numbers grow and
+    go on growing when it reconnects; it has the answers of all up to `settled`."""
 
     request: int
     method: str
     body: dict[str, Any]
+    settled: int = 0
 
 
 class GcsAnswer(Message, tag=103):
@@ -192,6 +201,30 @@ class TaskEventBatch(Message, tag=114):
     events: bytes
 
 
+class ActorLife(msgspec.Struct, array_like=True, omit_defaults=False):
+    """One life of an actor on a node; `worker_id` is empty while it waits for a worker."""
+
+    actor_id: bytes
+    incarnation: int
+    worker_id: bytes = b""
+    address: str = ""
+    pid: int = 0
+    lease_id: int = 0
+    constructed: bool = False
+
+
+class NodeReport(Message, tag=115):
+    """From a node, once after every RegisterNode and after what it repeats: all actors that live or wait for a worker there."""
+
+    lives: list[ActorLife]
+
+
+class Acknowledged(Message, tag=116):
+    """To a node: what the first `count` reports of this connection (news of actors, trace events) changed is stored."""
+
+    count: int
+
+
 #: what the GCS accepts
 ToGcs = (
     Hello
@@ -204,8 +237,9 @@ ToGcs = (
     | ActorRefsGone
     | SubscribeKey
     | TaskEventBatch
+    | NodeReport
 )
 #: what the GCS sends
-FromGcs = NodeRegistered | GcsAnswer | StartActor | StopActor | ActorChanged | Published
+FromGcs = NodeRegistered | GcsAnswer | StartActor | StopActor | ActorChanged | Published | Acknowledged
 #: what the GCS sends unasked
 GcsPush = StartActor | StopActor | ActorChanged | Published

@@ -50,11 +50,23 @@ CALL_TIMEOUT_S = 30.0
 # --- the GCS
 TASK_EVENTS_MAX = 100_000  #: trace events kept; the oldest are dropped and counted
 TASK_EVENT_SENDERS_MAX = 4096  #: processes whose last batch number is remembered
-RESTART_DELAY_S = 0.1  #: before the second restart in a row of an actor whose process dies in its constructor; then doubled
+RESTART_DELAY_S = (
+    0.1  #: before the second restart in a row of an actor whose process dies in its constructor; then doubled
+)
 RESTART_DELAY_MAX_S = 10.0
 ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
 STORY_LINES_MAX = 64
+NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
+GCS_SILENT_S = (
+    20.0  #: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started
+)
+GCS_QUEUE_MAX = (
+    100_000  #: what may wait for a GCS server that is away: calls beyond it are refused, trace events dropped
+)
+GCS_DEATHS_MAX = 30  #: so many deaths of the GCS server within GCS_DEATHS_WITHIN_S end the node
+GCS_DEATHS_WITHIN_S = 60.0
+GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
 # --- defaults of options
 MAX_RETRIES_DEFAULT = 3

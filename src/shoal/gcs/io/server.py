@@ -6,7 +6,8 @@ Design: one uvloop thread. What needs no write is sent at once. Writes are gathe
 for the writes before them (group commit), so the order of answers is the order of requests. The process ends, and removes the session's
 folder, when the node daemon (its parent) has died; SIGTERM ends it in order.
 
-A bad frame closes its connection and nothing else. A storage that fails ends the process: what it promised could not be kept.
+A bad frame closes its connection and nothing else. A storage that fails ends the process: what it promised could not be kept. Whoever started
+it starts another one, which reads the tables and goes on; rows that tell of another session (`sqlite:PATH` may be used again) are dropped.
 
 What it does not do: decide anything (`shard`); listen on TCP.
 """
@@ -24,7 +25,7 @@ from typing import Any, cast
 
 import uvloop
 
-from shoal.gcs.shard import CloseConnection, ConnectionLost, Effect, GcsShard, MessageReceived, Send
+from shoal.gcs.shard import CloseConnection, ConnectionLost, Effect, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
 from shoal.protocol.limits import FRAME_BYTES_MAX
@@ -33,6 +34,8 @@ from shoal.system.process import open_pidfd, set_process_title, wait_readable
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
 
 LISTEN_BACKLOG = 128
+#: one row: which session the tables are of
+SESSION_TABLE = "session"
 
 
 class _Peer(asyncio.BufferedProtocol):
@@ -84,11 +87,17 @@ class _Peer(asyncio.BufferedProtocol):
 
 
 class GcsServer:
-    """The shell around one shard. Use: `await start()`, then `await stop()`; `failed` is set when the storage failed."""
+    """The shell around one shard. Use: `await start()`, then `await stop()`; `failed` is set when the storage failed.
 
-    def __init__(self, socket_path: str, backend: Backend) -> None:
+    Args:
+        session: a name; what is stored of the lives of another session is dropped.
+    """
+
+    def __init__(self, socket_path: str, backend: Backend, session: str = "") -> None:
         self._socket_path = socket_path
         self._backend = backend
+        self._session = session.encode()
+        self._timer: asyncio.TimerHandle | None = None
         self.shard = GcsShard(os.getpid())
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0
@@ -106,15 +115,39 @@ class GcsServer:
             StorageError: the tables cannot be read.
             OSError: the socket cannot be bound.
         """
-        for table in GcsShard.STORED_TABLES:
-            for key, value in await self._backend.scan(table):
-                self.shard.restore(table, key, value)
+        await self._restore()
         listening = _bind(self._socket_path)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(lambda: _Peer(self), sock=listening, backlog=LISTEN_BACKLOG)
 
+    async def _restore(self) -> None:
+        backend = self._backend
+        if await backend.get(SESSION_TABLE, b"") != self._session:
+            writes = [Write(SESSION_TABLE, b"", self._session)]
+            for table in GcsShard.SESSION_TABLES:
+                writes += [Write(table, key, None) for key, _ in await backend.scan(table)]
+            await backend.commit(writes)
+        for table in GcsShard.STORED_TABLES:
+            for key, value in await backend.scan(table):
+                self.shard.restore(table, key, value)
+        self.shard.begin(time.time())
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """See that nodes which are away are given up in time."""
+        deadline = self.shard.next_deadline()
+        if deadline is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.01, deadline - time.time()), self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self._perform(self.shard.handle(TimePassed(), time.time()))
+        self._set_timer()
+
     async def stop(self) -> None:
         """Stop listening, finish what is being committed, close everything."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._listener is not None:
             self._listener.close()
         if self._commit is not None:
@@ -140,6 +173,7 @@ class GcsServer:
         """A connection ended."""
         del self._peers[peer.number]
         self._perform(self.shard.handle(ConnectionLost(peer.number, cause), time.time()))
+        self._set_timer()
 
     def take(self, number: int, message: ToGcs) -> None:
         """A connection sent a message."""
@@ -224,15 +258,20 @@ async def _serve(socket_path: str, storage: str, parent_pid: int) -> int:
         loop.add_reader(parent_fd, ended.set)
     elif parent_pid:
         ended.set()
-    server = GcsServer(socket_path, open_backend(storage))
-    await server.start()
+    folder = os.path.dirname(os.path.abspath(socket_path))
+    try:
+        server = GcsServer(socket_path, open_backend(storage, folder), folder)
+        await server.start()
+    except StorageError as error:
+        print(f"shoal:gcs: the tables cannot be read: {error}", file=sys.stderr)
+        return 1
     waits = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(server.failed.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
     await server.stop()
     if parent_pid and (parent_fd < 0 or wait_readable(parent_fd, 0.0)):
-        remove_session(os.path.dirname(os.path.abspath(socket_path)))
+        remove_session(folder)
     return 1 if server.failed.is_set() else 0
 
 
@@ -245,7 +284,7 @@ def main(socket_path: str, storage: str = "memory", parent_pid: int = 0) -> int:
         parent_pid: the node daemon: its end is the end of this process too; 0 for none.
 
     Returns:
-        The exit code: 0 after SIGTERM, 1 when the storage failed.
+        The exit code: 0 after SIGTERM, 1 when the storage failed (its last line on stderr says why).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
     set_process_title("shoal:gcs")

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.protocol.storage_names import check_storage
+
 #: the file of "sqlite" without a path, in the session's folder
 SESSION_FILE = "gcs.sqlite"
-REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 @dataclass(slots=True)
@@ -52,28 +53,6 @@ class Backend(Protocol):
         """Release what the backend holds; nothing is called after this."""
 
 
-def check_storage(storage: object) -> str:
-    """The name of a storage, if it is one that `open_backend` knows.
-
-    Raises:
-        StorageError: it is not; the text lists what there is.
-    """
-    if not isinstance(storage, str):
-        raise StorageError(f"gcs_storage must be a string, got {storage!r} of type {type(storage).__name__}")
-    scheme = storage.partition(":")[0]
-    if storage in ("memory", "sqlite") or (scheme in ("sqlite", *REDIS_SCHEMES) and storage != f"{scheme}:"):
-        return storage
-    raise StorageError(
-        f"there is no GCS storage {storage!r}; known are 'memory', 'sqlite' (a file in the session's folder), 'sqlite:PATH', "
-        "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME'"
-    )
-
-
-def survives_death(storage: str) -> bool:
-    """Whether what was committed is still there when the process that committed it was killed."""
-    return storage != "memory"
-
-
 def open_backend(storage: str, folder: str = ".") -> Backend:
     """The backend that `storage` names.
 
@@ -83,7 +62,10 @@ def open_backend(storage: str, folder: str = ".") -> Backend:
     Raises:
         StorageError: nothing is known under this name, or it cannot be opened.
     """
-    scheme, _, rest = check_storage(storage).partition(":")
+    try:
+        scheme, _, rest = check_storage(storage).partition(":")
+    except ValueError as error:
+        raise StorageError(str(error)) from None
     if scheme == "memory":
         from shoal.gcs.storage.memory import MemoryBackend
 

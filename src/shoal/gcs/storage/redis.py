@@ -7,7 +7,7 @@ commit is whole in a single server and in one with replicas. What survives the d
 `appendonly yes` with `appendfsync everysec` loses at most a second, `always` nothing. While it cannot be reached a commit is tried again for
 `RETRY_S`: its writes set and delete rows, so doing them twice does no harm.
 
-Name: "redis://HOST:PORT/DB?prefix=NAME" (rediss:// for TLS; unix:///path for a socket), as redis-py reads it.
+Name: "redis://HOST:PORT/DB?prefix=NAME" and others (`protocol.storage_names`), as redis-py reads it.
 
 What it does not do: start a server, fail over (Sentinel does), or lock the prefix against a second GCS.
 """

@@ -29,10 +29,12 @@ from shoal.protocol.gcs_messages import (
     DEATH_FORGOTTEN,
     ActorChanged,
     ActorConstructed,
+    ActorLife,
     ActorPlacementRefused,
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    NodeReport,
     StartActor,
     StopActor,
     SubscribeKey,
@@ -58,6 +60,8 @@ class Placed:
     spec: ActorSpec
     #: None while it waits for a worker
     worker: Worker | None = None
+    #: its constructor has returned
+    constructed: bool = False
 
 
 @dataclass(slots=True)
@@ -65,6 +69,8 @@ class Followed:
     """An actor whose state processes of this node want to know."""
 
     state: ActorState | None = None
+    #: version of `state`
+    version: int = -1
     #: what the GCS said of an actor that is still to be created
     unknown: ActorChanged | None = None
     #: the GCS was asked after the actor had been created (or for one that others create)
@@ -126,27 +132,48 @@ class Actors:
         placed = self._placed.get(message.actor_id)
         if placed is None or placed.worker is not process or placed.incarnation != message.incarnation:
             return
-        self._gcs.send(ActorConstructed(message.actor_id, message.incarnation, message.error))
+        placed.constructed = not message.error
+        self._gcs.report(ActorConstructed(message.actor_id, message.incarnation, message.error))
         if message.error:
             self._pool.stop(placed.worker, "its constructor raised an exception", SHUTDOWN_GRACE_S)
 
     def on_kill(self, process: Process, message: messages.KillActor) -> None:
         """Somebody kills an actor. The GCS knows where it is; one that lives here need not wait for it."""
+        body: dict[str, Any] = {"actor_id": message.actor_id, "no_restart": message.no_restart}
         placed = self._placed.get(message.actor_id)
         if placed is not None and placed.worker is not None:
             self._pool.kill(placed.worker, "killed by shoal.kill()")
-        self._gcs.call("gcs.actor_kill", {"actor_id": message.actor_id, "no_restart": message.no_restart})
+            body["incarnation"] = placed.incarnation  # asked again after a restart, this must not end the next life
+        self._gcs.call("gcs.actor_kill", body)
 
     def handles_gone(self, actor_id: bytes) -> None:
         """Nobody on this node holds a handle any more."""
         self._created.pop(actor_id, None)
-        self._gcs.send(ActorRefsGone(actor_id))
+        self._gcs.report(ActorRefsGone(actor_id))
         self._give_up_unknown()
 
     # ---------------------------------------------------------------- from the GCS
 
+    def on_connected(self) -> None:
+        """The GCS listens (again): what lives here, and what processes here want to hear of."""
+        lives = []
+        for actor_id, placed in self._placed.items():
+            life = ActorLife(actor_id, placed.incarnation)
+            worker = placed.worker
+            if worker is not None:
+                life.worker_id, life.address, life.pid = worker.worker_id, worker.address, worker.pid
+                life.lease_id, life.constructed = worker.lease_id, placed.constructed
+            lives.append(life)
+        self._gcs.tell(NodeReport(lives))
+        for actor_id, followed in self._followed.items():
+            if followed.unknown is None:
+                self._gcs.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))
+
     def on_start(self, message: StartActor) -> None:
-        """An actor is to live here."""
+        """An actor is to live here. Said twice (a GCS server that was started again may) it is one life."""
+        known = self._placed.get(message.actor_id)
+        if known is not None and known.incarnation >= message.incarnation:
+            return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
         if message.delay_s > 0:
             self._loop.call_later(message.delay_s, self._place, placed)
@@ -191,7 +218,7 @@ class Actors:
         """An actor that somebody here follows has changed."""
         state = message.state
         followed = self._followed.get(state.actor_id)
-        if followed is None:
+        if followed is None or (message.version <= followed.version and state.death != DEATH_FORGOTTEN):
             return
         if state.death == DEATH_FORGOTTEN and not followed.asked_late:
             if state.actor_id in self._created:
@@ -200,7 +227,7 @@ class Actors:
             if self._may_come(state.actor_id):
                 followed.unknown = message
                 return
-        followed.state = state
+        followed.state, followed.version = state, message.version
         for worker_id in followed.subscribers:
             process = self._table.by_id.get(worker_id)
             if process is not None:
@@ -215,7 +242,7 @@ class Actors:
     def _follow(self, actor_id: bytes, followed: Followed) -> None:
         followed.unknown = None
         followed.asked_late = actor_id in self._created
-        self._gcs.send(SubscribeKey(CHANNEL_ACTOR, actor_id))
+        self._gcs.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))
 
     def _may_come(self, actor_id: bytes) -> bool:
         """Whether an actor that the GCS does not know may still be created by a process of this node."""
@@ -241,7 +268,7 @@ class Actors:
             return
         if isinstance(effect, events.RefuseActor):
             del self._placed[effect.actor_id]
-            self._gcs.send(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason))
+            self._gcs.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason))
             return
         worker = self._table.worker(effect.worker_id)
         if worker is None:
@@ -255,7 +282,7 @@ class Actors:
             effect.actor_id, effect.incarnation, worker.worker_id, worker.address, worker.pid, effect.lease_id
         )
         assert worker.connection is not None, "a registered worker has a connection"
-        worker.connection.when_written(lambda: self._gcs.send(started))
+        worker.connection.when_written(lambda: self._gcs.report(started))
 
     # ---------------------------------------------------------------- lives
 
@@ -274,7 +301,7 @@ class Actors:
         placed = self._placed.get(process.actor_id)
         if placed is not None and placed.worker is process:
             del self._placed[process.actor_id]
-            self._gcs.send(
+            self._gcs.report(
                 ActorWorkerDied(
                     process.actor_id, process.incarnation, cause, process.exits_by_itself, end.exit_code or 0
                 )

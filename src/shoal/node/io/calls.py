@@ -84,7 +84,7 @@ class Calls:
         seq = self._event_batches.get(process.worker_id, 0) + 1
         self._event_batches[process.worker_id] = seq
         packed = msgspec.msgpack.encode(message.events)
-        self._gcs.send(
+        self._gcs.report(
             TaskEventBatch(
                 process.worker_id, seq, process.pid, self._node_id, process.job_id, len(message.events), packed
             )

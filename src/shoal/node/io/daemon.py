@@ -35,6 +35,7 @@ from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.gcs_process import GcsProcess
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
 from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
@@ -72,7 +73,8 @@ class NodeDaemon:
         self.table = ProcessTable()
         self.outbox = Outbox(loop)
         self.watches = WatchTable(loop)
-        self.gcs = GcsLink(self._on_gcs_push, self._on_gcs_lost)
+        self.gcs = GcsLink(self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason))
+        self.gcs_process = GcsProcess(start, self.watches, self._on_gcs_lost)
         self.pool = WorkerPool(
             start, self.watches, LogRouter(self.table.drivers), self._on_start_failed, self._on_worker_exit
         )
@@ -87,9 +89,7 @@ class NodeDaemon:
             lambda process: self.objects.machine.owes(process),
         )
         self.memory = MemoryWatch(self.pool, self.leases, loop, memory_threshold(start.options))
-        self.actors = Actors(
-            self.table, self.pool, self.leases, self.gcs, self._owner_lives, loop
-        )
+        self.actors = Actors(self.table, self.pool, self.leases, self.gcs, self._owner_lives, loop)
         self.store = StoreShell(
             loop,
             start.session_dir,
@@ -120,6 +120,11 @@ class NodeDaemon:
             "scheduler": lambda: asdict(self.leases.machine.statistics()),
             "objects": lambda: self.objects.machine.statistics(),
             "actors": self.actors.statistics,
+            "gcs": lambda: {
+                **self.gcs.statistics(),
+                "pid": self.gcs_process.pid,
+                "restarts": self.gcs_process.restarts,
+            },
             "store": lambda: asdict(self.store.statistics()),
             "node": lambda: {"processes": len(self.table.by_id), "connections": len(self._connections)},
         }
@@ -143,7 +148,7 @@ class NodeDaemon:
             self.watches.watch(
                 start.driver_pid, lambda _end: self.end("its driver is gone"), is_child=False, pidfd=start.driver_fd
             )
-        self.watches.watch(start.gcs_pid, lambda end: self._on_gcs_lost(f"it died ({end.exit_code})"))
+        self.gcs_process.watch()
         self.gcs.start(
             loop,
             start.gcs_socket,
@@ -277,7 +282,7 @@ class NodeDaemon:
             "object_store_memory": options["object_store_memory"],
             "resources": self.resources,
             "log_path": self.start.log_path,
-            "gcs_pid": self.start.gcs_pid,
+            "gcs_pid": self.gcs_process.pid,
             "options": options,
         }
 
@@ -365,9 +370,14 @@ class NodeDaemon:
         elif kind is ActorChanged:
             self.actors.on_changed(message)
 
+    def _on_gcs_connected(self) -> None:
+        self.gcs_process.answered()
+        self.actors.on_connected()
+
     def _on_gcs_lost(self, reason: str) -> None:
+        """There is no GCS and will be none."""
         if not self.ending:
-            self.end(f"its GCS server was lost: {reason}")
+            self.end(reason)
 
     # ---------------------------------------------------------------- the end
 
@@ -387,8 +397,9 @@ class NodeDaemon:
     def finish(self) -> None:
         """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""
         self.gcs.close()
+        self.gcs_process.close()
         worker_pids = self.pool.close()
-        left = end_children(self.start.session_dir, self.pool.zygote_pid, self.start.gcs_pid, worker_pids)
+        left = end_children(self.start.session_dir, self.pool.zygote_pid, self.gcs_process.pid, worker_pids)
         if left:
             log.error("processes %s did not end", left)
 

@@ -1,26 +1,53 @@
-"""The daemon's line to the GCS, usable before it is connected.
+"""The daemon's line to the GCS, usable before it is connected and while the GCS server is away.
 
-Purpose: whoever has something to say to the GCS says it at once; the GCS server starts at the same time as the daemon and may come later.
+Purpose: whoever has something to say to the GCS says it once; that it arrives is this part's business.
 
-Design: messages and calls said before the node is registered wait in order. Calls are answered by a callback, with the error as
-[kind, text], so no handler of the daemon ever waits.
+Design: what was said is kept, in order and under a number, until it is confirmed: calls by their answer, reports (news of actors, trace events) by
+`Acknowledged`. When the connection ends, another one is made, and all that is kept is said again with the same numbers, so that the GCS knows
+what it has done already; then `on_connected` tells what the GCS must know anew (lives of actors, subscriptions).
 
-What it does not do: reconnect. A node whose GCS is lost ends (`on_lost`).
+    call, report -> kept -> sent -> answered or acknowledged: forgotten
+                      ^       `- the connection ends: connect, register, send all that is kept
+                      `--------------------'
+
+Calls are answered by a callback, with the error as [kind, text], so no handler of the daemon ever waits. While the GCS is away at most
+GCS_QUEUE_MAX things are kept: then calls are refused, and trace events dropped and counted.
+
+A server that cannot be reached, or owes an answer and is silent for GCS_SILENT_S, is reported by `on_stuck`, again and again: whoever owns
+the process ends it, or the node.
+
+What it does not do: start a GCS server (`gcs_process`), know what it is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
-from shoal.protocol.gcs_messages import GcsPush, RegisterNode
+from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
+from shoal.protocol.limits import GCS_QUEUE_MAX, GCS_SILENT_S
 
 log = logging.getLogger("shoal.node")
 
+#: after a connection that did not come to a registration
+REFUSED_PAUSE_S = 0.005
+REFUSALS_MAX = 100
+
 Then = Callable[[Any, list[str]], None]  #: (body, error): error is empty or [kind, text]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that is not answered."""
+
+    method: str
+    body: dict[str, Any]
+    then: Then | None
 
 
 class GcsLink:
@@ -28,90 +55,216 @@ class GcsLink:
 
     Args:
         on_push: what the GCS sends unasked.
-        on_lost: called once with the reason when the GCS cannot be reached (any more).
+        on_connected: called after each registration, when all that was kept has been said again: now `tell` reaches the GCS.
+        on_stuck: called with the reason when the server does not answer.
     """
 
-    def __init__(self, on_push: Callable[[GcsPush], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_push: Callable[[GcsPush], None], on_connected: Callable[[], None], on_stuck: Callable[[str], None]
+    ) -> None:
         self._on_push = on_push
-        self._on_lost = on_lost
+        self._on_connected = on_connected
+        self._on_stuck = on_stuck
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._path = ""
+        self._node: RegisterNode | None = None
+        #: None while there is no registered connection
         self._client: GcsClient | None = None
         self._closed = False
-        #: said before the line was up, in order
-        self._early: list[Callable[[GcsClient], None]] = []
+        #: what was said and is not confirmed, by number, in order: a call or a report
+        self._kept: dict[int, Any] = {}
+        self._last_number = 0
+        #: numbers of the reports sent on this connection and not acknowledged, in order
+        self._unacknowledged: deque[int] = deque()
+        #: how many reports of this connection are acknowledged
+        self._acknowledged = 0
         self._connecting: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._heard_s = 0.0
+        #: connections after the first one
+        self.reconnects = 0
+        self.dropped = 0
 
     def start(self, loop: asyncio.AbstractEventLoop, path: str, node: RegisterNode) -> None:
         """Connect and register in the background."""
-        self._connecting = loop.create_task(self._connect(path, node))
+        self._loop, self._path, self._node = loop, path, node
+        self._dial()
 
-    async def _connect(self, path: str, node: RegisterNode) -> None:
-        try:
-            client = await GcsClient.connect(path, node.node_id, self._push, self._lost)
-            await client.register(node)
-        except GcsLostError as error:
-            self._lost(str(error))
-            return
-        except Exception as error:
-            log.exception("internal error while connecting to the GCS; please report it")
-            self._lost(repr(error))
-            return
+    def _dial(self) -> None:
+        assert self._loop is not None, "started"
+        self._connecting = self._loop.create_task(self._connect())
+        self._connecting.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        """An error of ours must not leave the node without a GCS and without a word."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("internal error while connecting to the GCS; please report it", exc_info=error)
+            self._on_stuck(repr(error))
+            if self._client is None and self._loop is not None:
+                self._loop.call_later(1.0, self._dial)
+
+    # ---------------------------------------------------------------- the connection
+
+    async def _connect(self) -> None:
+        assert self._node is not None, "started"
+        refusals = 0
+        while not self._closed:
+            client = None
+            try:
+                client = await GcsClient.connect(
+                    self._path, self._node.node_id, self._push, self._lost, on_acknowledged=self._on_acknowledged
+                )
+                await client.register(self._node, GCS_SILENT_S)
+            except GcsLostError as error:
+                refusals += 1
+                # It did not come; or it came and says nothing; or it ends every connection (one may be that of a server just killed).
+                if client is None or not client.lost or refusals % REFUSALS_MAX == 0:
+                    self._on_stuck(str(error))
+                if client is not None:
+                    client.close()
+                await asyncio.sleep(REFUSED_PAUSE_S)
+                continue
+            if not client.lost:
+                self._begin(client)
+                return
+
+    def _begin(self, client: GcsClient) -> None:
+        """A new connection is registered: say again what is not confirmed."""
         self._client = client
-        early, self._early = self._early, []
-        for say in early:
-            say(client)
+        self._acknowledged = 0
+        self._unacknowledged.clear()
+        self._hear()
+        for number, said in list(self._kept.items()):
+            self._transmit(client, number, said)
+        self._on_connected()
+
+    def _lost(self, _reason: str) -> None:
+        if self._closed or self._client is None:
+            return  # while it connects, `_connect` sees to it
+        self._client = None
+        self.reconnects += 1
+        self._dial()
+
+    def _hear(self) -> None:
+        """The server has said something, or was asked while nothing was owed: its time begins anew."""
+        assert self._loop is not None, "started"
+        self._heard_s = self._loop.time()
+        if self._watch is None and not self._closed:
+            self._watch = self._loop.call_later(GCS_SILENT_S, self._look)
+
+    def _look(self) -> None:
+        """Is an answer owed for too long?"""
+        self._watch = None
+        if self._closed or self._client is None or not self._kept:
+            return
+        assert self._loop is not None, "started"
+        silent_s = self._loop.time() - self._heard_s
+        if silent_s >= GCS_SILENT_S:
+            self._heard_s = self._loop.time()
+            self._on_stuck(f"it has not answered for {silent_s:.0f} s")
+            silent_s = 0.0
+        self._watch = self._loop.call_later(max(0.1, GCS_SILENT_S - silent_s), self._look)
 
     def _push(self, message: GcsPush) -> None:
+        self._hear()
         try:
             self._on_push(message)
         except Exception:
             log.exception("internal error while handling %s of the GCS; please report it", type(message).__name__)
 
-    def _lost(self, reason: str) -> None:
-        if not self._closed:
-            self._closed = True
-            self._on_lost(reason)
+    def _on_acknowledged(self, count: int) -> None:
+        self._hear()
+        while self._acknowledged < count and self._unacknowledged:
+            self._acknowledged += 1
+            self._kept.pop(self._unacknowledged.popleft(), None)
 
-    def send(self, message: Any) -> None:
-        """Tell the GCS something that has no answer."""
-        if self._client is None:
-            self._early.append(lambda client: self._send(client, message))
-        else:
+    # ---------------------------------------------------------------- saying
+
+    def report(self, message: Any) -> None:
+        """Tell the GCS what it must hear, sooner or later: news of actors and trace events."""
+        if len(self._kept) >= GCS_QUEUE_MAX and type(message) is TaskEventBatch:
+            if not self.dropped:
+                log.warning(
+                    "the GCS server is away and %d things wait for it: trace events are dropped", len(self._kept)
+                )
+            self.dropped += message.count
+            return
+        self._keep(message)
+
+    def tell(self, message: Any) -> None:
+        """Tell the GCS what `on_connected` tells anew at every connection; without a connection it is not said."""
+        if self._client is not None:
             self._send(self._client, message)
+
+    def call(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
+        """Ask the GCS; `then` gets the answer or the error, some time later."""
+        if len(self._kept) >= GCS_QUEUE_MAX:
+            text = f"{method} was not asked: {len(self._kept)} things wait for the GCS server, which is away or slow; try again later"
+            if then is not None:
+                then(None, ["GcsUnavailable", text])
+            else:
+                log.error("%s", text)
+            return
+        self._keep(_Call(method, body, then))
+
+    def _keep(self, said: Any) -> None:
+        if not self._kept and self._client is not None:
+            self._hear()
+        self._last_number += 1
+        self._kept[self._last_number] = said
+        if self._client is not None:
+            self._transmit(self._client, self._last_number, said)
+
+    def _transmit(self, client: GcsClient, number: int, said: Any) -> None:
+        if type(said) is not _Call:
+            self._unacknowledged.append(number)
+            self._send(client, said)
+            return
+        # All before the oldest that is kept is confirmed.
+        future = client.call_nowait(said.method, said.body, number, next(iter(self._kept)) - 1)
+        future.add_done_callback(lambda answer: self._answered(number, answer))
 
     def _send(self, client: GcsClient, message: Any) -> None:
         try:
             client.send(message)
-        except GcsLostError as error:
-            self._lost(str(error))
+        except GcsLostError:
+            pass  # the connection has just ended: it is said on the next one
 
-    def call(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
-        """Ask the GCS; `then` gets the answer or the error, some time later."""
-        if self._client is None:
-            self._early.append(lambda client: self._call(client, method, body, then))
+    def _answered(self, number: int, answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, GcsLostError):
+            return  # asked again on the next connection
+        said: _Call | None = self._kept.pop(number, None)
+        if said is None:
+            return
+        self._hear()
+        if error is None:
+            if said.then is not None:
+                said.then(answer.result(), [])
+            return
+        kind, text = (error.kind, error.text) if isinstance(error, GcsCallError) else ("InternalError", repr(error))
+        if said.then is not None:
+            said.then(None, [kind, text])
         else:
-            self._call(self._client, method, body, then)
+            log.warning("the GCS refused %s: %s: %s", said.method, kind, text)
 
-    def _call(self, client: GcsClient, method: str, body: dict[str, Any], then: Then | None) -> None:
-        def answered(future: asyncio.Future[Any]) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is None:
-                if then is not None:
-                    then(future.result(), [])
-                return
-            kind, text = (error.kind, error.text) if isinstance(error, GcsCallError) else ("GcsLostError", str(error))
-            if then is not None:
-                then(None, [kind, text])
-            else:
-                log.warning("the GCS refused %s: %s: %s", method, kind, text)
-
-        client.call_nowait(method, body).add_done_callback(answered)
+    def statistics(self) -> dict[str, int]:
+        """How the line is."""
+        return {
+            "connected": int(self._client is not None),
+            "kept": len(self._kept),
+            "reconnects": self.reconnects,
+            "task_events_dropped": self.dropped,
+        }
 
     def close(self) -> None:
         """The node ends."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._client is not None:
             self._client.close()

@@ -1,0 +1,118 @@
+"""The GCS server process, as the daemon that started it sees it: when it dies, another one takes its place.
+
+Purpose: the death of the GCS costs a pause of some tenths of a second, and no session.
+
+Design: the process is watched by pidfd; a fresh interpreter is started on the same socket path and the same storage (the daemon has an event loop,
+so it must not fork on). One that dies before it answered, or many deaths in a short time, mean that starting it again is no help: then
+`on_failed` says so, once. So does the death of one whose storage does not outlive it.
+
+What it does not do: connect (`gcs_link`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+
+from shoal.node.io.processes import End, Watch, WatchTable
+from shoal.protocol.errors import describe_exit
+from shoal.protocol.limits import GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_STILLBIRTHS_MAX
+from shoal.protocol.storage_names import outlives_server
+from shoal.system.gcs_process import respawn_gcs
+from shoal.system.start_plan import DaemonStart
+
+log = logging.getLogger("shoal.node")
+
+#: how lines of the GCS server begin in the node's log
+GCS_MARK = "shoal:gcs:"
+LAST_WORDS_BYTES = 16 << 10
+
+
+class GcsProcess:
+    """The GCS server of a head node. `watch` it once; then it is replaced when it dies.
+
+    Args:
+        on_failed: called once, with the reason, when there is no GCS and will be none.
+    """
+
+    def __init__(self, start: DaemonStart, watches: WatchTable, on_failed: Callable[[str], None]) -> None:
+        self._start = start
+        self._watches = watches
+        self._loop: asyncio.AbstractEventLoop = watches.loop
+        self._on_failed = on_failed
+        self.pid = start.gcs_pid
+        self._watch: Watch | None = None
+        self._closed = False
+        #: when it died, those within GCS_DEATHS_WITHIN_S
+        self._deaths: deque[float] = deque()
+        #: deaths since it answered last
+        self._stillbirths = 0
+        self.restarts = 0
+
+    def watch(self) -> None:
+        """Begin to watch the process of `self.pid`."""
+        self._watch = self._watches.watch(self.pid, self._died)
+
+    def answered(self) -> None:
+        """It is up: the node is registered there."""
+        self._stillbirths = 0
+
+    def end(self, reason: str) -> None:
+        """It is of no use as it is: end it, so that another one is started."""
+        log.error("the GCS server (process %d) is ended: %s", self.pid, reason)
+        if self._watch is not None:
+            self._watch.kill()
+
+    def close(self) -> None:
+        """The node ends."""
+        self._closed = True
+
+    def _died(self, end: End) -> None:
+        self._watch = None
+        if self._closed:
+            return
+        how = f"its GCS server (process {self.pid}) died: {describe_exit(end.exit_code)}"
+        storage = self._start.options["gcs_storage"]
+        if not outlives_server(storage):
+            self._fail(f"{how}, and with it the tables that gcs_storage={storage!r} keeps in its memory")
+            return
+        now = self._loop.time()
+        self._deaths.append(now)
+        while self._deaths[0] < now - GCS_DEATHS_WITHIN_S:
+            self._deaths.popleft()
+        self._stillbirths += 1
+        if self._stillbirths > GCS_STILLBIRTHS_MAX:
+            self._fail(f"{how}; it died {self._stillbirths} times without ever answering")
+        elif len(self._deaths) > GCS_DEATHS_MAX:
+            self._fail(f"{how}; it died {len(self._deaths)} times within {GCS_DEATHS_WITHIN_S:g} s")
+        else:
+            log.warning("%s; starting another one", how)
+            self._restart()
+
+    def _restart(self) -> None:
+        try:
+            self.pid = respawn_gcs(self._start)
+        except OSError as error:
+            self._fail(f"its GCS server died and no other could be started: {error}")
+            return
+        self.restarts += 1
+        self.watch()
+
+    def _fail(self, reason: str) -> None:
+        self._closed = True
+        said = last_words(self._start.log_path)
+        self._on_failed(f"{reason}. It said: {said}" if said else reason)
+
+
+def last_words(log_path: str) -> str:
+    """The last line that a GCS server wrote into the node's log; empty if none is found."""
+    try:
+        with open(log_path, "rb") as log_file:
+            log_file.seek(max(0, os.fstat(log_file.fileno()).st_size - LAST_WORDS_BYTES))
+            lines = log_file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix(GCS_MARK).strip() for line in reversed(lines) if line.startswith(GCS_MARK)), "")

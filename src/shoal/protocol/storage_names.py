@@ -1,0 +1,36 @@
+"""What the storage of the GCS may be called: the names that users write, checked before anything is started.
+
+    memory                               gone with the GCS server, and the session with it
+    sqlite                               a file in the session's folder: the default
+    sqlite:PATH                          a file that is kept; `?synchronous=off|normal|full` (gcs.storage.sqlite)
+    redis://HOST:PORT/DB?prefix=NAME     a Redis or Valkey server; also rediss:// (TLS), unix:///path/of/its.sock
+
+What it does not do: open anything (`gcs.storage.backend`).
+"""
+
+from __future__ import annotations
+
+STORAGE_DEFAULT = "sqlite"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def check_storage(storage: object) -> str:
+    """The name, if it is one of those above.
+
+    Raises:
+        TypeError, ValueError: it is not; the text lists what there is.
+    """
+    if not isinstance(storage, str):
+        raise TypeError(f"gcs_storage must be a string, got {storage!r} of type {type(storage).__name__}")
+    scheme, _, rest = storage.partition(":")
+    if storage in ("memory", "sqlite") or (rest and scheme in ("sqlite", *REDIS_SCHEMES)):
+        return storage
+    raise ValueError(
+        f"there is no GCS storage {storage!r}; known are 'memory', 'sqlite' (a file in the session's folder), 'sqlite:PATH', "
+        "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME'"
+    )
+
+
+def outlives_server(storage: str) -> bool:
+    """Whether what was committed is still there when the server that committed it was killed."""
+    return storage != "memory"

@@ -1,0 +1,38 @@
+"""Start another GCS server in place of one that died.
+
+Purpose: the daemon may not import `launch`, and may not fork on: it spawns a fresh interpreter whose entry `launch` provides.
+
+What it does not do: wait for it, or decide whether it is worth the try (`node.io.gcs_process`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from shoal.system.interpreter import spawn_interpreter
+from shoal.system.start_plan import DaemonStart
+
+
+def respawn_gcs(start: DaemonStart) -> int:
+    """Start a GCS server on the socket path and the storage of the one that died. Returns at once; it listens some 0.1 s later.
+
+    Returns:
+        Its pid, a child of this process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    plan = {
+        "session_dir": start.session_dir,
+        "gcs_socket": start.gcs_socket,
+        "gcs_entry": start.zygote.entries.gcs,
+        "gcs_storage": start.options["gcs_storage"],
+        "daemon_pid": os.getpid(),
+    }
+    return spawn_interpreter(
+        start.zygote.interpreter,
+        "shoal.launch.gcs_process:main",
+        plan,
+        log_path=start.log_path or os.devnull,
+        kept_fds={"alive_fd": start.alive_fd},
+    )
