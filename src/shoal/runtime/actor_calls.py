@@ -243,7 +243,7 @@ class ActorCalls:
         task.queue = queue
         lease = queue.lease
         if lease is not None and not queue.unsent and not task.missing and not queue.killed:
-            if task.deps is not None and self.runtime.fail_on_dependency(task):
+            if task.deps is not None and self.runtime.submitter.fail_on_dependency(task):
                 return
             submitter = self.runtime.submitter
             idle = not lease.inflight
@@ -277,7 +277,7 @@ class ActorCalls:
                 )
             elif not task.missing:
                 unsent.popleft()
-                if task.deps is None or not self.runtime.fail_on_dependency(task):
+                if task.deps is None or not self.runtime.submitter.fail_on_dependency(task):
                     submitter.push(lease, task)
             elif queue.in_order:
                 break

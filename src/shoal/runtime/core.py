@@ -13,7 +13,6 @@ What it does not do: execute tasks (`executor`), start processes (`launch`), or 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from time import perf_counter
@@ -154,9 +153,6 @@ class Runtime:
             str  #: what the starter of the node knows of its death, to be put after "died"
         )
         self.executor: Any = None  #: of a worker
-        #: tasks that fail because of an input and are to be told, by whoever began to
-        self._failing: deque[tuple[PendingTask, Failed]] = deque()
-        self._is_failing = False
         self._template_numbers = 0
         self._requests = 0
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
@@ -253,7 +249,7 @@ class Runtime:
                     self.actor_calls.enqueue(queue, task)
             elif queue is not None:
                 self.actor_calls.enqueue(queue, task)
-            elif deps is None or not self.fail_on_dependency(task):
+            elif deps is None or not self.submitter.fail_on_dependency(task):
                 self.submitter.enqueue(task)
             if self.reactor._parked or self.reactor._background_idle:
                 self.reactor.attend()
@@ -362,33 +358,8 @@ class Runtime:
     def _dependencies_arrived(self, task: PendingTask) -> None:
         if task.queue is not None:
             self.actor_calls.dependency_arrived(task)
-        elif not task.cancelled and not self.fail_on_dependency(task):
+        elif not task.cancelled and not self.submitter.fail_on_dependency(task):
             self.submitter.enqueue(task)
-
-    def fail_on_dependency(self, task: PendingTask) -> bool:
-        """Whether an input failed; then the task fails with it. Caller holds the lock."""
-        for _, entry in task.deps or ():
-            value = entry.value
-            if type(value) is Failed:
-                unread_errors.read(entry.oid)
-                error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
-                self.submitter.pending -= 1
-                self._fail_dependents(task, Failed(serialization.dumps_error(error)))
-                return True
-        return False
-
-    def _fail_dependents(self, task: PendingTask, value: Failed) -> None:
-        """Fail a task, then those that depend on it, and so on: one after the other, as a chain may be longer than the stack is deep."""
-        failing = self._failing
-        failing.append((task, value))
-        if self._is_failing:
-            return
-        self._is_failing = True
-        try:
-            while failing:
-                self.finish_task(*failing.popleft())
-        finally:
-            self._is_failing = False
 
     # ------------------------------------------------------------ results
 

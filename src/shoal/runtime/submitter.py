@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from shoal.protocol.messages import (
     TasksBounced,
     WorkerDied,
 )
+from shoal.runtime import unread_errors
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
 from shoal.system.process import UnsupportedSystemError, raise_file_limit
@@ -67,6 +69,9 @@ class Submitter:
         self.lease_count = 0  #: leases of tasks (not of actors)
         self.pending = 0  #: submitted tasks whose result is not known
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
+        #: tasks that fail because of an input and are to be told, by whoever began to
+        self._failing: deque[tuple[PendingTask, Failed]] = deque()
+        self._is_failing = False
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
         handlers[TasksBounced] = self.on_bounced
@@ -316,6 +321,31 @@ class Submitter:
         """The task will never have a value. Caller holds the lock."""
         self.pending -= 1
         self.runtime.finish_task(task, Failed(serialization.dumps_error(error)))
+
+    def fail_on_dependency(self, task: PendingTask) -> bool:
+        """Whether an input failed; then the task fails with it. Caller holds the lock."""
+        for _, entry in task.deps or ():
+            value = entry.value
+            if type(value) is Failed:
+                unread_errors.read(entry.oid)
+                error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
+                self.pending -= 1
+                self._fail_dependents(task, Failed(serialization.dumps_error(error)))
+                return True
+        return False
+
+    def _fail_dependents(self, task: PendingTask, value: Failed) -> None:
+        """Fail a task, then those that depend on it, and so on: one after the other, as a chain may be longer than the stack is deep."""
+        failing = self._failing
+        failing.append((task, value))
+        if self._is_failing:
+            return
+        self._is_failing = True
+        try:
+            while failing:
+                self.runtime.finish_task(*failing.popleft())
+        finally:
+            self._is_failing = False
 
     # ------------------------------------------------------------ leases
 

@@ -68,6 +68,8 @@ class FrameDecoder(Generic[M]):
         """Where to receive the next bytes; never empty."""
         if self._start == self._end:
             self._start = self._end = 0
+            if len(self._buffer) > RECEIVE_BUFFER_BYTES:
+                self._make_room()  # a large frame came and went
         elif self._end == len(self._buffer) or self._start > len(self._buffer) // 2:
             self._make_room()
         return self._view[self._end :]
@@ -105,7 +107,7 @@ class FrameDecoder(Generic[M]):
             self._start = start
             try:
                 message = decode(view[body:start])
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"a frame of {size} bytes is no known message: {error}") from None
             yield message
 
