@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 from tests.runtime.simulation import FakeSocket, Plan, World, known, outcome_of
 
 from shoal.protocol import errors
+from shoal.runtime import exports
 from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate
+from shoal.runtime.submitter import DEATH_TOLD_WITHIN_S
 
 
 def leased(world: World, plan: Plan) -> SimpleNamespace:
@@ -115,3 +118,72 @@ def test_a_retried_stream_is_not_stuck_behind_what_was_taken() -> None:
         world.submit(plan, world.drivers[0])
         world.finish()
         assert len(plan.started) == 2 and [outcome_of(ref) for ref in plan.taken] == [100, 101, 102, 103, 104, 105]
+
+
+def test_a_connection_that_breaks_without_a_death_is_given_up() -> None:
+    """A worker refused a message: nobody will ever say that it died."""
+    with World(7) as world:
+        at = leased(world, Plan(1, max_retries=1))
+        at.worker.reactor.close(at.worker.executor.reactor.connections[at.lease.connection.sock.peer.fd])
+        at.driver.deliver()
+        assert at.lease.connection.closed and at.driver.runtime.submitter.pending == 1
+        world.now += DEATH_TOLD_WITHIN_S + 1
+        world.finish()
+        assert outcome_of(world.plans[1].result) == 10
+
+
+def test_calls_go_on_when_the_connection_to_a_living_actor_broke() -> None:
+    with World(8) as world:
+        driver = world.drivers[0]
+        world.add_actor(0)
+        calls = [
+            Plan(1, is_call=True),
+            Plan(2, is_call=True, pauses=1000, max_retries=1),
+            Plan(3, is_call=True, max_retries=1),
+        ]
+        for plan in calls:
+            world.plans[plan.number] = plan
+            world.submit(plan, driver)
+        while not known(calls[0]):
+            world.calm_round()
+        (queue,) = driver.runtime.actor_calls.queues.values()
+        assert queue.lease is not None
+        (host,) = [each for each in world.workers if each.actor is not None]
+        host.reactor.close(host.reactor.connections[queue.lease.connection.sock.peer.fd])  # type: ignore[attr-defined]
+        driver.deliver()
+        for _ in range(5):
+            world.calm_round()
+        calls[1].pauses = 0
+        calls[1].max_retries = calls[2].max_retries = 3
+        next(iter(world.actors.values())).in_order = False  # for the twin: this life sees some calls twice
+        world.now += DEATH_TOLD_WITHIN_S + 1
+        world.finish()
+        assert [outcome_of(plan.result) for plan in calls] == [10, 20, 30]
+
+
+def test_an_actor_that_lives_elsewhere_before_its_death_was_told() -> None:
+    with World(9) as world:
+        driver = world.drivers[0]
+        actor = world.add_actor(5)
+        calls = [Plan(1, is_call=True), Plan(2, is_call=True, pauses=1000, max_retries=2)]
+        for plan in calls:
+            world.plans[plan.number] = plan
+            world.submit(plan, driver)
+        while not known(calls[0]) or not calls[1].started:
+            world.calm_round()
+        host = actor.worker
+        assert host is not None
+        host.die()
+        host.buried = True  # its node is out of reach: nobody tells of it
+        del world.leases[host.lease_id]
+        calls[1].pauses = 0
+        actor.worker, actor.state = None, "restarting"
+        world.finish()
+        assert outcome_of(calls[1].result) == 20
+
+
+def test_code_that_captures_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "CODE_BYTES_MAX", 10_000)
+    captured = bytes(20_000)
+    with World(10) as world, pytest.raises(ValueError, match="captures too much"):
+        world.drivers[0].runtime.exports.export(lambda: captured)

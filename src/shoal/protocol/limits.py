@@ -7,6 +7,7 @@ PROTOCOL_VERSION = 1
 # --- frames
 FRAME_HEADER_BYTES = 4
 FRAME_BYTES_MAX = 256 << 20  #: a longer frame is garbage or an attack: the connection is closed
+CODE_BYTES_MAX = 96 << 20  #: a function or class with what it captured: it goes to every worker
 RECEIVE_BUFFER_BYTES = 256 << 10
 
 # --- values
@@ -74,4 +75,5 @@ ASYNC_CONCURRENCY_DEFAULT = 1000
 
 assert INLINE_ARGUMENT_BYTES_MAX <= INLINE_RESULT_BYTES_MAX < FRAME_BYTES_MAX
 assert REPLY_FLUSH_S <= QUEUED_WORK_S <= LEASE_SLICE_S < LEASE_IDLE_S
+assert CODE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOCK_HEADER_BYTES % BLOCK_ALIGN_BYTES == 0

@@ -301,8 +301,10 @@ class ActorCalls:
         queue.state = message.state
         self._unreached.pop(message.actor_id, None)
         if message.state == "alive":
-            if queue.lease is not None and queue.lease.lease_id == message.lease_id:
-                return
+            if queue.lease is not None:
+                if queue.lease.lease_id == message.lease_id:
+                    return
+                self._lose_lease(queue)  # it lives elsewhere now
             try:
                 peer = self.runtime.submitter.connect(message.worker_id, message.address, message.pid)
             except OSError as error:
@@ -334,6 +336,10 @@ class ActorCalls:
             self._settle_lost(queue)
             self._fail_unsent(queue)
             self._forget_oldest_dead(queue)
+
+    def ask_again(self, queue: ActorQueue) -> None:
+        """The connection to an actor broke, though it lives: what was lost is settled when its state is told again. Caller holds the lock."""
+        self._subscribe(queue.actor_id)
 
     def _reach(self, now: float) -> None:
         """Try again to connect to actors that could not be reached. Caller holds the lock."""

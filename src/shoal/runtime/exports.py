@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import ids
+from shoal.protocol.limits import CODE_BYTES_MAX
 from shoal.runtime import objects
 from shoal.runtime.objects import ObjectEntry
 
@@ -59,11 +60,17 @@ class Exports:
 
         Raises:
             TypeError: it captures something that cannot be serialized.
+            ValueError: it captures too much.
         """
         known = self._of.get(id(code))
         if known is not None and known[0]() is code:
             return known[1]
         blob, refs = serialization.dumps_code(code)
+        if len(blob) > CODE_BYTES_MAX:
+            raise ValueError(
+                f"{getattr(code, '__qualname__', code)!s} captures too much: with it the code takes {len(blob) >> 20} MiB, and at most "
+                f"{CODE_BYTES_MAX >> 20} MiB can be sent to workers. Put large arrays with shoal.put, and pass or capture the ref."
+            )
         runtime = self._runtime
         with runtime.reactor.lock:
             held = runtime.objects.escape(refs) if refs else []

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors
-from shoal.protocol.limits import FLUSH_TASKS, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
+from shoal.protocol.limits import FLUSH_TASKS, FRAME_BYTES_MAX, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
 from shoal.protocol.messages import (
     DefineFunction,
     Failed,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection
 
 PEER_CONNECT_TIMEOUT_S = 2.0
+DEATH_TOLD_WITHIN_S = 10.0  #: after the end of a connection the daemon tells of the worker's, long before this
 STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
 
 
@@ -68,6 +69,8 @@ class Submitter:
         self._unsent: list[WorkerLease] = []
         self.lease_count = 0  #: leases of tasks (not of actors)
         self.pending = 0  #: submitted tasks whose result is not known
+        #: connections that ended, before the daemon said how their workers did
+        self._unexplained: list[Connection] = []
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
         #: tasks that fail because of an input and are to be told, by whoever began to
         self._failing: deque[tuple[PendingTask, Failed]] = deque()
@@ -420,8 +423,8 @@ class Submitter:
             OSError: no more files can be opened in this process.
         """
         connection = self._peers.get(worker_id)
-        if connection is not None and not connection.closed:
-            return connection
+        if connection is not None:
+            return None if connection.closed else connection  # closed: its tasks wait to be told of its death
         sock = _new_socket()
         sock.settimeout(PEER_CONNECT_TIMEOUT_S)  # a stopped worker with a full backlog must not hold the lock for good
         try:
@@ -502,8 +505,37 @@ class Submitter:
 
     def on_peer_closed(self, connection: Connection) -> None:
         """A worker's connection ended; its daemon says why."""
-        if connection.attachment.death is not None or self.reactor.causal is None:
+        peer: WorkerPeer = connection.attachment
+        if peer.death is not None or self.reactor.causal is None:
             self._bury(connection)
+        else:
+            peer.closed_at = perf_counter()
+            self._unexplained.append(connection)
+
+    def _give_up_unexplained(self, now: float) -> None:
+        """Connections ended whose workers did not die, it seems: what they had counts as started and lost. Caller holds the lock."""
+        for connection in list(self._unexplained):
+            peer: WorkerPeer = connection.attachment
+            if peer.death is None and now - peer.closed_at < DEATH_TOLD_WITHIN_S:
+                continue
+            self._unexplained.remove(connection)
+            if peer.death is not None:
+                continue
+            lease = next(iter(peer.leases.values()), None)
+            started = max(lease.inflight, default=0) if lease is not None else 0
+            cause = (
+                f"the connection to the worker with pid {peer.pid} broke, though it lives: it refuses messages over {FRAME_BYTES_MAX} bytes; "
+                "pass large arguments as refs of shoal.put"
+            )
+            peer.death = WorkerDied(peer.worker_id, lease.lease_id if lease is not None else 0, started, cause, 0)
+            queues = [each.queue for each in peer.leases.values() if each.queue is not None]
+            daemon = self.reactor.causal
+            if daemon is not None:
+                for lease_id in peer.leases:
+                    daemon.send(ReturnLease(lease_id))
+            self._bury(connection)
+            for queue in queues:
+                self.runtime.actor_calls.ask_again(queue)
 
     def _bury(self, connection: Connection) -> None:
         """The worker is dead and all that it sent was read: decide what happens to its tasks."""
@@ -547,6 +579,8 @@ class Submitter:
         """Return idle leases, recall queues that do not move, send what is gathered. Caller holds the lock."""
         if self._unsent:
             self.flush()
+        if self._unexplained:
+            self._give_up_unexplained(now)
         for klass in self.classes:
             if not klass.leases:
                 continue

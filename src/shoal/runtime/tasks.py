@@ -169,7 +169,7 @@ class WorkerLease:
 class WorkerPeer:
     """What a submitter knows of one worker it is connected to. Attached to the connection."""
 
-    __slots__ = ("address", "death", "functions", "leases", "pid", "templates", "worker_id")
+    __slots__ = ("address", "closed_at", "death", "functions", "leases", "pid", "templates", "worker_id")
 
     def __init__(self, worker_id: bytes, address: str, pid: int) -> None:
         self.worker_id = worker_id
@@ -180,6 +180,7 @@ class WorkerPeer:
         self.functions: set[bytes] = set()
         self.templates: set[int] = set()
         self.death: Any = None  #: the WorkerDied message, once it came
+        self.closed_at = 0.0  #: when the connection ended
 
 
 class TaskContext:
