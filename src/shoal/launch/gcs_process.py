@@ -48,8 +48,7 @@ def run(entry: str, socket_path: str, storage: str, daemon_pid: int, session_dir
         gcs_main = entry_function(entry)
         gc.freeze()
         gc.enable()
-        gcs_main(socket_path, storage=storage, parent_pid=daemon_pid)
-        code = 0
+        code = int(gcs_main(socket_path, storage=storage, parent_pid=daemon_pid) or 0)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
