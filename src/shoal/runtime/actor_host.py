@@ -281,10 +281,18 @@ class ActorHost:
             return False
         if key in self._begun:
             waiting.cancelled = True
+            if waiting.waiter is not None:
+                waiting.waiter.finish()  # a producer that waits for its consumer can be stopped
         else:
             del self._active[key]
             self.executor.answer_cancelled(waiting)
         return True
+
+    def on_submitter_gone(self, connection: Connection) -> None:
+        """A caller's connection ended: producers that wait for it must not wait for ever. Caller holds the lock."""
+        for job in [*self._active.values(), *(job for job, _ in self._async_jobs.values())]:
+            if job.connection is connection and job.waiter is not None:
+                job.waiter.finish()
 
     def run_in_thread(self, job: Job) -> None:
         """Run a call in one of the threads and answer it."""
@@ -420,6 +428,8 @@ class ActorHost:
             with self.reactor.lock:
                 job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
             while limit > 0 and index - job.credit >= limit:
+                if job.connection.closed:
+                    raise KeyboardInterrupt("the consumer of the stream is gone")
                 arrived = asyncio.Event()
                 job.waiter = _EventWaiter(arrived)
                 await arrived.wait()
@@ -457,24 +467,29 @@ class ThreadGroup:
         self._name = name
         self._size = size
         self._started = 0
-        self._waiting = 0
+        self._unfinished = 0  #: calls that wait or run
         self._jobs: SimpleQueue[Job] = SimpleQueue()
 
     def add(self, job: Job) -> None:
         """Queue a call. Caller holds the reactor's lock."""
-        self._waiting += 1
-        if self._started < self._size and self._waiting > 0:
-            self._started += 1
-            threading.Thread(
-                target=self._run, name=f"shoal-{self._name or 'call'}-{self._started}", daemon=True
-            ).start()
+        self._unfinished += 1
         self._jobs.put(job)
+        if self._started < self._size and self._unfinished > self._started:
+            name = f"shoal-{self._name or 'call'}-{self._started + 1}"
+            try:
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+            except RuntimeError:  # the machine gives no more threads
+                if not self._started:
+                    raise  # nobody would ever run it: the process ends, and its callers are told
+            else:
+                self._started += 1
 
     def _run(self) -> None:
         while True:
             job = self._jobs.get()
-            self._waiting -= 1
             self._host.run_in_thread(job)
+            with self._host.reactor.lock:
+                self._unfinished -= 1
 
 
 def exit_process(code: int) -> None:

@@ -55,7 +55,7 @@ from shoal.protocol.messages import (
     Value,
     WorkerExiting,
 )
-from shoal.runtime.actor_host import ActorHost
+from shoal.runtime.actor_host import ActorHost, exit_process
 from shoal.runtime.assignment import apply_assignment, remember_environment
 from shoal.runtime.core import Runtime, running_task
 from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate, HeldLease, Job, SubmitterPeer
@@ -327,6 +327,8 @@ class Executor:
         running = self.running
         if running is not None and running.connection is connection and running.waiter is not None:
             running.waiter.finish()  # a producer waiting for a consumer that is gone
+        if self.actor is not None:
+            self.actor.on_submitter_gone(connection)
 
     def run(self) -> None:
         """Execute until the process is to leave."""
@@ -350,9 +352,9 @@ class Executor:
                 reactor.wait(idle)
                 last_poll = perf_counter()
                 continue
-            if reactor._parked:
-                reactor.attend()
             try:
+                if reactor._parked:
+                    reactor.attend()
                 now = self._run_job(job)
             except KeyboardInterrupt as interrupt:
                 now = self._answer_interrupted(job, interrupt)
@@ -421,6 +423,11 @@ class Executor:
         daemon = self.reactor.causal
         if self.runtime.submitter.pending and daemon is not None:
             self._lingering = held
+            connection = held.connection
+            if connection is not None and not connection.closed:
+                # The submitter must not take this for a lease with room while the children run.
+                self._flush_replies_of(connection)
+                connection.send_now(TasksBounced(held.lease_id, [], True))
             daemon.send_now(Blocked(held.lease_id))
         else:
             self._end_lease(held, exiting=True)
@@ -527,7 +534,8 @@ class Executor:
             daemon = self.reactor.causal
             if daemon is not None:
                 daemon.send_now(WorkerExiting(f"the task called sys.exit({error.code!r})"))
-        os._exit(code)
+        exit_process(code)
+        raise AssertionError("unreachable")
 
     # ------------------------------------------------------------ replies
 

@@ -47,7 +47,7 @@ Handler = Callable[["Connection", Any], None]
 class Waiter:
     """One thread's wait for something: `pending` things are still to come, then it is done."""
 
-    __slots__ = ("done", "fail_fast", "pending", "sleep")
+    __slots__ = ("done", "fail_fast", "pending", "reader", "sleep")
 
     def __init__(self, pending: int = 1, fail_fast: bool = False) -> None:
         self.pending = pending
@@ -55,6 +55,7 @@ class Waiter:
         self.done = pending <= 0
         #: the private lock a follower sleeps on; None while its thread leads or has not slept.
         self.sleep: threading.Lock | None = None
+        self.reader: Reactor | None = None  #: whose sockets its thread reads now, as the leader
 
     def arrived(self) -> None:
         """One of the pending things came."""
@@ -69,9 +70,13 @@ class Waiter:
 
 
 def wake(waiter: Waiter) -> None:
-    """End a follower's sleep, if it sleeps."""
+    """End a follower's sleep, if it sleeps, or a leader's, if another thread than the leader says so."""
     sleep = waiter.sleep
-    if sleep is not None:
+    if sleep is None:
+        reader = waiter.reader
+        if reader is not None and not reader._lead._is_owned():  # type: ignore[attr-defined]
+            reader.poke()
+    else:
         waiter.sleep = None
         try:
             sleep.release()
@@ -260,7 +265,9 @@ class Reactor:
                 try:
                     if leads_already or lead.acquire(False):
                         self._leads += 1
-                        self._lead_until(waiter, deadline)
+                        waiter.reader = self  # before the look at `done` below
+                        if not waiter.done:
+                            self._lead_until(waiter, deadline)
                     else:
                         self._follow(waiter, deadline)
                 finally:

@@ -106,7 +106,7 @@ class ResultWriter:
         """A task's exception as a value."""
         self.last_error = type(error).__name__
         instance = self.actor_instance()
-        actor = repr(instance) if instance is not None else None
+        actor = _safe_repr(instance) if instance is not None else None
         wrapped = errors.make_task_error(error, job.template.wire.name, self.runtime.pid, "127.0.0.1", actor)
         retriable = isinstance(error, Exception) and not job.cancelled
         return Failed(serialization.dumps_error(wrapped), retriable)
@@ -127,17 +127,25 @@ class ResultWriter:
                 if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
                     last_flush = now
                     connection.flush()
-            while limit > 0 and index - job.credit >= limit and not connection.closed:
+            while limit > 0 and index - job.credit >= limit and not connection.closed and not job.cancelled:
                 self._await_credit(job, index - limit)
-            if connection.closed:
+            if connection.closed or job.cancelled:
                 raise KeyboardInterrupt("the consumer of the stream is gone")
         return self.runtime.none_blob
 
     def _await_credit(self, job: Job, consumed: int) -> None:
         with self.reactor.lock:
-            if job.credit > consumed:
+            if job.credit > consumed or job.cancelled:
                 return
             job.connection.flush()
             waiter = job.waiter = Waiter()
         self.runtime.wait_for(waiter)
         job.waiter = None
+
+
+def _safe_repr(instance: Any) -> str:
+    """An actor as its class shows it; a `__repr__` that raises must not cost the call its answer."""
+    try:
+        return repr(instance)
+    except Exception as error:
+        return f"<{type(instance).__name__}, whose repr raises {type(error).__name__}>"

@@ -91,7 +91,10 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
     def flush_output() -> None:
         for stream in (out, err):
             if stream.last[-1] != "\n":
-                stream.flush()
+                try:
+                    stream.flush()
+                except (OSError, ValueError):
+                    pass  # the task has closed it: that must not cost it its reply
 
     executor.flush_output = flush_output
     return executor

@@ -1,0 +1,147 @@
+"""What a review found: waits that nobody ended, tables that only grew, user code that broke the runtime's own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal.runtime import core
+from shoal.runtime.jobs import SubmitterPeer
+
+pytestmark = pytest.mark.usefixtures("shoal_session")
+
+WAIT_S = 20.0
+
+
+class Worker:
+    """A class whose actors cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
+
+    def fail(self) -> None:
+        raise KeyError("the method's own")
+
+    def threads(self) -> int:
+        return threading.active_count()
+
+    def numbers(self, count: int) -> Any:
+        yield from range(count)
+
+    def templates(self) -> int:
+        return templates_known_here()
+
+
+class AsyncWorker(Worker):
+    async def fail(self) -> None:
+        raise KeyError("the method's own")
+
+
+def templates_known_here() -> int:
+    """How many templates this worker keeps for those who call it."""
+    peers = [connection.attachment for connection in core.current().reactor.connections.values()]
+    return sum(len(peer.templates) for peer in peers if isinstance(peer, SubmitterPeer))
+
+
+@shoal.remote
+def nap(duration_s: float) -> float:
+    time.sleep(duration_s)
+    return duration_s
+
+
+@pytest.mark.parametrize(("cls", "concurrency"), [(Worker, 1), (Worker, 2), (AsyncWorker, 2)])
+def test_an_actor_whose_repr_raises_answers_with_the_error_of_its_method(cls: type, concurrency: int) -> None:
+    actor = shoal.remote(cls).options(max_concurrency=concurrency, num_cpus=0).remote()
+    for _ in range(3):  # more often than there are threads: each must survive it
+        with pytest.raises(KeyError, match="the method's own"):
+            shoal.get(actor.fail.remote(), timeout=WAIT_S)
+
+
+def test_cancelling_in_one_thread_wakes_another_that_reads_the_sockets() -> None:
+    """A queued task is cancelled without a message from anybody: the thread that waits in `epoll` must be told."""
+    busy = [nap.remote(WAIT_S) for _ in range(2)]
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            shoal.get(queued, timeout=WAIT_S)
+        except BaseException as error:
+            ended.append(error)
+
+    queued = nap.remote(0)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    shoal.cancel(queued)
+    thread.join(5)
+    for ref in busy:
+        shoal.cancel(ref, force=True)
+    assert [type(error).__name__ for error in ended] == ["TaskCancelledError"]
+
+
+def test_threads_of_an_actor_are_started_as_they_are_needed() -> None:
+    actor = shoal.remote(Worker).options(max_concurrency=60, num_cpus=0).remote()
+    before = shoal.get(actor.threads.remote(), timeout=WAIT_S)
+    for _ in range(60):
+        shoal.get(actor.threads.remote(), timeout=WAIT_S)
+    assert shoal.get(actor.threads.remote(), timeout=WAIT_S) < before + 20
+
+
+def test_an_abandoned_stream_gives_its_thread_back() -> None:
+    actor = shoal.remote(Worker).options(max_concurrency=2, num_cpus=0).remote()
+    for _ in range(4):
+        stream = actor.numbers.options(num_returns="streaming", _generator_backpressure_num_objects=2).remote(100)
+        assert shoal.get(next(stream), timeout=WAIT_S) == 0
+        del stream
+    assert shoal.get(actor.threads.remote(), timeout=WAIT_S) > 0
+
+
+@shoal.remote
+def begin_stream(actor: Any) -> None:
+    stream = actor.numbers.options(num_returns="streaming", _generator_backpressure_num_objects=2).remote(100)
+    shoal.get(next(stream))
+    import os
+
+    os._exit(1)  # the consumer dies with the stream in its hands
+
+
+def test_a_stream_whose_consumer_died_gives_its_thread_back() -> None:
+    actor = shoal.remote(Worker).options(max_concurrency=2, num_cpus=0).remote()
+    for _ in range(3):
+        with pytest.raises(shoal.exceptions.WorkerCrashedError):
+            shoal.get(begin_stream.options(max_retries=0).remote(actor), timeout=WAIT_S)
+    assert shoal.get(actor.threads.remote(), timeout=WAIT_S) > 0
+
+
+def test_a_task_that_closes_its_output_is_answered() -> None:
+    @shoal.remote(max_retries=0)
+    def close_output() -> int:
+        print("no end of line", end="")
+        sys.stdout.close()
+        return 5
+
+    assert shoal.get(close_output.remote(), timeout=WAIT_S) == 5
+
+
+def test_a_worker_that_lingers_after_max_calls_is_not_fed() -> None:
+    """It has left its lease as far as its submitter is concerned; tasks that are pushed to it bounce as fast as sockets are."""
+
+    @shoal.remote(num_cpus=0)
+    def child() -> None:
+        time.sleep(1.5)
+
+    @shoal.remote(max_calls=1)
+    def parent() -> None:
+        child.remote()
+
+    def cpu_s() -> float:
+        return time.process_time()
+
+    used_s = cpu_s()
+    shoal.get([parent.remote() for _ in range(4)], timeout=WAIT_S)
+    assert cpu_s() - used_s < 0.5
