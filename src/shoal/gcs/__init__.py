@@ -1,6 +1,7 @@
 """The Global Control Store: what the cluster knows of nodes, jobs, actors, functions, keys and traces.
 
-Purpose: everything else may restart and read its state here; it may be killed itself and loses nothing (docs/ARCHITECTURE.md). Others come in by one door, `client`.
+Purpose: everything else may restart and read its state here; it may be killed itself and loses nothing (docs/ARCHITECTURE.md). Others come in
+by one door, `client`.
 
 Design: `shard` is a pure machine composed of `tables` and `actor_manager`; `storage` keeps rows; `io.server` is the process around it.
 
