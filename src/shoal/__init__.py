@@ -82,7 +82,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """`shoal.util` and `shoal.exceptions` are imported at their first use, so that `import shoal` stays fast."""
-    if name in ("util", "exceptions", "actor"):
+    if name in ("util", "exceptions", "actor", "tune"):
         import importlib
 
         return importlib.import_module(f"shoal.{name}")

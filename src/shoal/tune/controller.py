@@ -1,0 +1,350 @@
+"""The loop of a search: `shoal.wait` over the runners, events into the experiment, its effects back to the runners.
+
+Design: runners (actors) are kept and given trial after trial; as many as the cluster's resources and `max_concurrent_trials` allow. An
+event is handled and written to the journal before its effects are performed. A runner has at most one call under way; when its process dies, the
+trial fails (and perhaps tries again) and a new one takes the place.
+
+What it does not do: decide anything about trials (`experiment`, `schedulers`), interrupt code that neither reports nor returns, except by ending its
+process when the whole search ends.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import shoal
+from shoal.exceptions import ActorError, TaskError, WorkerCrashedError
+from shoal.tune import experiment as events
+from shoal.tune.callbacks import Callback
+from shoal.tune.checkpoint import CheckpointError
+from shoal.tune.experiment import Effect, Event, Experiment, Proceed, Release, StopAll
+from shoal.tune.journal import Journal
+from shoal.tune.progress import ProgressReporter
+from shoal.tune.runner import Assignment, Runner
+from shoal.tune.storage import Storage
+from shoal.tune.trainable import BoundTrainable, actor_options, demand_of
+from shoal.tune.trial import ERROR, PAUSED, PENDING, TERMINATED, UNFINISHED, Trial
+
+TURN_S = 0.5  #: the longest sleep of the loop: the table, time budgets and stoppers want attention
+SNAPSHOT_S = 10.0
+
+
+@dataclass(slots=True)
+class Plan:
+    """How trials are run."""
+
+    trainable: BoundTrainable
+    experiment_name: str
+    max_concurrent: int = 0  #: 0: as many as fit
+    reuse_runners: bool = True
+    time_budget_s: float | None = None
+    num_to_keep: int | None = None
+    score_attribute: str | None = None
+    score_order: str = "max"
+    checkpoint_frequency: int = 0
+    checkpoint_at_end: bool = False
+
+
+@dataclass(slots=True)
+class Slot:
+    """A runner and what it does."""
+
+    actor: Any
+    options: dict[str, Any]
+    demand: dict[str, float]
+    trial_id: str | None = None
+
+
+class Controller:
+    """Runs one experiment to its end."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        storage: Storage,
+        plan: Plan,
+        callbacks: list[Callback],
+        reporter: ProgressReporter,
+    ) -> None:
+        self.experiment = experiment
+        self.storage = storage
+        self.plan = plan
+        self.callbacks = callbacks
+        self.reporter = reporter
+        self.journal = Journal(storage)
+        self.turns = 0
+        self._slots: list[Slot] = []
+        self._calls: dict[Any, tuple[Slot, str]] = {}  #: ref -> (slot, "result" or "release")
+        self._total = shoal.cluster_resources()
+        self._target = shoal.put(plan.trainable.target)
+        self._parameters = {name: shoal.put(value) for name, value in plan.trainable.parameters.items()}
+        self._actor_class = shoal.remote(Runner)
+        self._next_snapshot = 0.0
+
+    def run(self) -> None:
+        """Until every trial has ended, or time is over."""
+        plan = self.plan
+        deadline = None if plan.time_budget_s is None else time.monotonic() + plan.time_budget_s
+        for callback in self.callbacks:
+            callback.setup(self.storage)
+        try:
+            while True:
+                if deadline is not None and time.monotonic() >= deadline:
+                    self._apply(events.ExperimentStopped(f"the time budget of {plan.time_budget_s} s is over"))
+                if self.experiment.stopped is not None:
+                    break
+                self._fill()
+                if not self._calls:
+                    break
+                pause = TURN_S if deadline is None else min(TURN_S, max(0.0, deadline - time.monotonic()))
+                ready, _ = shoal.wait(list(self._calls), num_returns=1, timeout=pause)
+                for ref in ready:
+                    self._hear(ref)
+                stop_all = self.experiment.rules.stop_all
+                if self.experiment.stopped is None and stop_all is not None and stop_all():
+                    self._apply(events.ExperimentStopped("a stopper ended the experiment"))
+                self._attend()
+        finally:
+            self._close()
+
+    def _attend(self) -> None:
+        """Between two results: the table and the snapshot."""
+        self.turns += 1
+        self.reporter.update(self.experiment)
+        now = time.monotonic()
+        if now >= self._next_snapshot:
+            self.journal.snapshot(self.experiment)
+            self._next_snapshot = now + SNAPSHOT_S
+
+    def _close(self) -> None:
+        """However it ended: no runner stays, everything is written."""
+        for slot in self._slots:
+            shoal.kill(slot.actor)
+        self._slots.clear()
+        self._calls.clear()
+        for callback in self.callbacks:
+            callback.on_experiment_end(list(self.experiment.trials.values()))
+        self.journal.snapshot(self.experiment)
+        self.reporter.update(self.experiment, final=True)
+
+    # ------------------------------------------------------------ places
+
+    def _fill(self) -> None:
+        """Give waiting and new trials to runners until none is free."""
+        limit = self.plan.max_concurrent
+        while not limit or sum(slot.trial_id is not None for slot in self._slots) < limit:
+            trial = self._next_trial() if self._may_place() else None
+            if trial is None:
+                return
+            try:
+                options = self._options(trial)
+            except Exception as error:
+                self._fail(trial, f"its resources: {type(error).__name__}: {error}", error, fatal=True)
+                continue
+            slot = self._place(options)
+            if slot is None:
+                return
+            self._start(slot, trial)
+
+    def _next_trial(self) -> Trial | None:
+        """Who is next: trials that wait for a start, new ones, paused ones. It stays the next until it is started."""
+        waiting = self.experiment.waiting(PENDING)
+        if waiting is not None:
+            return waiting
+        event = self.experiment.create()
+        if event is not None:
+            self._apply(event)
+            return self.experiment.trials[event.trial_id]
+        return self.experiment.waiting(PAUSED)
+
+    def _options(self, trial: Trial) -> dict[str, Any]:
+        """The actor's options for a trial; ValueError if it can never be placed."""
+        resources = self.plan.trainable.resources
+        options = actor_options(resources(trial.config) if callable(resources) else resources)
+        for name, amount in demand_of(options).items():
+            if amount > self._total.get(name, 0.0):
+                raise ValueError(f"a trial asks for {amount:g} {name}, the cluster has {self._total.get(name, 0.0):g}")
+        return options
+
+    def _may_place(self) -> bool:
+        """Whether a trial could start now: searchers are not asked before, as they learn from every result."""
+        resources = self.plan.trainable.resources
+        if callable(resources) or any(slot.trial_id is None for slot in self._slots):
+            return True
+        demand = demand_of(actor_options(resources))
+        return self._has_room(demand) or any(amount > self._total.get(name, 0.0) for name, amount in demand.items())
+
+    def _place(self, options: dict[str, Any]) -> Slot | None:
+        """An idle runner with these resources: a known one or a new one; None if there is no room."""
+        for slot in self._slots:
+            if slot.trial_id is None and slot.options == options:
+                return slot
+        demand = demand_of(options)
+        idle = [slot for slot in self._slots if slot.trial_id is None]
+        while not self._has_room(demand):
+            if not idle:
+                return None
+            self._discard(idle.pop())
+        actor = self._actor_class.options(**options).remote(self._target, self._parameters, self.storage.location)
+        slot = Slot(actor, options, demand)
+        self._slots.append(slot)
+        return slot
+
+    def _has_room(self, demand: dict[str, float]) -> bool:
+        """Whether a further runner fits beside those there are."""
+        if not demand:  # nothing asked for: as many as there are CPUs
+            return len(self._slots) < max(1, int(self._total.get("CPU", 1)))
+        for name, amount in demand.items():
+            used = sum(slot.demand.get(name, 0.0) for slot in self._slots)
+            if used + amount > self._total.get(name, 0.0) + 1e-6:
+                return False
+        return True
+
+    def _discard(self, slot: Slot) -> None:
+        """End a runner."""
+        self._slots.remove(slot)
+        shoal.kill(slot.actor)
+
+    def _start(self, slot: Slot, trial: Trial) -> None:
+        """Give a trial to a runner."""
+        experiment, plan = self.experiment, self.plan
+        slot.trial_id = trial.trial_id
+        self._apply(events.TrialStarted(trial.trial_id))
+        before = trial.restore_from.result if trial.restore_from else {}
+        assignment = Assignment(
+            trial_id=trial.trial_id,
+            trial_name=f"{plan.trainable.name}_{trial.trial_id}",
+            experiment_name=plan.experiment_name,
+            folder=trial.folder,
+            config=trial.config,
+            resources=slot.demand,
+            restore_path=trial.restore_from.path if trial.restore_from else None,
+            iteration=before.get("training_iteration", 0),
+            time_total_s=before.get("time_total_s", 0.0),
+            checkpoint_number=trial.checkpoints_made,
+            checkpoint_frequency=plan.checkpoint_frequency or experiment.scheduler.checkpoint_frequency(),
+            checkpoint_at_end=plan.checkpoint_at_end,
+        )
+        self._calls[slot.actor.run.remote(assignment)] = (slot, "result")
+        self._tell("on_trial_start", trial)
+
+    # ------------------------------------------------------------ news
+
+    def _hear(self, ref: Any) -> None:
+        """A call has ended."""
+        slot, kind = self._calls.pop(ref)
+        assert slot.trial_id is not None
+        trial = self.experiment.trials[slot.trial_id]
+        try:
+            answer = shoal.get(ref)
+        except (ActorError, WorkerCrashedError) as error:
+            if slot in self._slots:
+                self._discard(slot)
+            if kind == "result":
+                self._fail(trial, f"the process of the trial died: {error}", error)
+            return
+        except TaskError as error:
+            self._idle(slot)
+            self._fail(trial, str(error), error, lost_checkpoint=isinstance(error, CheckpointError))
+            return
+        if kind == "release":
+            if answer:
+                self._idle(slot)
+            else:  # its function does not end
+                self._discard(slot)
+            return
+        result, checkpoint, finished = answer
+        if finished:
+            self._idle(slot)
+        if result is None:
+            self._apply(events.TrialFinished(trial.trial_id))
+            self._tell("on_trial_complete", trial)
+            return
+        self._take(slot, trial, result, checkpoint, finished)
+
+    def _take(self, slot: Slot, trial: Trial, result: dict[str, Any], checkpoint: str | None, finished: bool) -> None:
+        """A result has come."""
+        wrong = self.experiment.missing_metric(result)
+        if wrong is not None:
+            self._fail(trial, wrong, ValueError(wrong), fatal=True)
+            if not finished:
+                self._release(slot)
+            return
+        try:
+            effects = self._handle(events.TrialReported(trial.trial_id, result, checkpoint, finished))
+        except Exception as error:  # the user's stop rule or scheduler
+            self._fail(trial, f"{type(error).__name__}: {error}", error, fatal=True)
+            if not finished:
+                self._release(slot)
+            return
+        if checkpoint is not None:
+            self._prune(trial)
+            self._tell("on_checkpoint", trial, checkpoint=checkpoint)
+        self._tell("on_trial_result", trial, result=result)
+        if trial.status == TERMINATED:
+            self._tell("on_trial_complete", trial)
+        self._perform(effects, slot)
+
+    def _fail(
+        self, trial: Trial, text: str, error: BaseException, fatal: bool = False, lost_checkpoint: bool = False
+    ) -> None:
+        """A trial has failed."""
+        if trial.status not in UNFINISHED:
+            return
+        trial.error = error
+        self._apply(events.TrialFailed(trial.trial_id, text, fatal, lost_checkpoint))
+        if trial.status == ERROR:
+            self.storage.write(f"{trial.folder}/error.txt", text.encode(), durable=False)
+            self._tell("on_trial_error", trial)
+
+    def _apply(self, event: Event) -> None:
+        """Handle an event that needs no answer to its runner."""
+        self._handle(event)
+
+    def _handle(self, event: Event) -> list[Effect]:
+        """The experiment's answer to an event, which is then remembered: the answer is part of it."""
+        effects = self.experiment.handle(event)
+        self.journal.write(event)
+        return effects
+
+    def _perform(self, effects: list[Effect], slot: Slot) -> None:
+        """Do what the experiment wants of a trial's runner."""
+        for effect in effects:
+            if isinstance(effect, Proceed):
+                self._calls[slot.actor.proceed.remote()] = (slot, "result")
+            elif isinstance(effect, Release):
+                self._release(slot)
+            else:
+                assert isinstance(effect, StopAll)
+
+    def _release(self, slot: Slot) -> None:
+        """Take a trial that has not ended from its runner."""
+        self._calls[slot.actor.release.remote()] = (slot, "release")
+
+    def _idle(self, slot: Slot) -> None:
+        """A runner is free."""
+        slot.trial_id = None
+        if not self.plan.reuse_runners:
+            self._discard(slot)
+
+    def _tell(self, hook: str, trial: Trial, **more: Any) -> None:
+        """Call a hook of every callback."""
+        trials = list(self.experiment.trials.values()) if self.callbacks else []
+        for callback in self.callbacks:
+            getattr(callback, hook)(self.turns, trials, trial, **more)
+
+    def _prune(self, trial: Trial) -> None:
+        """Delete checkpoints beyond `num_to_keep`, but never the newest, nor one that a trial is to start from."""
+        keep = self.plan.num_to_keep
+        if keep is None or len(trial.checkpoints) <= keep:
+            return
+        name, sign = self.plan.score_attribute, 1 if self.plan.score_order == "max" else -1
+        wanted = {one.restore_from.path for one in self.experiment.unfinished() if one.restore_from}
+        candidates = [one for one in trial.checkpoints[:-1] if one.path not in wanted]
+        if name is not None:
+            candidates.sort(key=lambda one: sign * one.result.get(name, float("-inf") * sign))
+        for record in candidates[: len(trial.checkpoints) - keep]:
+            self._apply(events.CheckpointDeleted(trial.trial_id, record.path))
+            self.storage.remove(record.path)

@@ -1,0 +1,100 @@
+"""The experiment's memory on disk: a line for every event, and a snapshot for people.
+
+Design: `journal.jsonl` is the truth. An event is written before its effects are performed, so a driver killed at any moment resumes with
+everything it had been told. `experiment_state.json` is replaced atomically now and then; nothing reads it but people and their tools.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from dataclasses import fields
+from typing import Any
+
+import cloudpickle
+
+from shoal.tune import experiment as events
+from shoal.tune.experiment import Event, Experiment
+from shoal.tune.storage import Storage
+
+JOURNAL = "journal.jsonl"
+STATE = "experiment_state.json"
+PICKLED = "__pickled__"
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        events.TrialCreated,
+        events.TrialStarted,
+        events.TrialReported,
+        events.TrialFinished,
+        events.TrialFailed,
+        events.CheckpointDeleted,
+        events.TrialReopened,
+        events.ExperimentStopped,
+    )
+}
+_FIELDS = {name: [field.name for field in fields(kind)] for name, kind in _KINDS.items()}
+
+
+def _unknown(value: Any) -> Any:
+    """What JSON cannot say: numbers of numpy and torch as numbers, the rest pickled."""
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "size", None) == 1:
+        return item()
+    return {PICKLED: base64.b64encode(cloudpickle.dumps(value)).decode()}
+
+
+def _known(node: dict[str, Any]) -> Any:
+    """The reverse."""
+    if PICKLED in node:
+        return pickle.loads(base64.b64decode(node[PICKLED]))
+    return node
+
+
+def encode(event: Event) -> bytes:
+    """An event as a line."""
+    name = type(event).__name__
+    return json.dumps([name, *(getattr(event, field) for field in _FIELDS[name])], default=_unknown).encode() + b"\n"
+
+
+def decode(line: bytes) -> Event:
+    """The event of a line."""
+    name, *values = json.loads(line, object_hook=_known)
+    event: Event = _KINDS[name](*values)
+    return event
+
+
+class Journal:
+    """Writes and reads the events of one experiment's folder."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def write(self, event: Event) -> None:
+        """Remember an event."""
+        self.storage.append(JOURNAL, encode(event))
+
+    def replay(self, experiment: Experiment) -> None:
+        """Let a fresh experiment live through everything that was written."""
+        for line in self.storage.read_lines(JOURNAL):
+            experiment.handle(decode(line))
+
+    def snapshot(self, experiment: Experiment) -> None:
+        """The state for people."""
+        trials = [
+            {
+                "trial_id": trial.trial_id,
+                "status": trial.status,
+                "config": trial.config,
+                "last_result": trial.last_result,
+                "checkpoints": [one.path for one in trial.checkpoints],
+                "failures": trial.failures,
+                "error": trial.error_text,
+            }
+            for trial in experiment.trials.values()
+        ]
+        state = {"stopped": experiment.stopped, "exhausted": experiment.exhausted, "trials": trials}
+        self.storage.write(STATE, json.dumps(state, indent=1, default=repr).encode())
+        self.storage.flush()

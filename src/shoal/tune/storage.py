@@ -1,0 +1,145 @@
+"""The folder of an experiment, on this machine or wherever fsspec reaches.
+
+Design: a path without a scheme is a local folder, written by the operating system's own atomic rename and append; anything else goes
+through fsspec. What a line of `append` said survives the death of the process on a local folder at once, elsewhere with the next `flush`
+(object stores cannot append: a stream is a row of numbered parts there).
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from pathlib import Path
+from typing import Any
+
+TORN_SUFFIX = ".partial"
+
+
+class Storage:
+    """A folder. `location`: path or fsspec URL."""
+
+    def __init__(self, location: str) -> None:
+        if location.startswith("file://"):
+            location = location.removeprefix("file://")
+        self.is_local = "://" not in location
+        self.location = os.path.abspath(os.path.expanduser(location)) if self.is_local else location.rstrip("/")
+        self._fs: Any = None
+        self._root = self.location
+        self._pending: dict[str, list[bytes]] = {}
+        self._parts: dict[str, int] = {}
+        if not self.is_local:
+            try:
+                import fsspec
+            except ImportError as error:
+                raise ImportError(f"{location} needs fsspec: pip install 'shoal[tune]'") from error
+            self._fs, self._root = fsspec.core.url_to_fs(self.location)
+
+    def full(self, path: str) -> str:
+        """The path or URL of something inside."""
+        return f"{self.location}/{path}" if path else self.location
+
+    def _inner(self, path: str) -> str:
+        return posixpath.join(self._root, path)
+
+    def write(self, path: str, content: bytes, durable: bool = True) -> None:
+        """The whole file, atomically: readers see the old content or the new one. `durable`: also after a power cut."""
+        if not self.is_local:
+            self._fs.makedirs(posixpath.dirname(self._inner(path)), exist_ok=True)
+            self._fs.pipe_file(self._inner(path), content)
+            return
+        target = self._inner(path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        torn = f"{target}{TORN_SUFFIX}"
+        with open(torn, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(torn, target)
+
+    def read(self, path: str) -> bytes | None:
+        """The file's content; None if there is none."""
+        try:
+            if self.is_local:
+                return Path(self._inner(path)).read_bytes()
+            content: bytes = self._fs.cat_file(self._inner(path))
+            return content
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def append(self, path: str, line: bytes) -> None:
+        """Add a line (with its newline) to a stream."""
+        if not self.is_local:
+            self._pending.setdefault(path, []).append(line)
+            return
+        target = self._inner(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            file = os.open(target, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            file = os.open(target, flags, 0o644)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+    def flush(self) -> None:
+        """What `append` holds back is written."""
+        for path, lines in self._pending.items():
+            part = self._parts.get(path)
+            if part is None:
+                part = len(self._part_names(path))
+            self.write(f"{path}.{part:06d}", b"".join(lines))
+            self._parts[path] = part + 1
+        self._pending.clear()
+
+    def _part_names(self, path: str) -> list[str]:
+        """The parts of a stream, in order."""
+        folder, name = posixpath.split(self._inner(path))
+        if not self._fs.exists(folder):
+            return []
+        return sorted(
+            one for one in self._fs.ls(folder, detail=False) if posixpath.basename(one).startswith(f"{name}.")
+        )
+
+    def read_lines(self, path: str) -> list[bytes]:
+        """The whole lines of a stream. A last line that a killed writer left torn is cut off, also on disk."""
+        if not self.is_local:
+            return b"".join(self._fs.cat_file(part) for part in self._part_names(path)).splitlines()
+        content = self.read(path) or b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self._inner(path), len(whole))
+        return whole.splitlines()
+
+    def upload(self, folder: str, path: str) -> None:
+        """Copy a local folder to `path`."""
+        if self.is_local:
+            shutil.copytree(folder, self._inner(path), dirs_exist_ok=True)
+            return
+        for name in sorted(os.listdir(folder)):
+            source = os.path.join(folder, name)
+            if os.path.isdir(source):
+                self.upload(source, f"{path}/{name}")
+            else:
+                self.write(f"{path}/{name}", Path(source).read_bytes())
+
+    def download(self, path: str, folder: str) -> None:
+        """Copy what is at `path` into a local folder."""
+        if self.is_local:
+            shutil.copytree(self._inner(path), folder, dirs_exist_ok=True)
+            return
+        root = self._inner(path)
+        for found in self._fs.find(root):
+            target = os.path.join(folder, posixpath.relpath(found, root))
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            Path(target).write_bytes(self._fs.cat_file(found))
+
+    def remove(self, path: str) -> None:
+        """Remove a folder, if it is there."""
+        if self.is_local:
+            shutil.rmtree(self._inner(path), ignore_errors=True)
+        elif self._fs.exists(self._inner(path)):
+            self._fs.rm(self._inner(path), recursive=True)
