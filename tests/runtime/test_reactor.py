@@ -392,3 +392,26 @@ def test_a_fork_made_by_the_user_is_inert(echo: Echo, reactor: Reactor) -> None:
     finally:
         core.set_current(None)
         runtime.close()
+
+
+def test_the_background_and_a_waiting_thread_do_not_take_turns(
+    reactor: Reactor, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody awaits, the background leads at once: it must leave the lead to a thread that it has promoted."""
+    promotions = 0
+    promote = reactor._promote
+
+    def count() -> None:
+        nonlocal promotions
+        promotions += 1
+        promote()
+
+    monkeypatch.setattr(reactor, "_promote", count)
+    reactor.is_active = lambda: bool(echo.waiters)
+    reactor.start_background()
+    reactor.async_wait_began()
+    for _ in range(30):
+        sleep(0.003)  # the background leads
+        assert reactor.wait(echo.ask(0.01), perf_counter() + LONG_S)
+    reactor.async_wait_ended()
+    assert promotions < 200

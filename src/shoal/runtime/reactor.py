@@ -592,6 +592,8 @@ class Reactor:
                     self._lead.release()
                 if self._followers:
                     self._promote()
+                    if awaited:
+                        self._tick_sleep.acquire(True, BACKGROUND_TICK_S)  # else it leads again before that thread has woken
                 leads_before = self._leads
             elif idle_ticks >= PARK_AFTER_TICKS:
                 self._park(QUIET_TICK_S if self.is_active() else -1)
