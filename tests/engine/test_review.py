@@ -145,3 +145,60 @@ def test_a_worker_that_lingers_after_max_calls_is_not_fed() -> None:
     used_s = cpu_s()
     shoal.get([parent.remote() for _ in range(4)], timeout=WAIT_S)
     assert cpu_s() - used_s < 0.5
+
+
+@shoal.remote
+def call_once(actor: Any) -> int:
+    known: int = shoal.get(actor.threads.remote())
+    return known
+
+
+def test_handles_that_travel_leave_no_templates_with_their_actor() -> None:
+    """Each copy of a handle makes templates of its own, and goes with its task."""
+    actor = shoal.remote(Worker).options(num_cpus=0).remote()
+    for _ in range(5):
+        shoal.get([call_once.remote(actor) for _ in range(20)], timeout=WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while (known := shoal.get(actor.templates.remote(), timeout=WAIT_S)) > 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert known <= 20
+
+
+def test_options_in_a_loop_leave_no_templates_with_the_worker() -> None:
+    look = shoal.remote(templates_known_here)
+    most = max(shoal.get(look.options(num_cpus=1).remote(), timeout=WAIT_S) for _ in range(200))
+    assert most < 100
+
+
+def test_a_future_ends_with_the_session_and_so_does_what_is_submitted_after() -> None:
+    shoal.shutdown()
+    shoal.init(num_cpus=1, log_to_driver=False)
+    future = nap.remote(WAIT_S).future()
+    runtime = core.current()
+    shoal.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        future.result(timeout=1)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        runtime.request(lambda number: None, 1.0)
+    shoal.init(num_cpus=2, log_to_driver=False)
+
+
+def test_an_argument_that_was_spilled_leaves_nothing_in_its_readers_table() -> None:
+    import numpy as np
+
+    shoal.shutdown()
+    shoal.init(num_cpus=1, object_store_memory=60_000_000, log_to_driver=False)
+
+    @shoal.remote
+    def first(values: Any) -> float:
+        return float(values[0])
+
+    @shoal.remote
+    def known() -> int:
+        return len(core.current().objects.table)
+
+    refs = [shoal.put(np.full(2_000_000, number, dtype=float)) for number in range(6)]
+    assert [shoal.get(first.remote(ref), timeout=WAIT_S) for ref in refs] == list(range(6))
+    assert shoal.get(known.remote(), timeout=WAIT_S) == 0
+    shoal.shutdown()
+    shoal.init(num_cpus=2, log_to_driver=False)

@@ -119,8 +119,10 @@ class ActorCalls:
         """Give the class to the GCS, once a process: the actor's worker fetches it from there."""
         if class_id in self._published:
             return
-        self._published.add(class_id)
-        with self.reactor.lock:
+        with self.reactor.lock:  # whoever sees it published may send what needs it
+            if class_id in self._published:
+                return
+            self._published.add(class_id)
             daemon = self.reactor.causal
             if daemon is not None:
                 daemon.send(Call(0, "gcs.function_put", {"function_id": class_id, "code": code}))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def on_ready(runtime: Runtime, entry: ObjectEntry, callback: Callable[[], None]) -> None:
     """Call `callback` when the entry has a value: by the reading thread, outside of the lock."""
     with runtime.reactor.lock:
-        if entry.value is None:
+        if entry.value is None and runtime.lost is None:
             if entry.waiters is None:
                 entry.waiters = []
             entry.waiters.append(lambda entry: runtime.reactor.later.append(callback))

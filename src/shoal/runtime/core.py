@@ -202,10 +202,8 @@ class Runtime:
             number = self._template_numbers
         more["prompt_reply"] = kind == KIND_TASK and max_retries == 0
         wire = TaskTemplate(number, function_id, name, kind, num_returns, self.job_id, **more)
-        template = Template(wire, code, klass, max_retries, retry_exceptions)
-        exported = template.exported = self.exports.code_of(function_id) if function_id else None
-        if exported is not None:
-            exported.templates.append(number)
+        template = Template(wire, code, klass, max_retries, retry_exceptions, self.submitter.gone_templates)
+        template.exported = self.exports.code_of(function_id) if function_id else None
         return template
 
     def submit(
@@ -233,6 +231,9 @@ class Runtime:
         with self.reactor.lock:
             if dropped:
                 self.objects.drain_dropped()
+            if self.lost is not None:  # meanwhile: nobody would end what is submitted now
+                self.objects.unuse(held or ())
+                raise self.lost
             if handle is not None:
                 handle.count += 1
                 held = [handle] if held is None else [*held, handle]
@@ -602,7 +603,7 @@ class Runtime:
         answer: list[Any] = []
         with self.reactor.lock:
             daemon = self.reactor.causal
-            if daemon is None:
+            if daemon is None or self.lost is not None:  # lost, and still connected: nobody would end this wait
                 raise self.lost or errors.NodeDaemonDiedError("the node daemon is gone")
             self._requests += 1
             number = self._requests
@@ -778,6 +779,7 @@ class Runtime:
         with self.reactor.lock:
             self.lose(RuntimeError("shoal.shutdown() was called"))
         self.reactor.stop()
+        self.reactor.run_later()  # futures and coroutines that waited: no thread reads any more
         if self.store is not None:
             self.store.close()
             self.store = None

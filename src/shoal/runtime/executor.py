@@ -143,8 +143,9 @@ class Executor:
         peer: SubmitterPeer = connection.attachment
         for number in message.templates:
             peer.templates.pop(number, None)
-        peer.functions.discard(message.function_id)
-        self._drop_function(message.function_id)
+        if message.function_id:
+            peer.functions.discard(message.function_id)
+            self._drop_function(message.function_id)
 
     def _drop_function(self, function_id: bytes) -> None:
         """Unload a function unless another submitter may call it. Caller holds the lock."""

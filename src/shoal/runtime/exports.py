@@ -26,22 +26,21 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
 
 #: exported code that nobody can call any more; filled by finalizers
-forgotten: deque[tuple[bytes, list[ObjectEntry], list[int]]] = deque()
+forgotten: deque[tuple[bytes, list[ObjectEntry]]] = deque()
 
 
 class ExportedCode:
     """One function or class in its serialized form."""
 
-    __slots__ = ("__weakref__", "blob", "function_id", "held", "templates")
+    __slots__ = ("__weakref__", "blob", "function_id", "held")
 
     def __init__(self, function_id: bytes, blob: bytes, held: list[ObjectEntry]) -> None:
         self.function_id = function_id
         self.blob = blob
         self.held = held  #: what it captured
-        self.templates: list[int] = []  #: numbers of the templates made for it
 
     def __del__(self) -> None:
-        forgotten.append((self.function_id, self.held, self.templates))
+        forgotten.append((self.function_id, self.held))
         objects.attend_to_dropped()
 
 
@@ -104,7 +103,7 @@ class Exports:
     def forget(self) -> None:
         """Let go what nobody can call any more. Caller holds the lock."""
         while forgotten:
-            function_id, held, templates = forgotten.popleft()
+            function_id, held = forgotten.popleft()
             self._runtime.objects.unuse(held)
             if function_id not in self._by_id:
-                self._runtime.submitter.forget_function(function_id, templates)
+                self._runtime.submitter.forget_function(function_id)

@@ -245,6 +245,7 @@ class LocalRuntime(Runtime):
             self.objects.drain_dropped()
             for notes in (self.objects._holds, self.objects._releases, self.objects._frees):
                 notes.clear()
+            self.submitter.gone_templates.clear()
         self.actors.drop_unused()
 
     def wait(

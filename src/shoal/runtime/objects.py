@@ -370,6 +370,10 @@ class ObjectTable:
                     shared.handle = weakref.ref(ref)
                 if shared.contained:
                     _kept[oid] = ref
+                elif not shared.holds and not shared.owned:  # known only as an argument, held by whoever sent that
+                    shared.holds = 1
+                    self._holds.append(oid)
+                    self.reactor.has_notes = True
                 return ref
             entry = self._new_borrowed(oid, 1)
             self._holds.append(oid)

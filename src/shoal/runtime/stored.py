@@ -37,6 +37,7 @@ def load_stored(runtime: Runtime, value: Stored) -> Any:
         entry = runtime.objects.table.get(value.oid)
         if entry is None:
             entry = ObjectEntry(value.oid)
+            entry.count = 0
             entry.shared = SharedState(owned=False)
         entry.count += 1
         entry.value = value

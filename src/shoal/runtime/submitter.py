@@ -67,6 +67,8 @@ class Submitter:
         self._peers: dict[bytes, Connection] = {}
         #: leases with gathered pushes
         self._unsent: list[WorkerLease] = []
+        #: numbers of templates with which nobody can submit any more; filled by finalizers
+        self.gone_templates: deque[int] = deque()
         self.lease_count = 0  #: leases of tasks (not of actors)
         self.pending = 0  #: submitted tasks whose result is not known
         #: connections that ended, before the daemon said how their workers did
@@ -174,14 +176,25 @@ class Submitter:
         peer.templates.add(wire.number)
         connection.send(wire)
 
-    def forget_function(self, function_id: bytes, templates: list[int]) -> None:
+    def forget_function(self, function_id: bytes) -> None:
         """Nobody here can call a function any more: those it was sent to may drop it. Caller holds the lock."""
         for connection in self._peers.values():
             peer: WorkerPeer = connection.attachment
             if function_id in peer.functions:
                 peer.functions.discard(function_id)
-                peer.templates.difference_update(templates)
-                connection.send(ForgetFunction(function_id, templates))
+                connection.send(ForgetFunction(function_id, []))
+
+    def forget_templates(self) -> None:
+        """Tell workers which templates they need not keep: `f.options(...).remote()` makes one a call. Caller holds the lock."""
+        numbers: set[int] = set()
+        while self.gone_templates:
+            numbers.add(self.gone_templates.popleft())
+        for connection in self._peers.values():
+            known = connection.attachment.templates
+            gone = numbers & known
+            if gone:
+                known -= gone
+                connection.send(ForgetFunction(b"", sorted(gone)))  # no function
 
     def send_pushes(self, lease: WorkerLease) -> None:
         """Send what is gathered for a lease. Caller holds the lock."""
@@ -581,6 +594,8 @@ class Submitter:
             self.flush()
         if self._unexplained:
             self._give_up_unexplained(now)
+        if self.gone_templates:
+            self.forget_templates()
         for klass in self.classes:
             if not klass.leases:
                 continue

@@ -23,10 +23,26 @@ class Template:
     """One remote function (or actor method) with one set of options, as this process submits it. Written by `core` and, for the estimate,
     by whoever reads the replies."""
 
-    __slots__ = ("code", "estimate_s", "exported", "klass", "max_retries", "multiple", "retry_exceptions", "wire")
+    __slots__ = (
+        "code",
+        "estimate_s",
+        "exported",
+        "gone",
+        "klass",
+        "max_retries",
+        "multiple",
+        "retry_exceptions",
+        "wire",
+    )
 
     def __init__(
-        self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int, retry_exceptions: Any
+        self,
+        wire: TaskTemplate,
+        code: bytes,
+        klass: SchedulingClass | None,
+        max_retries: int,
+        retry_exceptions: Any,
+        gone: deque[int],
     ) -> None:
         self.wire = wire
         self.code = code
@@ -37,6 +53,10 @@ class Template:
         self.estimate_s = QUEUED_WORK_S
         self.multiple = wire.num_returns != 1
         self.exported: Any = None  #: the exported code, which lives as long as a template does
+        self.gone = gone  #: of its submitter: the numbers that are not used any more
+
+    def __del__(self) -> None:
+        self.gone.append(self.wire.number)
 
 
 class PendingTask:
