@@ -547,7 +547,17 @@ class TerminateActor(Message, tag=77):
 
 
 PeerMessage = (
-    Hello | DefineFunction | ForgetFunction | TaskTemplate | PushTasks | RecallTasks | CancelTask | StreamCredit | TaskReplies | TasksBounced | StreamItem
+    Hello
+    | DefineFunction
+    | ForgetFunction
+    | TaskTemplate
+    | PushTasks
+    | RecallTasks
+    | CancelTask
+    | StreamCredit
+    | TaskReplies
+    | TasksBounced
+    | StreamItem
 )
 #: what a node daemon sends to the processes of its node
 FromDaemon = (
