@@ -90,9 +90,24 @@ RayTaskError, and TypeError: True
 total of a pool: 6
 ids are hex strings: 8 32
 """,
+    "10_tune.py": r"""
+best of the grid: \{'x': 3, 'offset': 0\.5\} of 4
+16 trials, 0 errors; above 0\.9: True
+some ended early: True
+as a table: 16 rows with \['config/units', 'config/rate'\]
+epochs of the best: 9 - a three is a 3
+can be restored: True
+nothing is done twice: True
+Optuna is closer than 0\.5: True
+""",
 }
 
-NEEDS = {"02_objects.py": ["numpy"], "03_actors.py": ["numpy"], "08_utilities.py": ["joblib", "numpy", "sklearn"]}
+NEEDS = {
+    "02_objects.py": ["numpy"],
+    "03_actors.py": ["numpy"],
+    "08_utilities.py": ["joblib", "numpy", "sklearn"],
+    "10_tune.py": ["sklearn", "optuna", "pandas"],
+}
 
 
 def test_every_example_has_an_expectation() -> None:

@@ -10,6 +10,7 @@ process when the whole search ends.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from shoal.tune.trial import ERROR, PAUSED, PENDING, TERMINATED, UNFINISHED, Tri
 
 TURN_S = 0.5  #: the longest sleep of the loop: the table, time budgets and stoppers want attention
 SNAPSHOT_S = 10.0
+KILL_GRACE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -123,7 +125,12 @@ class Controller:
         for slot in self._slots:
             shoal.kill(slot.actor)
         self._slots.clear()
-        self._calls.clear()
+        if self._calls:  # their errors are ours: nobody else shall be told of them
+            ended, _ = shoal.wait(list(self._calls), num_returns=len(self._calls), timeout=KILL_GRACE_S)
+            for ref in ended:
+                with contextlib.suppress(Exception):
+                    shoal.get(ref)
+            self._calls.clear()
         for callback in self.callbacks:
             callback.on_experiment_end(list(self.experiment.trials.values()))
         self.journal.snapshot(self.experiment)
@@ -294,6 +301,8 @@ class Controller:
         if trial.status not in UNFINISHED:
             return
         trial.error = error
+        if lost_checkpoint and trial.restore_from in trial.checkpoints and trial.restore_from is not None:
+            self.storage.remove(trial.restore_from.path)
         self._apply(events.TrialFailed(trial.trial_id, text, fatal, lost_checkpoint))
         if trial.status == ERROR:
             self.storage.write(f"{trial.folder}/error.txt", text.encode(), durable=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.tune.space import Domain
-from shoal.tune.trial import Trial
+from shoal.tune.trial import UNFINISHED, Trial
 
 
 @dataclass(slots=True)
@@ -202,9 +202,11 @@ class MedianStoppingRule(TrialScheduler):
 
 
 class PopulationBasedTraining(TrialScheduler):
-    """Population-based training (Jaderberg et al.): at each `perturbation_interval` a trial among the worst takes over checkpoint and configuration
-    of one among the best, and changes the configuration a little. Trials must report checkpoints (class trainables save by themselves). When
-    there are more trials than places, they take turns.
+    """Population-based training (Jaderberg et al.).
+
+    At each `perturbation_interval` a trial among the worst takes over checkpoint and configuration of one among the best that still run, and
+    changes the configuration a little. Trials must report checkpoints (class trainables save by themselves). When there are more trials than
+    places, they take turns.
 
     Args:
         time_attr: what counts as time.
@@ -275,7 +277,7 @@ class PopulationBasedTraining(TrialScheduler):
     def _donors(self, trial: Trial, trials: Iterable[Trial]) -> list[Trial]:
         """The best trials to take over from, if `trial` is among the worst; empty otherwise."""
         ranked = sorted(
-            (other for other in trials if other.trial_id in self._scores),
+            (other for other in trials if other.trial_id in self._scores and other.status in UNFINISHED),
             key=lambda other: (self._scores[other.trial_id], -other.index),
         )
         number = min(math.ceil(len(ranked) * self.quantile_fraction), len(ranked) // 2)

@@ -1,0 +1,266 @@
+"""Whole searches on real processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.tune import kill_driver
+
+from shoal import tune
+
+pytestmark = pytest.mark.usefixtures("shoal_shared")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def search(trainable, space, folder, *, run=None, **config):
+    run_config = tune.RunConfig(storage_path=str(folder), name="search", **(run or {}))
+    tune_config = tune.TuneConfig(**{"metric": "loss", "mode": "min", **config})
+    return tune.Tuner(trainable, param_space=space, tune_config=tune_config, run_config=run_config)
+
+
+def parabola(config):
+    for step in range(1, 4):
+        tune.report({"loss": (config["x"] - 3) ** 2 + 1 / step})
+
+
+def test_grid_results_files_and_frame(tmp_path) -> None:
+    grid = search(parabola, {"x": tune.grid_search([0, 3, 5])}, tmp_path, num_samples=2).fit()
+    assert len(grid) == 6 and grid.num_terminated == 6 and grid.num_errors == 0
+    best = grid.get_best_result()
+    assert best.config == {"x": 3} and best.metrics["training_iteration"] == 3 and best.metrics["done"]
+    frame = grid.get_dataframe()
+    assert sorted(frame["config/x"]) == [0, 0, 3, 3, 5, 5] and len(best.metrics_dataframe) == 3
+    assert json.loads(Path(best.path, "params.json").read_text()) == {"x": 3}
+    assert len(Path(best.path, "result.json").read_text().splitlines()) == 3
+    assert len(Path(best.path, "progress.csv").read_text().splitlines()) == 4
+    assert len(set(frame["pid"])) <= 4  # processes are used again
+    state = json.loads((tmp_path / "search" / "experiment_state.json").read_text())
+    assert {one["status"] for one in state["trials"]} == {"TERMINATED"}
+
+
+def test_failures_are_told_and_harm_nobody(tmp_path) -> None:
+    def objective(config):
+        if config["x"] == 1:
+            raise KeyError("no such column")
+        if config["x"] == 2:
+            os._exit(3)
+        if config["x"] == 3:
+            return {"other": 1}
+        if config["x"] == 4:
+            return {"loss": math.nan}
+        if config["x"] == 5:
+            sys.exit(1)
+        return {"loss": 1.0}
+
+    grid = search(objective, {"x": tune.grid_search(list(range(6)))}, tmp_path).fit()
+    assert grid.num_errors == 4 and grid.num_terminated == 2
+    assert isinstance(grid[1].error, KeyError)
+    assert "process of the trial died" in Path(grid[2].path, "error.txt").read_text()
+    assert "reported no 'loss'" in str(grid[3].error)
+    assert "sys.exit" in str(grid[5].error)
+    assert grid.get_best_result().config == {"x": 0}
+
+
+def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path) -> None:
+    def objective(config):
+        begin, saved = 0, tune.get_checkpoint()
+        if saved is not None:
+            with saved.as_directory() as folder:
+                begin = int(Path(folder, "step").read_text())
+        marks = Path(config["marks"])
+        work = marks / "work"
+        work.mkdir(exist_ok=True)
+        for step in range(begin, 5):
+            (work / "step").write_text(str(step + 1))
+            tune.report({"loss": step, "begin": begin}, checkpoint=tune.Checkpoint.from_directory(work))
+            if step == 2 and not (marks / "once").exists():
+                (marks / "once").touch()
+                newest = sorted(Path(tune.get_context().get_trial_dir()).glob("checkpoint_*"))[-1]
+                (newest / "step").write_text("")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    run = {
+        "failure_config": tune.FailureConfig(max_failures=2),
+        "checkpoint_config": tune.CheckpointConfig(num_to_keep=2),
+    }
+    grid = search(objective, {"marks": str(marks)}, tmp_path, run=run).fit()
+    assert grid.errors == []
+    assert grid[0].metrics["loss"] == 4 and grid[0].metrics["begin"] == 2
+    assert grid[0].metrics["training_iteration"] == 5
+    assert len(grid[0].best_checkpoints) == 2
+    assert len(list(Path(grid[0].path).glob("checkpoint_*"))) == 2
+
+
+class Counter(tune.Trainable):
+    def setup(self, config, offset=0):
+        self.value = offset
+
+    def step(self):
+        self.value += self.config["by"]
+        return {"value": self.value, "loss": -self.value, "done": self.iteration >= 9}
+
+    def save_checkpoint(self, checkpoint_dir):
+        return {"value": self.value}
+
+    def load_checkpoint(self, checkpoint):
+        self.value = checkpoint["value"]
+
+    def reset_config(self, new_config):
+        self.value = 100
+        return True
+
+
+def test_classes_parameters_and_fractions(tmp_path) -> None:
+    trainable = tune.with_resources(tune.with_parameters(Counter, offset=100), {"cpu": 0.5})
+    run = {"checkpoint_config": tune.CheckpointConfig(checkpoint_frequency=4, checkpoint_at_end=True)}
+    grid = search(trainable, {"by": tune.grid_search([1, 2, 3, 4])}, tmp_path, run=run).fit()
+    assert [one.metrics["value"] for one in grid] == [110, 120, 130, 140]
+    assert [len(one.best_checkpoints) for one in grid] == [3] * 4
+
+
+def test_stops_and_early_ends(tmp_path) -> None:
+    grid = search(Counter, {"by": 1}, tmp_path / "a", run={"stop": {"value": 5}}).fit()
+    assert grid[0].metrics["training_iteration"] == 5
+
+    def endless(config):
+        while True:
+            try:
+                time.sleep(0.01)
+                tune.report({"loss": 1.0})
+            except Exception:  # a stop is none
+                pass
+
+    grid = search(endless, {}, tmp_path / "b", run={"stop": tune.MaximumIterationStopper(3)}, num_samples=5).fit()
+    assert [one.metrics["training_iteration"] for one in grid] == [3] * 5
+    begin = time.monotonic()
+    grid = search(endless, {}, tmp_path / "c", num_samples=-1, time_budget_s=0.6).fit()
+    assert time.monotonic() - begin < 5 and grid.num_errors == 0 and 1 <= grid.num_terminated <= 4
+
+
+def test_never_more_at_once_than_allowed(tmp_path) -> None:
+    def objective(config):
+        begin = time.time()
+        time.sleep(0.05)
+        return {"loss": 0, "begin": begin, "end": time.time()}
+
+    grid = search(objective, {}, tmp_path, num_samples=6, max_concurrent_trials=2).fit()
+    spans = [(one.metrics["begin"], one.metrics["end"]) for one in grid]
+    assert max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans) <= 2
+
+
+def test_asha_ends_most_trials_early(tmp_path) -> None:
+    def objective(config):
+        for step in range(1, 17):
+            tune.report({"loss": config["x"] + 1 / step})
+
+    scheduler = tune.ASHAScheduler(max_t=16, reduction_factor=2)
+    grid = search(objective, {"x": tune.uniform(0, 1)}, tmp_path, num_samples=24, scheduler=scheduler, seed=1).fit()
+    steps = [one.metrics["training_iteration"] for one in grid]
+    assert (
+        max(steps) == 16 and min(steps) < 16 and sum(steps) < 24 * 16 * 0.9
+    )  # how many exactly depends on who comes first
+    assert grid.get_best_result().metrics["training_iteration"] == 16
+
+
+def test_population_based_training_improves_the_worst(tmp_path) -> None:
+    class Climber(tune.Trainable):
+        def setup(self, config):
+            self.height = 0.0
+
+        def step(self):
+            self.height += self.config["rate"]
+            return {"height": self.height, "loss": -self.height}
+
+        def save_checkpoint(self, checkpoint_dir):
+            Path(checkpoint_dir, "height").write_text(str(self.height))
+
+        def load_checkpoint(self, checkpoint):
+            self.height = float(Path(checkpoint, "height").read_text())
+
+    scheduler = tune.PopulationBasedTraining(
+        time_attr="training_iteration", perturbation_interval=3, hyperparam_mutations={"rate": tune.uniform(0, 1)}
+    )
+    space = {"rate": tune.grid_search([0.0, 0.1, 0.2, 0.3, 0.9, 1.0])}
+    run = {"stop": {"training_iteration": 18}}
+    grid = search(Climber, space, tmp_path, run=run, scheduler=scheduler).fit()
+    assert grid.num_errors == 0, grid.errors
+    assert min(one.metrics["height"] for one in grid) > 18 * 0.1  # the 0.0 took over from a better one
+    assert len(grid) == 6 and all(one.metrics["training_iteration"] == 18 for one in grid)
+
+
+def test_what_can_never_run_is_told_at_once(tmp_path) -> None:
+    grid = search(tune.with_resources(parabola, {"cpu": 64}), {"x": 1}, tmp_path).fit()
+    assert "asks for 64 CPU" in str(grid[0].error)
+    with pytest.raises(TypeError, match="takes no argument"):
+        tune.Tuner(lambda: 1)
+    with pytest.raises(RuntimeError, match="outside of a trial"):
+        tune.report({"loss": 1})
+    with pytest.raises(ValueError, match="holds a search already"):
+        search(parabola, {"x": 1}, tmp_path).fit()
+    with pytest.raises(KeyError):
+
+        def objective(config):
+            raise KeyError("x")
+
+        search(objective, {}, tmp_path / "raise", run={"failure_config": tune.FailureConfig(fail_fast="raise")}).fit()
+
+
+def test_failed_trials_can_be_resumed(tmp_path) -> None:
+    def objective(config):
+        if not Path(config["flag"]).exists():
+            raise OSError("the disk is away")
+        return {"loss": 1.0}
+
+    flag = tmp_path / "flag"
+    assert search(objective, {"flag": str(flag)}, tmp_path, num_samples=3).fit().num_errors == 3
+    flag.touch()
+    folder = str(tmp_path / "search")
+    assert tune.Tuner.can_restore(folder) and not tune.Tuner.can_restore(str(tmp_path))
+    assert tune.Tuner.restore(folder, objective).get_results().num_errors == 3
+    grid = tune.Tuner.restore(folder, objective, resume_errored=True).fit()
+    assert len(grid) == 3 and grid.num_terminated == 3
+
+
+def test_a_killed_driver_loses_nothing(tmp_path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    driver = subprocess.Popen([sys.executable, kill_driver.__file__, str(tmp_path)], env=environment)
+    folder = tmp_path / "killed"
+    journal = folder / "journal.jsonl"
+    try:
+        deadline = time.monotonic() + 30
+        while not journal.exists() or journal.read_text().count("TrialReported") < 15:
+            assert time.monotonic() < deadline and driver.poll() is None
+            time.sleep(0.01)
+    finally:
+        driver.kill()
+        driver.wait(10)
+    with open(journal, "ab") as file:
+        file.write(b'["TrialReported", "torn')  # as if killed within a write
+    before = tune.Tuner.restore(str(folder), kill_driver.train).get_results()
+    known = {one.trial_id: (one.config, len(one.history), one.status) for one in before}
+    assert sum(length for _, length, _ in known.values()) >= 15
+
+    grid = tune.Tuner.restore(str(folder), kill_driver.train).fit()
+    assert len(grid) == kill_driver.TRIALS and grid.num_terminated == kill_driver.TRIALS
+    for one in grid:
+        assert [row["step"] for row in one.history] == list(range(kill_driver.STEPS))
+        steps = Path(one.path, "steps").read_text().split()
+        config, length, status = known.get(one.trial_id, (one.config, 0, "PENDING"))
+        assert one.config == config
+        # Only the step whose report the dead driver never took may be done twice.
+        assert len(steps) <= kill_driver.STEPS + 1, (steps, length, status)
+        if status == "TERMINATED":
+            assert len(steps) == kill_driver.STEPS
+    unkilled = tune.BasicVariantGenerator(random_state=5)
+    unkilled.set_search_properties("x", "max", {"x": tune.uniform(0, 1)}, kill_driver.TRIALS)
+    assert [one.config for one in grid] == [unkilled.suggest("", index) for index in range(kill_driver.TRIALS)]
