@@ -202,3 +202,42 @@ def test_an_argument_that_was_spilled_leaves_nothing_in_its_readers_table() -> N
     assert shoal.get(known.remote(), timeout=WAIT_S) == 0
     shoal.shutdown()
     shoal.init(num_cpus=2, log_to_driver=False)
+
+
+def test_a_finalizer_that_waits_in_the_midst_of_the_runtime_ends() -> None:
+    """A collection may call `__del__` under the runtime's lock, while another thread reads: that one must let it read."""
+    values: list[float] = []
+
+    class Waiting:
+        def __del__(self) -> None:
+            values.append(shoal.get(nap.remote(0.1), timeout=WAIT_S))
+
+    reader = threading.Thread(target=lambda: values.append(shoal.get(nap.remote(0.3), timeout=WAIT_S)))
+    reader.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    with core.current().reactor.lock:
+        waiting = Waiting()
+        del waiting
+    reader.join(WAIT_S)
+    assert sorted(values) == [0.1, 0.3]
+    assert time.monotonic() - began < WAIT_S / 2
+
+
+def test_a_decoder_read_further_while_a_message_is_handled_gives_each_message_once() -> None:
+    from shoal.protocol.messages import RevokeLease, ToRuntime
+    from shoal.wire.framing import FrameDecoder, append_frame
+
+    data = bytearray()
+    for number in range(6):
+        append_frame(data, RevokeLease(number))
+    decoder: FrameDecoder[Any] = FrameDecoder(ToRuntime)
+    half = len(data) // 2
+    decoder.writable()[:half] = data[:half]
+    seen = []
+    for message in decoder.received(half):
+        seen.append(message.lease_id)
+        if message.lease_id == 1:
+            decoder.writable()[: len(data) - half] = data[half:]
+            seen += [inner.lease_id for inner in decoder.received(len(data) - half)]
+    assert seen == list(range(6))

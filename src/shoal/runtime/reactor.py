@@ -39,6 +39,7 @@ from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
+LOCK_LOOK_S = 0.01  #: a leader that waits for the lock looks so often whether it must give up the lead
 COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
@@ -194,6 +195,7 @@ class Reactor:
         self.is_quiet: Callable[[], bool] = lambda: False
         self._lead = threading.RLock()
         self._claimed = False  #: an event loop's thread leads for good
+        self._inside = 0  #: waits begun under the lock, by finalizers: the leader makes room for them
         self._followers: deque[Waiter] = deque()
         self._decoders: list[FrameDecoder[Any]] = []  #: free ones
         self._listeners: dict[int, Callable[[], None]] = {}
@@ -258,10 +260,15 @@ class Reactor:
         """Wait until `waiter` is done or the clock (perf_counter) reaches `deadline`; returns whether it is done."""
         lead = self._lead
         leads_already: bool = lead._is_owned()  # type: ignore[attr-defined]  # an event loop's thread, or a callback's
+        if not leads_already and self.lock._is_owned():  # type: ignore[attr-defined]
+            return self._wait_inside(waiter, deadline)
         try:
             while not waiter.done:
                 if deadline is not None and perf_counter() >= deadline:
                     break
+                if self._inside and not leads_already:
+                    with self.lock:
+                        pass  # it is not free before that wait has ended
                 try:
                     if leads_already or lead.acquire(False):
                         self._leads += 1
@@ -282,6 +289,34 @@ class Reactor:
             raise
         if self._followers:
             self._leave()  # woken to lead, but done or out of time: somebody else must
+        return waiter.done
+
+    def _wait_inside(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Wait in a thread that holds the lock: a finalizer of the user's, which a collection called in the midst of the runtime's work.
+
+        The leader needs the lock to go on, so it must give up the lead, and this thread reads.
+
+        Raises:
+            RuntimeError: an event loop leads for good.
+        """
+        if self._claimed and not waiter.done:
+            raise RuntimeError(
+                "shoal cannot wait here: a finalizer (__del__) was called by another thread of an asyncio actor in the midst "
+                "of a call of shoal. Do not call shoal.get or shoal.wait in finalizers"
+            )
+        self._inside += 1
+        try:
+            self.poke()
+            if self._lead.acquire(True, -1.0 if deadline is None else max(0.0, deadline - perf_counter())):
+                try:
+                    waiter.reader = self
+                    while not waiter.done and (deadline is None or perf_counter() < deadline):
+                        self._lead_until(waiter, deadline)
+                finally:
+                    self._lead.release()
+        finally:
+            self._inside -= 1
+        self._leave()
         return waiter.done
 
     def _leave(self) -> None:
@@ -358,7 +393,7 @@ class Reactor:
             events = poll(0)
             if events:
                 self._dispatch(events)
-                if waiter.done:
+                if waiter.done or self._inside:
                     break
                 if not slept:
                     continue
@@ -378,7 +413,7 @@ class Reactor:
             events = poll(-1 if deadline is None else max(0.0, deadline - now))
             if events:
                 self._dispatch(events)
-            if waiter.done:
+            if waiter.done or self._inside:
                 break
             slept = perf_counter() - now > SPIN_S  # a quick event: spin again before the next sleep
             spin_until = perf_counter() + SPIN_S if spins else 0.0
@@ -423,7 +458,11 @@ class Reactor:
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         connections = self.connections
-        with self.lock:
+        lock = self.lock
+        while not lock.acquire(True, LOCK_LOOK_S):
+            if self._inside:
+                return  # its holder waits for what is to be read: `epoll` says it again to the next leader
+        try:
             for fd, mask in events:
                 connection = connections.get(fd)
                 if connection is not None:
@@ -442,6 +481,8 @@ class Reactor:
                         listener()
             if self.dirty:
                 self.flush_dirty()
+        finally:
+            lock.release()
         if self.later:
             self.run_later()
 
@@ -585,7 +626,7 @@ class Reactor:
                 idle_ticks = 0
             if self._leads != leads_before and not awaited and idle_ticks < PARK_AFTER_TICKS:
                 leads_before = self._leads  # a user thread reads: stay out of its way
-            elif not self._claimed and self._lead.acquire(False):
+            elif not self._claimed and not self._inside and self._lead.acquire(False):
                 try:
                     self._lead_in_background()
                 finally:
@@ -593,7 +634,9 @@ class Reactor:
                 if self._followers:
                     self._promote()
                     if awaited:
-                        self._tick_sleep.acquire(True, BACKGROUND_TICK_S)  # else it leads again before that thread has woken
+                        self._tick_sleep.acquire(
+                            True, BACKGROUND_TICK_S
+                        )  # else it leads again before that thread has woken
                 leads_before = self._leads
             elif idle_ticks >= PARK_AFTER_TICKS:
                 self._park(QUIET_TICK_S if self.is_active() else -1)
@@ -624,7 +667,7 @@ class Reactor:
         """Lead until a user thread wants to, ticking while something is going on."""
         last_tick = perf_counter()
         leads = self._leads
-        while not self._followers and not self.stopping and not self._claimed:
+        while not self._followers and not self.stopping and not self._claimed and not self._inside:
             self._background_blocked = True
             try:
                 if self._followers or self._claimed:

@@ -110,6 +110,8 @@ class FrameDecoder(Generic[M]):
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ProtocolError(f"a frame of {size} bytes is no known message: {error}") from None
             yield message
+            # Whoever handles it may read on (a finalizer that waits): what is left is where it says.
+            view, start, end = self._view, self._start, self._end
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Iterator[M]:
         """The messages completed by `data`, for callers that have bytes in hand."""
