@@ -40,11 +40,12 @@ def connect(
         ConnectionError: nobody listens there, or it did not answer in time.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_TIMEOUT_S)  # a stopped daemon's backlog may be full
     try:
         sock.connect(node_socket)
     except OSError as error:
         sock.close()
-        raise ConnectionError(f"no Shoal node answers at {node_socket}: {error.strerror}") from None
+        raise ConnectionError(f"no Shoal node answers at {node_socket}: {error.strerror or error}") from None
     reactor = runtime.reactor
     answers: list[Registered] = []
     waiter = Waiter()
