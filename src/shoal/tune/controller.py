@@ -98,7 +98,7 @@ class Controller:
                 if self.experiment.stopped is not None:
                     break
                 self._fill()
-                if not self._calls:
+                if not self._calls:  # nothing runs and nothing can be started
                     break
                 pause = TURN_S if deadline is None else min(TURN_S, max(0.0, deadline - time.monotonic()))
                 ready, _ = shoal.wait(list(self._calls), num_returns=1, timeout=pause)
@@ -149,6 +149,9 @@ class Controller:
                 options = self._options(trial)
             except Exception as error:
                 self._fail(trial, f"its resources: {type(error).__name__}: {error}", error, fatal=True)
+                if not callable(self.plan.trainable.resources):  # nor can any other trial
+                    self._apply(events.ExperimentStopped(f"no trial can be placed: {error}"))
+                    return
                 continue
             slot = self._place(options)
             if slot is None:
