@@ -151,5 +151,6 @@ def test_nothing_leaks_in_the_end() -> None:
         leaked = stats["objects"]["objects"], stats["store"]["objects"], stats["store"]["resident_bytes"]
         if leaked == (0, 0, 0) and resources["available"]["CPU"] == resources["total"]["CPU"]:
             return
-        assert time.monotonic() < deadline, f"after all refs were dropped: {stats}, {resources}"
+        here = {oid.hex(): entry.count for oid, entry in core.current().objects.table.items()}
+        assert time.monotonic() < deadline, f"after all refs were dropped: {stats}, {resources}; known here: {here}"
         time.sleep(0.1)
