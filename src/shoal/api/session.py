@@ -18,6 +18,7 @@ from typing import Any
 from shoal.api.environments import JOB_ENVIRONMENT
 from shoal.api.init_options import (
     check_address,
+    check_folder,
     check_foreign_options,
     check_init_options,
     check_system_settings,
@@ -96,7 +97,8 @@ def init(
     """Begin a session: start a node on this machine, or connect to a running one.
 
     Args:
-        address: None or "local" starts a node; anything else is the path of a node's socket, as in `context["node_socket"]`.
+        address: "local" starts a node; "auto" connects to the only session of this user on this machine; anything else is the path of a
+            node's socket, as in `context["node_socket"]`. None: what SHOAL_ADDRESS or RAY_ADDRESS says, else "local".
         num_cpus, num_gpus, resources, memory: what tasks can ask for; found out from this machine when None. Logical quantities.
         object_store_memory: size of the shared-memory store in bytes.
         namespace: where names of actors are looked up; a fresh one when None.
@@ -104,7 +106,8 @@ def init(
         ignore_reinit_error: return the present session instead of raising.
         log_to_driver: print here what workers print.
         runtime_env: {"env_vars": {...}} for the worker processes of all tasks and actors of this program.
-        system: settings of Ray that have no counterpart are accepted and ignored. `_system={"gcs_storage": "memory"}` is ours: where the
+        system: settings of Ray that have no counterpart are accepted and ignored. `_temp_dir` is the folder in which the session gets its
+            own, like SHOAL_TMPDIR. `_system={"gcs_storage": "memory"}` is ours: where the
             GCS keeps its tables (`protocol.storage_names`).
 
     Raises:
@@ -139,9 +142,9 @@ def init(
         )
         if local_mode:
             return _begin_local(num_cpus, num_gpus, memory, resources or {}, namespace or "")
-        address = address or os.environ.get("SHOAL_ADDRESS") or None
+        address = address or os.environ.get("SHOAL_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
         if address in (None, "local"):
-            from shoal.launch.head import HeadOptions, start_head
+            from shoal.launch.head import HeadOptions, default_parent_dir, start_head
 
             _head = start_head(
                 HeadOptions(
@@ -152,6 +155,7 @@ def init(
                     memory=memory,
                     labels=labels or {},
                     settings=check_system_settings(system.get("_system")),
+                    parent_dir=check_folder(system.get("_temp_dir")) or default_parent_dir(),
                 ),
                 meanwhile=_prepare,
             )
@@ -159,11 +163,16 @@ def init(
         else:
             assert address is not None, "tested above"
             check_address(address)
-            node_socket = address
+            node_socket = _only_session(system.get("_temp_dir")) if address == "auto" else address
         runtime = core.Runtime("driver", new_worker_id())
         printer = _printer = LogPrinter()
-        runtime.reactor.handlers[LogLines] = lambda connection, message: printer.print_lines(message)
-        runtime.reactor.handlers[Notice] = lambda connection, message: printer.print_notice(message)
+
+        def take(connection: Any, message: Any) -> None:
+            printer.take(message)
+            runtime.reactor.later.append(printer.drain)
+
+        runtime.reactor.handlers[LogLines] = take
+        runtime.reactor.handlers[Notice] = take
         runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.on_node_ends(message.reason)
         if _head is not None:
             runtime.explain_loss = _why_the_node_died
@@ -187,6 +196,31 @@ def init(
             }
         )
         return _context
+
+
+def _only_session(folder: object) -> str:
+    """The socket of the one session of this user that there is, for address="auto".
+
+    Raises:
+        ConnectionError: there is none, or there are several.
+    """
+    from shoal.launch.head import default_parent_dir
+    from shoal.system.janitor import live_sessions
+
+    parent = check_folder(folder) or default_parent_dir()
+    sockets = [os.path.join(path, "node.sock") for path in live_sessions(parent)]
+    sockets = [path for path in sockets if os.path.exists(path)]  # others are starting or ending
+    if not sockets:
+        raise ConnectionError(
+            f'address="auto": no session of yours runs on this machine (looked in {parent}/shoal-{os.geteuid()}). '
+            "Start one with shoal.init() in another program, or leave the address out"
+        )
+    if len(sockets) > 1:
+        listed = "".join(f"\n    {path}" for path in sockets)
+        raise ConnectionError(
+            f'address="auto": {len(sockets)} sessions of yours run here; give the address of the one you mean:{listed}'
+        )
+    return sockets[0]
 
 
 def _prepare() -> None:
@@ -229,6 +263,7 @@ def shutdown(*, wait_for_processes: bool = False) -> None:
             _restore_interrupt()
             runtime.say_goodbye()
             if _printer is not None:
+                _printer.drain()
                 _printer.tell_repeats()
             core.set_current(None)
             runtime.close()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections import deque
 from time import monotonic
 
 from shoal.protocol.messages import LogLines, Notice
@@ -29,12 +31,35 @@ class _Seen:
 
 
 class LogPrinter:
-    """Prints LogLines messages; one for each session. Called by one thread at a time."""
+    """Prints what workers print and what the node has to say; one for each session.
+
+    Messages are taken (`take`) under the runtime's lock and printed (`drain`) outside of it: a terminal that is stopped must not stop
+    submissions. Whoever prints prints everything taken so far, in order; a second thread leaves it to the first.
+    """
 
     def __init__(self) -> None:
         #: text -> who printed it first; in the order of `since`
         self._seen: dict[str, _Seen] = {}
+        self._taken: deque[LogLines | Notice] = deque()
+        self._printing = threading.Lock()
         self._deduplicate = os.environ.get("SHOAL_DEDUP_LOGS", os.environ.get("RAY_DEDUP_LOGS", "1")) != "0"
+
+    def take(self, message: LogLines | Notice) -> None:
+        """Keep a message until `drain`."""
+        self._taken.append(message)
+
+    def drain(self) -> None:
+        """Print what was taken."""
+        while self._taken and self._printing.acquire(False):
+            try:
+                while self._taken:
+                    message = self._taken.popleft()
+                    if isinstance(message, LogLines):
+                        self.print_lines(message)
+                    else:
+                        self.print_notice(message)
+            finally:
+                self._printing.release()
 
     def print_lines(self, message: LogLines) -> None:
         """Print what is new of a message, with one write."""

@@ -40,8 +40,12 @@ class ExportedCode:
         self.held = held  #: what it captured
 
     def __del__(self) -> None:
+        if forgotten is None:  # the interpreter ends and has emptied this module
+            return
         forgotten.append((self.function_id, self.held))
-        objects.attend_to_dropped()
+        attend: Any = objects.attend_to_dropped
+        if attend is not None:
+            attend()
 
 
 class Exports:

@@ -115,9 +115,14 @@ class ObjectRef:
 
     def __del__(self) -> None:
         entry = self._entry
-        dropped.append(entry)
-        if entry.shared is not None or type(entry.value) is Stored:
-            _attend()
+        try:
+            dropped.append(entry)
+            if entry.shared is not None or type(entry.value) is Stored:
+                _attend()
+        except (AttributeError, TypeError):
+            if dropped is not None and _attend is not None:
+                raise
+            # the interpreter ends and has emptied this module
 
     def binary(self) -> bytes:
         """The ObjectID's 20 bytes."""
@@ -151,16 +156,16 @@ class ObjectRef:
 
     def future(self) -> Any:
         """A concurrent.futures.Future of the value."""
-        from shoal.runtime.core import current
+        from shoal.runtime.core import current_for_refs
 
-        return current().future(self)
+        return current_for_refs().future(self)
 
     as_future = future
 
     def __await__(self) -> Any:
-        from shoal.runtime.core import current
+        from shoal.runtime.core import current_for_refs
 
-        return current().await_ref(self).__await__()
+        return current_for_refs().await_ref(self).__await__()
 
     def _on_completed(self, callback: Callable[[Any], None]) -> None:
         self.future().add_done_callback(lambda future: callback(future.exception() or future.result()))

@@ -28,6 +28,7 @@ import select
 import socket
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
@@ -603,6 +604,19 @@ class Reactor:
             self._async_waits -= 1
 
     def _run_background(self) -> None:
+        while not self.stopping:
+            try:
+                self._tend()
+                return
+            except Exception:
+                if self.stopping:
+                    return
+                # Our own bug. Ticks, pushes and futures depend on this thread, so it says so and goes on.
+                print("internal error in Shoal's background thread; please report it:", file=sys.stderr)
+                traceback.print_exc()
+
+    def _tend(self) -> None:
+        """Tick and read until the reactor stops."""
         leads_before = -1
         idle_ticks = 0
         while not self.stopping:

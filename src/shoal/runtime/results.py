@@ -60,7 +60,14 @@ class ResultWriter:
             return self.encode_value(job, DynamicObjectRefGenerator(refs), 1)
         if count == 0:
             return Many([])
-        values = list(value)
+        try:
+            values = list(value)
+        except TypeError:
+            if hasattr(type(value), "__iter__"):
+                raise
+            raise TypeError(
+                f"{job.template.wire.name} returned {type(value).__name__}, which is no sequence; num_returns={count} promises {count} values"
+            ) from None
         if len(values) != count:
             raise ValueError(
                 f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"

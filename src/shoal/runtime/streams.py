@@ -190,6 +190,8 @@ class ObjectRefGenerator:
         state.abandoned = True
         task = state.task
         if task is not None and task.template.wire.backpressure > 0:
+            if abandoned is None:  # the interpreter ends and has emptied this module
+                return
             abandoned.append(task)  # nobody will ever let it go on: it is cancelled at the next tick
             self._runtime.reactor.attend()
 

@@ -373,7 +373,6 @@ class Submitter:
         if daemon is None:
             return
         klass.backlog_told = backlog
-        klass.requested_at = perf_counter()
         if klass.queue:
             klass.name = klass.queue[0].template.wire.name
         daemon.send_now(

@@ -118,7 +118,6 @@ class SchedulingClass:
         "number",
         "open",
         "queue",
-        "requested_at",
         "strategy",
         "unschedulable",
     )
@@ -144,7 +143,6 @@ class SchedulingClass:
         #: leases with room, the one to fill next first
         self.open: deque[WorkerLease] = deque()
         self.backlog_told = 0
-        self.requested_at = 0.0
         self.unschedulable = ""
 
 
@@ -165,7 +163,6 @@ class WorkerLease:
         "out",
         "progress_at",
         "queue",
-        "recalled",
     )
 
     def __init__(self, lease_id: int, klass: SchedulingClass | None, connection: Connection) -> None:
@@ -181,7 +178,6 @@ class WorkerLease:
         self.is_open = False  #: stands in klass.open
         self.idle_since = 0.0
         self.progress_at = 0.0  #: when the last reply came, or the first task was pushed
-        self.recalled = False  #: asked to bounce what has not started
         self.ending = False  #: returned or revoked: nothing is pushed any more
         self.queue: ActorQueue | None = None  #: of an actor's lease: the calls behind it
 

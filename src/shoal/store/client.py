@@ -245,6 +245,8 @@ class StoreClient:
             if self._unpinned:
                 self._drain_locked()
             pin = self._pins.get(generation)
+            if pin is not None and (pin.segment != number or pin.offset != offset):
+                raise StaleBlock(f"generation {generation} is of another session")
             if pin is not None:
                 own = self._own
                 segment = own if own is not None and own.number == number else self._segments[number]
