@@ -86,4 +86,6 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module(f"shoal.{name}")
-    raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    from shoal.protocol.foreign_names import missing_attribute
+
+    raise missing_attribute(__name__, name)

@@ -91,3 +91,26 @@ def test_no_timer_when_nobody_waits() -> None:
     machine.handle(events.ActorPlacementWithdrawn(b"b" * 16), 1.0)
     loop.run_until(100.0)
     assert loop.timers == [] and connection.sent == []
+
+
+def test_many_of_a_kind_are_one_line_with_a_count() -> None:
+    machine, loop, patience, connection = make()
+    for number in range(300):
+        place(machine, number.to_bytes(16, "big"), 0.0)
+    patience.attend()
+    loop.run_until(FIRST_S + LOOK_S)
+    assert len(connection.sent) == 1
+    assert "298 more like it wait" in connection.sent[0].text
+
+
+def test_nothing_is_said_of_workers_that_start_while_there_is_progress() -> None:
+    machine, loop, patience, connection = make()
+    for number in range(100):
+        machine.handle(events.ActorPlacementRequested(number.to_bytes(16, "big"), 1, JOB, {}, {}, {}, {}, "Light"), 0.0)
+    patience.attend()
+    for number in range(10):
+        loop.run_until(2.0 * number)
+        machine.handle(events.WorkerReady(number.to_bytes(16, "little"), ""), loop.now)
+    assert connection.sent == []
+    loop.run_until(loop.now + 2 * FIRST_S)  # no more workers come
+    assert len(connection.sent) == 1 and "starting" in connection.sent[0].text

@@ -175,6 +175,15 @@ class ActorClass:
             f"actor class {name} cannot be instantiated directly: call {name}.remote(), or {name}.__shoal_metadata__.modified_class"
         )
 
+    def __getattr__(self, name: str) -> Any:
+        cls = self.__dict__.get("_class")
+        if cls is None or name.startswith("__") or not hasattr(cls, name):
+            raise AttributeError(f"an actor class has no attribute {name!r}")
+        raise AttributeError(
+            f"{name!r} is of the class {cls.__name__}, and reached through an actor: make one first, "
+            f"actor = {cls.__name__}.remote(), then call actor.{name}.remote()"
+        )
+
     def __mro_entries__(self, bases: Any) -> Any:
         raise TypeError(
             f"an actor class cannot be a base class: inherit from the plain class (keep it before decorating: "
@@ -363,6 +372,9 @@ class ActorMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"an actor's method cannot be called directly: call {self._name}.remote()")
+
+    def __repr__(self) -> str:
+        return f"ActorMethod({self._about['class_name']}.{self._name}, actor {self._actor_id.hex()})"
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle:

@@ -7,6 +7,7 @@ What it does not do: find out what was left open (`launch`), or the rules for am
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,17 +106,30 @@ def check_system_settings(settings: object) -> dict[str, Any]:
     return {name: check_storage(storage) for name, storage in settings.items()}
 
 
+def check_folder(folder: object) -> str:
+    """The folder that `_temp_dir` names, made if it is not there; "" when it names nothing.
+
+    Raises:
+        TypeError, ValueError: that is no folder, and cannot be made one.
+    """
+    if folder is None or folder == "":
+        return ""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"_temp_dir must be a path, got {folder!r} of type {type(folder).__name__}")
+    path = os.path.abspath(os.fspath(folder))
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"_temp_dir={path!r} cannot be used as a folder: {error.strerror}") from None
+    return str(path)
+
+
 def check_address(address: str) -> None:
     """Raise for an address of a kind that there is not.
 
     Raises:
-        ConnectionError: it means a cluster of several machines, or a search for one.
+        ConnectionError: it means a cluster of several machines.
     """
-    if address == "auto":
-        raise ConnectionError(
-            'address="auto" finds no running node: give the path of its socket (what init() returned there as '
-            '["node_socket"]), or leave the address out to start a node here'
-        )
     if not address.startswith("/") and ":" in address:
         raise ConnectionError(
             f"address={address!r}: this version connects to nodes of this machine only; give the path of a node's socket, "

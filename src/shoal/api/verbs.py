@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal import serialization
 from shoal.api.actors import ActorClass, ActorHandle
 from shoal.api.options import ActorOptions, TaskOptions
 from shoal.api.remote_function import RemoteFunction
+from shoal.protocol.messages import Failed
 from shoal.runtime import core
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
-from shoal.runtime.waiting import Rest
+from shoal.runtime.waiting import Rest, session_of_refs
 
 
 def remote(*args: Any, **options: Any) -> Any:
@@ -20,6 +22,13 @@ def remote(*args: Any, **options: Any) -> Any:
         ValueError, TypeError: an option is unknown or out of range, or the thing is neither function nor class.
     """
     if args:
+        if (
+            len(args) == 1
+            and callable(args[0])
+            and not hasattr(args[0], "__name__")
+            and not hasattr(args[0], "_function")
+        ):
+            raise _not_remote(args[0])
         if len(args) != 1 or not (callable(args[0]) or isinstance(args[0], type)):
             raise TypeError("use @shoal.remote, or @shoal.remote(num_cpus=2, ...) with keyword options")
         return _made_remote(args[0], options)
@@ -33,9 +42,16 @@ def _made_remote(thing: Any, options: dict[str, Any]) -> Any:
         return ActorClass(thing, ActorOptions.parse(options))
     if isinstance(thing, (RemoteFunction, ActorClass)):
         raise TypeError(f"{thing!r} is remote already; use .options() to change its options")
-    if not callable(thing):
-        raise TypeError(f"only functions and classes can be remote, not {type(thing).__name__}")
+    if not callable(thing) or not hasattr(thing, "__name__"):
+        raise _not_remote(thing)
     return RemoteFunction(thing, TaskOptions.parse(options))
+
+
+def _not_remote(thing: Any) -> TypeError:
+    return TypeError(
+        f"only functions and classes can be remote, not {type(thing).__name__}"
+        + (": define a function that calls it" if callable(thing) else "")
+    )
 
 
 def get(refs: Any, *, timeout: float | None = None) -> Any:
@@ -54,15 +70,28 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout is {timeout}: it cannot be negative")
     if type(refs) is ObjectRef:
-        return (runtime or core.current()).get(refs, timeout)
+        return runtime.get(refs, timeout) if runtime is not None else _value_after_the_end(refs)
     if isinstance(refs, list):
         for ref in refs:
             if type(ref) is not ObjectRef:
                 raise TypeError(f"get takes ObjectRefs; the list contains {ref!r} of type {type(ref).__name__}")
-        return (runtime or core.current()).get(refs, timeout) if refs else []
+        if runtime is None:
+            return [_value_after_the_end(ref) for ref in refs]
+        return runtime.get(refs, timeout) if refs else []
     if isinstance(refs, ObjectRefGenerator):
         return refs
-    raise ValueError(f"get takes an ObjectRef or a list of them, not {type(refs).__name__}")
+    hint = "; a call with num_returns=0 returns None in the place of a ref" if refs is None else ""
+    raise ValueError(f"get takes an ObjectRef or a list of them, not {type(refs).__name__}{hint}")
+
+
+def _value_after_the_end(ref: ObjectRef) -> Any:
+    """What `get` gives when there is no session: values that this process had already."""
+    value = ref._entry.value
+    if type(value) is Failed:
+        raise serialization.loads_error(value.error)
+    if type(value) is not bytes:
+        return session_of_refs().get(ref)  # raises, unless a session has begun meanwhile
+    return serialization.loads(value)
 
 
 def put(value: Any, *, copies: int = 1) -> ObjectRef:
@@ -103,9 +132,9 @@ def wait(
         raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
     if timeout is not None and timeout < 0:
         raise ValueError(f"timeout is {timeout}: it cannot be negative")
-    runtime = core.current()
     if not refs:
         return [], []
+    runtime = session_of_refs()
     if num_returns <= 0:
         raise ValueError(f"num_returns is {num_returns}: it must be at least 1")
     if num_returns > len(refs):

@@ -14,16 +14,22 @@ from rich.table import Table
 from shoal.cli.observer import Observer, SessionUnreachableError
 from shoal.system.janitor import live_sessions
 
+SOCKET_NAME = "node.sock"  #: of a session's daemon; there is none while it starts or ends
+PIPED_WIDTH = 10_000  #: so that no line is wrapped for a program that reads them
 _MEMORY_RESOURCES = ("memory", "object_store_memory")
 
 
 def show_status(as_json: bool) -> int:
     """Print all sessions; the exit code."""
-    sessions = [describe(path) for path in live_sessions()]
+    sessions = [describe(path) for path in live_sessions() if os.path.exists(os.path.join(path, SOCKET_NAME))]
+    # What vanished meanwhile was ending.
+    sessions = [session for session in sessions if "error" not in session or os.path.isdir(session["session"])]
     if as_json:
         print(json.dumps({"sessions": sessions}))
         return 0 if sessions else 1
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPED_WIDTH)
     if not sessions:
         console.print(
             "No Shoal session of yours runs on this machine. shoal.init() in a program starts one; `shoal demo` shows it."

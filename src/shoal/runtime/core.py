@@ -93,20 +93,6 @@ def current() -> Runtime:
     return initialize()
 
 
-def current_for_refs() -> Runtime:
-    """The runtime of this process, for what is asked about refs: those of a session that has ended must not begin another.
-
-    Raises:
-        RuntimeError: there is no session.
-    """
-    if _current is None and not _forked:
-        raise RuntimeError(
-            "there is no Shoal session: the one that these refs are from has ended, and what was not read by then is gone. "
-            "Get results before shoal.shutdown()"
-        )
-    return current()
-
-
 def current_or_none() -> Runtime | None:
     """The runtime of this process, if it has one."""
     return _current

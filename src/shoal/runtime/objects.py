@@ -156,16 +156,16 @@ class ObjectRef:
 
     def future(self) -> Any:
         """A concurrent.futures.Future of the value."""
-        from shoal.runtime.core import current_for_refs
+        from shoal.runtime.waiting import session_of_refs
 
-        return current_for_refs().future(self)
+        return session_of_refs().future(self)
 
     as_future = future
 
     def __await__(self) -> Any:
-        from shoal.runtime.core import current_for_refs
+        from shoal.runtime.waiting import session_of_refs
 
-        return current_for_refs().await_ref(self).__await__()
+        return session_of_refs().await_ref(self).__await__()
 
     def _on_completed(self, callback: Callable[[Any], None]) -> None:
         self.future().add_done_callback(lambda future: callback(future.exception() or future.result()))

@@ -119,6 +119,22 @@ class WaitSession:
 _ended: deque[WaitSession] = deque()
 
 
+def session_of_refs() -> Runtime:
+    """The runtime of this process, for what is asked about refs: those of a session that has ended must not begin another.
+
+    Raises:
+        RuntimeError: there is no session.
+    """
+    from shoal.runtime import core
+
+    if core._current is None and not core._forked:
+        raise RuntimeError(
+            "there is no Shoal session: the one that these refs are from has ended, and what was not read by then is gone. "
+            "Get results before shoal.shutdown()"
+        )
+    return core.current()
+
+
 def wait(runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None) -> tuple[list[Any], list[Any]]:
     """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
     if type(refs) is Rest and len(refs) >= SESSION_REFS_MIN:

@@ -38,6 +38,16 @@ def explain_waiting(waiter: SchedulingClass, view: NodeView, leases: Mapping[int
     return "; ".join(parts) + "."
 
 
+def awaits_only_workers(waiter: SchedulingClass, view: NodeView, pool: WorkerPool) -> bool:
+    """Whether nothing is short, and workers are starting for `waiter`."""
+    return (
+        all(view.available.get(each, 0) >= units for each, units in waiter.need.items())
+        and view.accelerators.fits(waiter.need)
+        and waiter.pool.starting > 0
+        and not waiter.pool.failures
+    )
+
+
 def _holders(short: list[str], leases: Mapping[int, Lease]) -> str:
     """Who holds what is short, by name, the largest first."""
     amounts: dict[str, Resources] = {}

@@ -69,7 +69,7 @@ from shoal.scheduling.events import (
     WorkerStartFailed,
     WorkerUnblocked,
 )
-from shoal.scheduling.explanation import explain_waiting
+from shoal.scheduling.explanation import awaits_only_workers, explain_waiting
 from shoal.scheduling.grant_policy import (
     GROWTH_PAUSE_S,
     Lease,
@@ -515,6 +515,19 @@ class LocalScheduler:
         if waiter is None:
             return ""
         return explain_waiting(waiter, self._view, self._leases, self._pool)
+
+    def kind_of(self, process: bytes, class_no: int) -> str:
+        """What waiters that a user takes for the same have in common: name and need."""
+        waiter = self._queue.waiting[(process, class_no)]
+        return f"{waiter.name} {format_resources(waiter.need)}"
+
+    def awaits_only_workers(self, process: bytes, class_no: int) -> bool:
+        """Whether a waiter could be granted what it asks for as soon as a worker has started."""
+        return awaits_only_workers(self._queue.waiting[(process, class_no)], self._view, self._pool)
+
+    def granted_total(self) -> int:
+        """Leases granted so far."""
+        return self._granted_total
 
     def is_waited_for(self) -> bool:
         """Whether any class or actor waits."""

@@ -26,6 +26,12 @@ def register_shoal() -> None:
     joblib.register_parallel_backend("shoal", ShoalBackend)
 
 
+def register_ray() -> None:
+    """The same, also under the name "ray", for programs written for Ray."""
+    register_shoal()
+    joblib.register_parallel_backend("ray", ShoalBackend)
+
+
 class _Shared:
     """Stands in a batch for an argument that lies in the store."""
 

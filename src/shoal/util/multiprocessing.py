@@ -205,6 +205,9 @@ class _Crew:
         for worker in workers:
             worker.gone = True
             shoal.kill(worker.actor)
+        for chunk in lost:
+            if chunk.ref is not None:
+                chunk.ref.future()  # somebody who takes the error: it is of our own making
         return lost
 
     def _pump(self) -> None:

@@ -40,7 +40,7 @@ class Queue:
 
     def size(self) -> int:
         """Number of items now."""
-        return int(shoal.get(self.actor.qsize.remote()))
+        return int(shoal.get(self._living().qsize.remote()))
 
     def qsize(self) -> int:
         """Number of items now."""
@@ -48,19 +48,19 @@ class Queue:
 
     def empty(self) -> bool:
         """Whether there is nothing to get."""
-        return bool(shoal.get(self.actor.empty.remote()))
+        return bool(shoal.get(self._living().empty.remote()))
 
     def full(self) -> bool:
         """Whether there is no room."""
-        return bool(shoal.get(self.actor.full.remote()))
+        return bool(shoal.get(self._living().full.remote()))
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         """Add an item. While full, wait (`timeout` seconds, or for ever) if `block`; then raise Full."""
         try:
             if block:
-                shoal.get(self.actor.put.remote(item, _checked(timeout)))
+                shoal.get(self._living().put.remote(item, _checked(timeout)))
             else:
-                shoal.get(self.actor.put_nowait.remote(item))
+                shoal.get(self._living().put_nowait.remote(item))
         except Full as error:
             raise Full(*error.args[:1]) from None
 
@@ -68,8 +68,8 @@ class Queue:
         """Take the oldest item. While empty, wait (`timeout` seconds, or for ever) if `block`; then raise Empty."""
         try:
             if block:
-                return shoal.get(self.actor.get.remote(_checked(timeout)))
-            return shoal.get(self.actor.get_nowait.remote())
+                return shoal.get(self._living().get.remote(_checked(timeout)))
+            return shoal.get(self._living().get_nowait.remote())
         except Empty as error:
             raise Empty(*error.args[:1]) from None
 
@@ -77,9 +77,9 @@ class Queue:
         """`put` for asyncio code."""
         try:
             if block:
-                await self.actor.put.remote(item, _checked(timeout))
+                await self._living().put.remote(item, _checked(timeout))
             else:
-                await self.actor.put_nowait.remote(item)
+                await self._living().put_nowait.remote(item)
         except Full as error:
             raise Full(*error.args[:1]) from None
 
@@ -87,8 +87,8 @@ class Queue:
         """`get` for asyncio code."""
         try:
             if block:
-                return await self.actor.get.remote(_checked(timeout))
-            return await self.actor.get_nowait.remote()
+                return await self._living().get.remote(_checked(timeout))
+            return await self._living().get_nowait.remote()
         except Empty as error:
             raise Empty(*error.args[:1]) from None
 
@@ -105,7 +105,7 @@ class Queue:
         if not isinstance(items, Iterable):
             raise TypeError(f"put_nowait_batch needs an iterable of items, got {type(items).__name__}")
         try:
-            shoal.get(self.actor.put_nowait_batch.remote(list(items)))
+            shoal.get(self._living().put_nowait_batch.remote(list(items)))
         except Full as error:
             raise Full(*error.args[:1]) from None
 
@@ -116,10 +116,20 @@ class Queue:
         if num_items < 0:
             raise ValueError(f"num_items must not be negative, got {num_items}")
         try:
-            items: list[Any] = shoal.get(self.actor.get_nowait_batch.remote(num_items))
+            items: list[Any] = shoal.get(self._living().get_nowait_batch.remote(num_items))
         except Empty as error:
             raise Empty(*error.args[:1]) from None
         return items
+
+    def _living(self) -> Any:
+        """The actor.
+
+        Raises:
+            RuntimeError: `shutdown` was called.
+        """
+        if self.actor is None:
+            raise RuntimeError("this queue was shut down: make a new Queue")
+        return self.actor
 
     def shutdown(self, force: bool = False, grace_period_s: float = 5) -> None:
         """End the queue's actor: at once with `force`, else after what it is doing, but within `grace_period_s` seconds."""

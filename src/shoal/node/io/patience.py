@@ -4,7 +4,8 @@ Purpose: a program that waits for resources which nobody gives back (actors hold
 waits, for what, and who holds it.
 
 Design: a class or actor that holds nothing and was granted nothing for FIRST_S is worth a sentence to the drivers of its job, and again after
-AGAIN_FACTOR times as long. While anybody waits there is a look every LOOK_S; otherwise no timer runs.
+AGAIN_FACTOR times as long. Those of the same name and need share one, with their number. Who only awaits a worker that is starting is told
+nothing while others are granted theirs. While anybody waits there is a look every LOOK_S; otherwise no timer runs.
 
 What it does not do: change anything about the waiting.
 """
@@ -33,8 +34,10 @@ class Patience:
         self._table = table
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        #: how long who waits must wait until the next sentence
-        self._told_next_s: dict[tuple[bytes, int], float] = {}
+        #: (job, kind) -> how long one of them must wait until the next sentence
+        self._told_next_s: dict[tuple[bytes, str], float] = {}
+        #: leases granted at the last look, and when there were more than at the one before
+        self._granted = (0, float("-inf"))
 
     def attend(self) -> None:
         """Somebody may wait."""
@@ -44,15 +47,27 @@ class Patience:
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        stuck = self._machine.empty_handed(now, FIRST_S)
-        for key, job_id, waited_s in stuck:
-            told_next_s = self._told_next_s.get(key, FIRST_S)
+        machine = self._machine
+        granted = machine.granted_total()
+        if granted != self._granted[0]:
+            self._granted = (granted, now)
+        proceeds = now - self._granted[1] < FIRST_S
+        #: of each kind: the one that waits longest, for how long, and how many there are
+        kinds: dict[tuple[bytes, str], tuple[tuple[bytes, int], float, int]] = {}
+        for key, job_id, waited_s in machine.empty_handed(now, FIRST_S):
+            if proceeds and machine.awaits_only_workers(*key):
+                continue
+            kind = (job_id, machine.kind_of(*key))
+            first, longest_s, count = kinds.get(kind, (key, waited_s, 0))
+            kinds[kind] = (first, longest_s, count + 1)
+        for kind, (key, waited_s, count) in kinds.items():
+            told_next_s = self._told_next_s.get(kind, FIRST_S)
             if waited_s >= told_next_s:
-                self._told_next_s[key] = AGAIN_FACTOR * told_next_s
-                self._tell(job_id, f"for {waited_s:.0f} s now, {self._machine.explain(*key)}")
-        waiting = {key for key, _, _ in stuck}
-        for key in [key for key in self._told_next_s if key not in waiting]:
-            del self._told_next_s[key]
+                self._told_next_s[kind] = AGAIN_FACTOR * told_next_s
+                others = f" ({count - 1} more like it wait)" if count > 1 else ""
+                self._tell(kind[0], f"for {waited_s:.0f} s now, {machine.explain(*key)}{others}")
+        for kind in [kind for kind in self._told_next_s if kind not in kinds]:
+            del self._told_next_s[kind]
         self.attend()
 
     def _tell(self, job_id: bytes, text: str) -> None:

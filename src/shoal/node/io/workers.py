@@ -305,7 +305,7 @@ def with_tail(text: str, tail: list[str]) -> str:
     if not tail:
         return text
     shown = "\n".join(f"    {line}" for line in tail[-TAIL_SHOWN_LINES:])
-    return f"{text}\n  its last lines on stderr:\n{shown}"
+    return f"{text}\n  last lines of the worker's stderr (also of earlier tasks):\n{shown}"
 
 
 def oom_kills() -> int:
