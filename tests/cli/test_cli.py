@@ -61,7 +61,7 @@ def test_status_shows_this_session(shoal_shared: ModuleType) -> None:
 
 
 def test_status_without_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.cli.status.live_sessions", list)
+    monkeypatch.setattr("shoal.cli.status.live_sessions", lambda parent: [])
     result = CliRunner().invoke(main, ["status"])
     assert result.exit_code == 1
     assert "shoal.init()" in result.output
@@ -83,7 +83,7 @@ def test_a_daemon_that_is_silent_or_gone_is_an_error_not_a_hang(
             observer.call("node.ping")
         monkeypatch.setattr("shoal.cli.observer.ANSWER_TIMEOUT_S", 0.1)
         monkeypatch.setattr(Observer.__init__, "__defaults__", (0.1,))
-        monkeypatch.setattr("shoal.cli.status.live_sessions", lambda: [str(tmp_path)])
+        monkeypatch.setattr("shoal.cli.status.live_sessions", lambda parent: [str(tmp_path)])
         result = CliRunner().invoke(main, ["status"])
     assert "stopped answering" in " ".join(result.output.split())  # rich wraps lines
 

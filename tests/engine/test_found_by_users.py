@@ -204,7 +204,7 @@ def test_status_leaves_out_who_starts_and_wraps_nothing(
 ) -> None:
     status = importlib.import_module("shoal.cli.status")  # the package has a command of this name
     mine = str(shoal.get_runtime_context().gcs_address).rpartition("/")[0]
-    monkeypatch.setattr(status, "live_sessions", lambda: [str(tmp_path), mine])
+    monkeypatch.setattr(status, "live_sessions", lambda parent: [str(tmp_path), mine])
     assert status.show_status(as_json=False) == 0
     out = capsys.readouterr().out
     assert "does not answer" not in out and str(tmp_path) not in out

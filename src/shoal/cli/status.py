@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shoal.cli.observer import Observer, SessionUnreachableError
+from shoal.launch.head import default_parent_dir
 from shoal.system.janitor import live_sessions
 
 SOCKET_NAME = "node.sock"  #: of a session's daemon; there is none while it starts or ends
@@ -21,7 +22,11 @@ _MEMORY_RESOURCES = ("memory", "object_store_memory")
 
 def show_status(as_json: bool) -> int:
     """Print all sessions; the exit code."""
-    sessions = [describe(path) for path in live_sessions() if os.path.exists(os.path.join(path, SOCKET_NAME))]
+    sessions = [
+        describe(path)
+        for path in live_sessions(default_parent_dir())
+        if os.path.exists(os.path.join(path, SOCKET_NAME))
+    ]
     # What vanished meanwhile was ending.
     sessions = [session for session in sessions if "error" not in session or os.path.isdir(session["session"])]
     if as_json:
