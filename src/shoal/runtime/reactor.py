@@ -41,6 +41,7 @@ from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
 LOCK_LOOK_S = 0.01  #: a leader that waits for the lock looks so often whether it must give up the lead
+SPIN_BIAS = 2.0
 COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
@@ -420,6 +421,10 @@ class Reactor:
             spin_until = perf_counter() + SPIN_S if spins else 0.0
         self._learn(perf_counter() - start, spins)
 
+    def _spinning_is_worth_it(self) -> bool:
+        # A sleeper's wake-up is partly paid by whoever writes to it, which this process does not see: hence the factor.
+        return self._spinning_wait_s < SPIN_BIAS * self._sleeping_wait_s
+
     def _learn(self, waited_s: float, spun: bool) -> None:
         """Compare waits with and without spinning, and do what has been shorter; look at the other way now and then.
 
@@ -434,9 +439,9 @@ class Reactor:
         self._waits += 1
         phase = self._waits & 127
         if phase >= 120:
-            self._spins = self._spinning_wait_s >= self._sleeping_wait_s  # the other way
+            self._spins = not self._spinning_is_worth_it()  # the other way
         elif phase == 0:
-            self._spins = self._spinning_wait_s < self._sleeping_wait_s
+            self._spins = self._spinning_is_worth_it()
 
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""
