@@ -276,7 +276,12 @@ class Reactor:
                         self._leads += 1
                         waiter.reader = self  # before the look at `done` below
                         if not waiter.done:
-                            self._lead_until(waiter, deadline)
+                            try:
+                                self._lead_until(waiter, deadline)
+                            except (OSError, ValueError):
+                                if not self.stopping:
+                                    raise
+                                break  # `stop` has closed the sockets under this thread: the session is over
                     else:
                         self._follow(waiter, deadline)
                 finally:
