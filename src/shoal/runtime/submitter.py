@@ -91,11 +91,13 @@ class Submitter:
     ) -> SchedulingClass:
         """The scheduling class of these properties."""
         key = (tuple(sorted(demand.items())), depth, repr(strategy), repr(environment))
-        klass = self._class_of.get(key)
-        if klass is None:
-            klass = SchedulingClass(len(self.classes), demand, depth, strategy, environment, name)
-            self.classes.append(klass)
-            self._class_of[key] = klass
+        # Under the lock: the first calls of two threads must not make two classes of one number, of which the daemon's grants reach only one.
+        with self.reactor.lock:
+            klass = self._class_of.get(key)
+            if klass is None:
+                klass = SchedulingClass(len(self.classes), demand, depth, strategy, environment, name)
+                self.classes.append(klass)
+                self._class_of[key] = klass
         return klass
 
     # ------------------------------------------------------------ pushing

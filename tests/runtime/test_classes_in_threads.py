@@ -1,0 +1,34 @@
+"""The first calls of several threads must agree on one scheduling class, under a number of its own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from shoal.runtime.core import Runtime
+
+
+def test_threads_that_make_the_same_classes_share_them() -> None:
+    runtime = Runtime("driver", b"d" * 16)
+    submitter = runtime.submitter
+    made: list[list[object]] = [[] for _ in range(4)]
+    start = threading.Barrier(4)
+
+    def make(mine: list[object]) -> None:
+        start.wait(10)
+        for units in range(400):
+            mine.append(submitter.class_of({"CPU": units}, 1, {}, {}, "f"))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=make, args=(mine,)) for mine in made]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        sys.setswitchinterval(interval)
+        runtime.reactor.stop()
+    assert [klass.number for klass in submitter.classes] == list(range(400))
+    assert all(mine == submitter.classes for mine in made)
