@@ -20,7 +20,7 @@ import msgspec
 PAGE = Path(__file__).with_name("PROTOCOL.md")
 sys.path.insert(0, str(PAGE.parent.parent / "src"))
 
-from shoal.protocol import gcs_messages, limits, messages  # noqa: E402
+from shoal.protocol import gcs_messages, limits, messages, node_messages  # noqa: E402
 from shoal.wire.framing import encode_frame  # noqa: E402
 
 
@@ -79,6 +79,8 @@ OBJECTS: dict[str, Route] = {
     "Resolved": Route("daemon", "process"),
     "Sealed": Route("process", "daemon"),
     "FreeObjects": Route("process", "daemon", "`FreeBlocks` to the writer, in time"),
+    "HoldsConfirmed": Route("daemon", "process"),
+    "Pull": Route("process", "daemon", "`Answer`"),
     "FreeBlocks": Route("daemon", "process"),
     "OpenSegment": Route("process", "daemon", "`SegmentBudget`"),
     "SegmentBudget": Route("daemon", "process"),
@@ -123,6 +125,34 @@ GCS: dict[str, Route] = {
     "TaskEventBatch": Route("daemon", "GCS", "`Acknowledged`"),
     "NodeReport": Route("daemon", "GCS", "`StopActor` and `StartActor`, where the two disagree"),
     "Acknowledged": Route("GCS", "daemon"),
+    "NodeLoad": Route("daemon", "GCS", "`HeartbeatAcknowledged`"),
+    "HeartbeatAcknowledged": Route("GCS", "daemon"),
+    "ClusterNodes": Route("GCS", "daemon"),
+    "PlaceLeases": Route("daemon", "GCS", "`LeasesPlaced`, now or when there is room"),
+    "LeasesPlaced": Route("GCS", "daemon", "`ForeignLeases` to the nodes named"),
+    "ReserveBundle": Route("GCS", "daemon", "`BundleReserved`"),
+    "BundleReserved": Route("daemon", "GCS", "`CommitBundle` or `ReturnBundle`"),
+    "CommitBundle": Route("GCS", "daemon"),
+    "ReturnBundle": Route("GCS", "daemon"),
+    "DrainNode": Route("GCS", "daemon"),
+}
+BETWEEN: dict[str, Route] = {
+    "LinkHello": Route("daemon", "daemon", "`LinkWelcome`"),
+    "LinkWelcome": Route("daemon", "daemon"),
+    "LinkReceived": Route("daemon", "daemon"),
+    "RouteToWorker": Route("process", "daemon", "one byte; then the worker speaks"),
+    "OpenTransfer": Route("daemon", "daemon"),
+    "ForeignLeases": Route("daemon", "daemon", "`ForProcess` with `LeaseGranted` for each lease"),
+    "ForeignProcessDied": Route("daemon", "daemon"),
+    "ForProcess": Route("daemon", "daemon"),
+    "NodeHold": Route("daemon", "daemon", "`NodeHeld`"),
+    "NodeHeld": Route("daemon", "daemon"),
+    "NodeRelease": Route("daemon", "daemon"),
+    "HoldFor": Route("daemon", "daemon", "`HoldForDone`"),
+    "HoldForDone": Route("daemon", "daemon"),
+    "ResolveFor": Route("daemon", "daemon", "`Resolved` for each, when it is known"),
+    "FreeStored": Route("daemon", "daemon"),
+    "FreeCopies": Route("daemon", "daemon"),
 }
 SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Values", "How a user value stands inside a message; plain `bytes` are an inline value.", VALUES),
@@ -135,12 +165,13 @@ SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Objects", "Refs that leave their process, and the shared-memory store.", OBJECTS),
     ("Actors", "", ACTORS),
     ("Between a node daemon and the GCS", "", GCS),
+    ("Between node daemons", "", BETWEEN),
 ]
 ROUTES: dict[str, Route] = {name: route for _, _, routes in SECTIONS for name, route in routes.items()}
 
 HEAD = """# The messages
 
-*Written by `python docs/write_protocol.py` from `src/shoal/protocol/messages.py` and `gcs_messages.py`; do not edit.*
+*Written by `python docs/write_protocol.py` from `src/shoal/protocol/messages.py`, `gcs_messages.py` and `node_messages.py`; do not edit.*
 
 Everything that crosses a process boundary is one of the messages below (object bytes do not: they lie in shared memory). A message is a msgpack
 array: its tag, then its fields in the order listed. On a stream each is preceded by its length, 4 bytes, little-endian; a frame longer than
@@ -149,7 +180,8 @@ defaults. The present version of the protocol is {version}.
 
     {example}
 
-All connections are Unix sockets in the session's folder (mode 0700). Which messages go together is told by [the journey of a task](JOURNEY.md);
+Within a node connections are Unix sockets in the session's folder (mode 0700); between nodes they are TCP connections that begin with the mutual
+proof of the cluster's token. Which messages go together is told by [the journey of a task](JOURNEY.md);
 why some must be written before others, by "Causality" in [the architecture](ARCHITECTURE.md).
 """
 
@@ -158,7 +190,7 @@ def message_classes() -> dict[str, type[messages.Message]]:
     """Every message of the protocol, by name, in the order of the tags."""
     found = {
         name: value
-        for module in (messages, gcs_messages)
+        for module in (messages, gcs_messages, node_messages)
         for name, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, messages.Message) and value is not messages.Message
     }

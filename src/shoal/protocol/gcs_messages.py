@@ -74,12 +74,16 @@ class RegisterNode(Message, tag=100):
     resources: dict[str, int]
     labels: dict[str, str] = {}
     session_dir: str = ""
+    is_head: bool = False
+    #: its number, when it had registered before; 0 for one that has none yet, and for the head
+    node_no: int = 0
 
 
 class NodeRegistered(Message, tag=101):
-    """The answer to RegisterNode."""
+    """The answer to RegisterNode. `node_no` is the node's number for its life: the head's is 0, others count from 1 and are never used again."""
 
     gcs_pid: int
+    node_no: int = 0
 
 
 class GcsCall(Message, tag=102):
@@ -225,6 +229,114 @@ class Acknowledged(Message, tag=116):
     count: int
 
 
+class NodeLoad(Message, tag=117):
+    """From a node, every HEARTBEAT_S and sooner when it matters: what is free there, and who waits. It is the heartbeat, answered by
+    HeartbeatAcknowledged. `waiting` lists (demand, how many), `task_time_s` is the exponential average over the node's leases."""
+
+    count: int  #: of heartbeats of this connection
+    available: dict[str, int]
+    total: dict[str, int]
+    waiting: list[tuple[dict[str, int], int]] = []
+    task_time_s: float = 0.0
+    store_used_bytes: int = 0
+    draining: bool = False
+
+
+class HeartbeatAcknowledged(Message, tag=118):
+    """To a node: heartbeat number `count` was heard."""
+
+    count: int
+
+
+class NodeEntry(msgspec.Struct, array_like=True, omit_defaults=False):
+    """One node as the others see it."""
+
+    node_id: bytes
+    node_no: int
+    address: str  #: "tcp:HOST:PORT"
+    hostname: str
+    total: dict[str, int]
+    labels: dict[str, str]
+    alive: bool
+    is_head: bool = False
+    draining: bool = False
+    cause: str = ""  #: why it is dead
+
+
+class ClusterNodes(Message, tag=119):
+    """To every node, at registration (all that live, and those that died lately) and at every change (those that changed)."""
+
+    version: int
+    nodes: list[NodeEntry]
+
+
+class PlaceLeases(Message, tag=120):
+    """From a node: `backlog` tasks of a class of its process `process` are to run somewhere. Repeats replace what was said before; 0 takes it back.
+    `locality` gives the bytes of its inputs by NodeID. Answered by LeasesPlaced, now or when there is room."""
+
+    process: bytes
+    class_no: int
+    job_id: bytes
+    demand: dict[str, int]
+    backlog: int
+    strategy: dict[str, Any] = {}
+    locality: dict[bytes, int] = {}
+    name: str = ""
+
+
+class LeasesPlaced(Message, tag=121):
+    """To a node: ask these nodes for so many leases of the class; the backlog of PlaceLeases goes down by their sum. With `refused` no node of the
+    cluster can ever run it: what was asked, what there is."""
+
+    process: bytes
+    class_no: int
+    placements: list[tuple[bytes, int]]
+    refused: str = ""
+
+
+class ReserveBundle(Message, tag=122):
+    """To a node: reserve `resources` for bundle `index` of a placement group (first phase). Answered by BundleReserved."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    resources: dict[str, int]
+
+
+class BundleReserved(Message, tag=123):
+    """From a node: whether the bundle is reserved."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    done: bool
+    reason: str = ""
+
+
+class CommitBundle(Message, tag=124):
+    """To a node: the group is placed as a whole; the bundle's resources may be used (second phase)."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+
+
+class ReturnBundle(Message, tag=125):
+    """To a node: give the bundle's resources back; what runs in it ends."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    reason: str
+
+
+class DrainNode(Message, tag=126):
+    """To a node: take no new work and leave when what runs has ended, at the latest after `deadline_s`."""
+
+    reason: str
+    deadline_s: float
+
+
 #: what the GCS accepts
 ToGcs = (
     Hello
@@ -238,8 +350,38 @@ ToGcs = (
     | SubscribeKey
     | TaskEventBatch
     | NodeReport
+    | NodeLoad
+    | PlaceLeases
+    | BundleReserved
 )
 #: what the GCS sends
-FromGcs = NodeRegistered | GcsAnswer | StartActor | StopActor | ActorChanged | Published | Acknowledged
+FromGcs = (
+    NodeRegistered
+    | GcsAnswer
+    | StartActor
+    | StopActor
+    | ActorChanged
+    | Published
+    | Acknowledged
+    | HeartbeatAcknowledged
+    | ClusterNodes
+    | LeasesPlaced
+    | ReserveBundle
+    | CommitBundle
+    | ReturnBundle
+    | DrainNode
+)
 #: what the GCS sends unasked
-GcsPush = StartActor | StopActor | ActorChanged | Published
+GcsPush = (
+    StartActor
+    | StopActor
+    | ActorChanged
+    | Published
+    | HeartbeatAcknowledged
+    | ClusterNodes
+    | LeasesPlaced
+    | ReserveBundle
+    | CommitBundle
+    | ReturnBundle
+    | DrainNode
+)

@@ -59,6 +59,8 @@ ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
 STORY_LINES_MAX = 64
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
+HEARTBEAT_S = 0.5
+HEARTBEATS_MISSED_S = 5.0  #: a node that says nothing for so long is declared dead
 GCS_SILENT_S = (
     20.0  #: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started
 )

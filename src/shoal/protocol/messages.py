@@ -32,7 +32,8 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
 
 class Stored(Message, tag=1):
-    """A value in the store: `size` payload bytes behind the block at `offset` of `segment`, valid while the header says `generation`."""
+    """A value in the store of `node` (empty: of the receiver's own): `size` payload bytes behind the block at `offset` of `segment`, valid
+    while the header says `generation`. On another node it is got by `Pull`, wherever it lies there by then."""
 
     oid: bytes
     segment: int
@@ -40,6 +41,7 @@ class Stored(Message, tag=1):
     size: int
     generation: int
     nested: list[bytes] = []
+    node: bytes = b""
 
 
 class Failed(Message, tag=2):
@@ -383,10 +385,18 @@ class Publish(Message, tag=51):
 
 
 class Hold(Message, tag=52):
-    """One more hold on each of `oids` by `holder` (a WorkerID; empty for the sender)."""
+    """One more hold on each of `oids` by `holder` (a WorkerID; empty for the sender). `home` is the node whose directory has them (NodeID;
+    empty: this one); for another node's objects the daemon answers `HoldsConfirmed` once that node knows."""
 
     oids: list[bytes]
     holder: bytes = b""
+    home: bytes = b""
+
+
+class HoldsConfirmed(Message, tag=63):
+    """To a process: the first `count` of its `Hold` messages with a foreign `home` are known there."""
+
+    count: int
 
 
 class Release(Message, tag=53):
@@ -401,6 +411,7 @@ class Resolve(Message, tag=54):
 
     oids: list[bytes]
     stale_generation: int = 0
+    home: bytes = b""
 
 
 class Resolved(Message, tag=55):
@@ -417,9 +428,19 @@ class Sealed(Message, tag=56):
 
 
 class FreeObjects(Message, tag=57):
-    """From an owner: nobody refers to these stored objects any more."""
+    """From an owner: nobody refers to these stored objects any more; they lie on `node` (empty: this one)."""
 
     oids: list[bytes]
+    node: bytes = b""
+
+
+class Pull(Message, tag=64):
+    """From a process: bring a value that lies on another node into this node's store. Answered by Answer with the body {"stored": the place of the
+    copy}, valid until it is evicted. With `background` it is only made ready and request is 0."""
+
+    request: int
+    stored: Stored
+    background: bool = False
 
 
 class FreeBlocks(Message, tag=58):
@@ -486,6 +507,7 @@ class ActorSpec(Message, tag=70):
     environment: dict[str, Any] = {}
     methods: bytes = b""  #: serialized table of method options, for handles made by name
     options: dict[str, Any] = {}
+    home: bytes = b""  #: the node that counts its handles: its creator's
 
 
 class CreateActor(Message, tag=71):
@@ -515,6 +537,7 @@ class ActorState(Message, tag=73):
     cause: str = ""
     creation_error: bytes = b""  #: serialized exception of a failed constructor
     death: str = ""  #: why a dead actor is dead: one of the DEATH_ constants of `gcs_messages`
+    node_id: bytes = b""  #: where it lives; a daemon makes `address` one that its own processes can reach
 
 
 class BecomeActor(Message, tag=74):
@@ -574,6 +597,7 @@ FromDaemon = (
     | Notice
     | CancelObject
     | Resolved
+    | HoldsConfirmed
     | FreeBlocks
     | SegmentBudget
     | TrimBudget
@@ -604,6 +628,7 @@ ToDaemon = (
     | Resolve
     | Sealed
     | FreeObjects
+    | Pull
     | OpenSegment
     | BudgetReturned
     | CreateActor

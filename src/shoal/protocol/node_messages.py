@@ -1,0 +1,173 @@
+"""Messages between node daemons.
+
+Purpose: the third table of frames; tags 130-159. Values and leases inside are those of `messages`.
+
+Design: every pair of nodes has one line in each direction (`node/io/node_links.py`): ordered, delivered once while both nodes live, also over
+reconnects. So a message is said once, and its order among those to the same node is kept. Bytes of objects travel on connections of their own
+(`node/io/transfer.py`), not here.
+
+How to extend: a struct with a free tag, listed in `BetweenNodes`; fields are only appended, with defaults.
+
+What it does not do: single tasks and their results, which go from process to process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.protocol.messages import (
+    CancelObject,
+    KillWorker,
+    LeaseGranted,
+    LeasesUnschedulable,
+    LogLines,
+    Message,
+    Resolved,
+    ReturnLease,
+    SignalWorker,
+    WorkerDied,
+)
+
+
+class LinkHello(Message, tag=130):
+    """First frame of a line: who dials whom, and in which life of its daemon."""
+
+    protocol_version: int
+    sender: bytes
+    receiver: bytes
+
+
+class LinkWelcome(Message, tag=131):
+    """The answer: how many messages of this sender were received, so that it can repeat the others; or why the line is refused."""
+
+    received: int
+    refused: str = ""
+
+
+class LinkReceived(Message, tag=132):
+    """How many messages of the line were handled so far: the sender may forget them."""
+
+    count: int
+
+
+class RouteToWorker(Message, tag=133):
+    """First frame of a connection from a process of another node: hand it on to this worker. Answered by one byte, b"1", when the worker has it."""
+
+    protocol_version: int
+    worker_id: bytes
+    node_id: bytes  #: of the sender
+    process: bytes  #: the sender
+
+
+class OpenTransfer(Message, tag=134):
+    """First frame of a connection on which objects are pulled: see `node/io/transfer.py`."""
+
+    protocol_version: int
+    node_id: bytes
+
+
+class ForeignLeases(Message, tag=135):
+    """As RequestLeases, of a process of the sending node; `namespace` is that of the job."""
+
+    process: bytes
+    class_no: int
+    job_id: bytes
+    demand: dict[str, int]
+    depth: int
+    backlog: int
+    strategy: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    name: str = ""
+    namespace: str = ""
+
+
+class ForeignProcessDied(Message, tag=136):
+    """A process of the sending node is dead: what it leased here ends, what it owned here alone is freed."""
+
+    process: bytes
+    reason: str
+
+
+class ForProcess(Message, tag=137):
+    """A message for a process of the receiving node."""
+
+    process: bytes
+    message: LeaseGranted | LeasesUnschedulable | WorkerDied | CancelObject | LogLines
+
+
+class NodeHold(Message, tag=138):
+    """The sending node, as a whole, holds these objects of the receiving one. Answered by NodeHeld with the same number."""
+
+    number: int
+    oids: list[bytes]
+
+
+class NodeHeld(Message, tag=139):
+    """The holds of NodeHold `number` count."""
+
+    number: int
+
+
+class NodeRelease(Message, tag=140):
+    """The sending node ends `count` of its holds on each of these objects: items are (oid, count)."""
+
+    items: list[tuple[bytes, int]]
+
+
+class HoldFor(Message, tag=141):
+    """A process of the sending node hands refs on to `process` of the receiving one, which from now on holds them. The sending node keeps them alive
+    at their `home` until HoldForDone. When the sender is itself their home it counts the receiving node once for each already."""
+
+    number: int
+    process: bytes
+    oids: list[bytes]
+    home: bytes
+
+
+class HoldForDone(Message, tag=142):
+    """The receiver of HoldFor `number` has holds of its own at the home."""
+
+    number: int
+
+
+class ResolveFor(Message, tag=143):
+    """The sending node wants the values of these objects of the receiving one, each answered by Resolved when it is known."""
+
+    oids: list[bytes]
+
+
+class FreeStored(Message, tag=144):
+    """Nobody refers to these objects, which lie in the receiver's store, any more."""
+
+    oids: list[bytes]
+
+
+class FreeCopies(Message, tag=145):
+    """The originals of these copies in the receiver's store are gone."""
+
+    oids: list[bytes]
+
+
+BetweenNodes = (
+    LinkHello
+    | LinkWelcome
+    | LinkReceived
+    | RouteToWorker
+    | OpenTransfer
+    | ForeignLeases
+    | ForeignProcessDied
+    | ForProcess
+    | ReturnLease
+    | KillWorker
+    | SignalWorker
+    | CancelObject
+    | NodeHold
+    | NodeHeld
+    | NodeRelease
+    | HoldFor
+    | HoldForDone
+    | ResolveFor
+    | Resolved
+    | FreeStored
+    | FreeCopies
+)
