@@ -18,6 +18,7 @@ from typing import Any
 from shoal.protocol.messages import (
     CancelObject,
     KillWorker,
+    LeaseFinished,
     LeaseGranted,
     LeasesUnschedulable,
     LogLines,
@@ -59,6 +60,11 @@ class RouteToWorker(Message, tag=133):
     process: bytes  #: the sender
 
 
+def handover_path(address: str) -> str:
+    """Where a worker takes connections that its daemon hands on: beside the socket at `address`, under a name of the same length."""
+    return address.removesuffix(".sock") + ".give"
+
+
 class OpenTransfer(Message, tag=134):
     """First frame of a connection on which objects are pulled: see `node/io/transfer.py`."""
 
@@ -82,10 +88,12 @@ class ForeignLeases(Message, tag=135):
 
 
 class ForeignProcessDied(Message, tag=136):
-    """A process of the sending node is dead: what it leased here ends, what it owned here alone is freed."""
+    """A process of the sending node is dead: what it leased here ends, what it owned here alone is freed. `job_id` is that of a driver: its job is
+    over."""
 
     process: bytes
     reason: str
+    job_id: bytes = b""
 
 
 class ForProcess(Message, tag=137):
@@ -158,6 +166,7 @@ BetweenNodes = (
     | ForeignProcessDied
     | ForProcess
     | ReturnLease
+    | LeaseFinished
     | KillWorker
     | SignalWorker
     | CancelObject

@@ -43,6 +43,7 @@ from shoal.protocol.messages import (
     WorkerDied,
 )
 from shoal.runtime import unread_errors
+from shoal.runtime.abroad import connect_abroad, is_abroad
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
 from shoal.system.process import UnsupportedSystemError, raise_file_limit
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection
 
 PEER_CONNECT_TIMEOUT_S = 2.0
+LAST_REPLIES_WITHIN_S = 2.0  #: after the news of a death on another node its last replies come, or never
 DEATH_TOLD_WITHIN_S = 10.0  #: after the end of a connection the daemon tells of the worker's, long before this
 STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
 
@@ -439,13 +441,21 @@ class Submitter:
         connection = self._peers.get(worker_id)
         if connection is not None:
             return None if connection.closed else connection  # closed: its tasks wait to be told of its death
-        sock = _new_socket()
-        sock.settimeout(PEER_CONNECT_TIMEOUT_S)  # a stopped worker with a full backlog must not hold the lock for good
-        try:
-            sock.connect(address)
-        except OSError:
-            sock.close()
-            return None
+        if is_abroad(address):
+            try:
+                sock = connect_abroad(self.runtime, address, PEER_CONNECT_TIMEOUT_S)
+            except OSError:
+                return None
+        else:
+            sock = _new_socket()
+            sock.settimeout(
+                PEER_CONNECT_TIMEOUT_S
+            )  # a stopped worker with a full backlog must not hold the lock for good
+            try:
+                sock.connect(address)
+            except OSError:
+                sock.close()
+                return None
         connection = self.reactor.add(sock, self.on_peer_closed)
         connection.attachment = WorkerPeer(worker_id, address, pid)
         self._peers[worker_id] = connection
@@ -514,6 +524,11 @@ class Submitter:
         peer.death = message
         if not peer_connection.closed:
             self.reactor.drain(peer_connection)
+            if is_abroad(peer.address) and not peer_connection.closed:
+                # Its last replies may still be on their way: the end of the connection comes after them, but a dead machine does not send it.
+                peer.closed_at = perf_counter()
+                self._unexplained.append(peer_connection)
+                return
             self.reactor.close(peer_connection)  # a process that the worker left behind may hold the other end open
         self._bury(peer_connection)
 
@@ -530,17 +545,23 @@ class Submitter:
         """Connections ended whose workers did not die, it seems: what they had counts as started and lost. Caller holds the lock."""
         for connection in list(self._unexplained):
             peer: WorkerPeer = connection.attachment
-            if peer.death is None and now - peer.closed_at < DEATH_TOLD_WITHIN_S:
+            patience_s = DEATH_TOLD_WITHIN_S if peer.death is None else LAST_REPLIES_WITHIN_S
+            if now - peer.closed_at < patience_s and not (connection.closed and peer.death is not None):
                 continue
             self._unexplained.remove(connection)
             if peer.death is not None:
+                if not connection.closed:
+                    self.reactor.close(connection)
+                    self._bury(connection)
                 continue
             lease = next(iter(peer.leases.values()), None)
             started = max(lease.inflight, default=0) if lease is not None else 0
             cause = (
-                f"the connection to the worker with pid {peer.pid} broke, though it lives: it refuses messages over {FRAME_BYTES_MAX} bytes; "
-                "pass large arguments as refs of shoal.put"
+                f"the connection to the worker with pid {peer.pid} broke, though it lives: "
+                f"it refuses messages over {FRAME_BYTES_MAX} bytes; pass large arguments as refs of shoal.put"
             )
+            if is_abroad(peer.address):
+                cause = f"the connection to the worker with pid {peer.pid} on the node at {peer.address.partition('/')[0]} broke"
             peer.death = WorkerDied(peer.worker_id, lease.lease_id if lease is not None else 0, started, cause, 0)
             queues = [each.queue for each in peer.leases.values() if each.queue is not None]
             daemon = self.reactor.causal

@@ -16,10 +16,11 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shoal.protocol.messages import Hello, Shutdown, ToRuntime
+from shoal.protocol.node_messages import handover_path
 from shoal.runtime import core
 from shoal.runtime.actor_host import exit_process
 from shoal.runtime.executor import Executor
@@ -30,6 +31,7 @@ from shoal.system.start_plan import WorkerStart
 from shoal.wire.framing import decoder_of
 
 decoder_of(ToRuntime)  # in the zygote, once: making it takes 2 ms
+HANDOVER_TIMEOUT_S = 1.0
 LISTEN_BACKLOG = 4096  #: callers that may knock while nobody here reads
 NAME_MARKER = "\x01shoal:name:"
 
@@ -50,10 +52,11 @@ def run_worker(start: WorkerStart) -> int:
         executor.run()
         atexit._run_exitfuncs()  # what users registered; the daemon ends it if it takes too long
     finally:
-        try:
-            os.unlink(address)
-        except OSError:
-            pass
+        for path in (address, handover_path(address)):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
     exit_process(0)
     return 0
 
@@ -79,6 +82,8 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
 
     reactor.add_listener(listener.fileno(), accept)
     page = connect(runtime, start.node_socket, address, start.startup_token)
+    if runtime.config.get("cluster_token"):
+        take_handed_over(runtime, address, on_submitter_closed)
     executor.page = page
     daemon = reactor.causal
     if daemon is None:
@@ -98,6 +103,40 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
 
     executor.flush_output = flush_output
     return executor
+
+
+def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: Callable[[Connection], None]) -> None:
+    """Take connections of submitters on other nodes, which the daemon hands on."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = handover_path(address)
+    door.bind(path)
+    door.listen(LISTEN_BACKLOG)
+    door.setblocking(False)
+    reactor = runtime.reactor
+
+    def accept() -> None:
+        while True:
+            try:
+                knock, _ = door.accept()
+            except (BlockingIOError, OSError):
+                return
+            with knock:
+                knock.settimeout(HANDOVER_TIMEOUT_S)
+                try:
+                    _, fds, _, _ = socket.recv_fds(knock, 1, 1)
+                except OSError:
+                    continue
+            for fd in fds:
+                sock = socket.socket(fileno=fd)
+                connection = reactor.add(sock, on_submitter_closed)
+                connection.attachment = SubmitterPeer()
+                try:
+                    sock.send(b"1")
+                except OSError:
+                    pass  # the reader sees its end
+
+    with reactor.lock:
+        reactor.add_listener(door.fileno(), accept)
 
 
 def _on_hello(connection: Connection, message: Hello) -> None:

@@ -544,6 +544,35 @@ class LocalScheduler:
                 found.append((key, waiter.job.job_id, waited_s))
         return found
 
+    def overdue(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], int]]:
+        """Classes that were granted nothing for `after_s`, with their backlogs."""
+        found = []
+        for key, waiter in self._queue.waiting.items():
+            if now - waiter.waiting_since < after_s:
+                break  # they stand in the order of `waiting_since`
+            if not waiter.is_actor:
+                found.append((key, waiter.backlog))
+        return found
+
+    def demands(self, limit: int) -> list[tuple[Resources, int]]:
+        """What the first `limit` who wait ask for, and how often."""
+        found: list[tuple[Resources, int]] = []
+        for waiter in self._queue.waiting.values():
+            if len(found) == limit:
+                break
+            found.append((dict(waiter.need), waiter.backlog))
+        return found
+
+    def backlog_of(self, process: bytes, class_no: int) -> int:
+        """How many leases a class waits for."""
+        waiter = self._queue.waiting.get((process, class_no))
+        return 0 if waiter is None else waiter.backlog
+
+    def number_leases_from(self, first: int) -> None:
+        """Leases get numbers above `first`: those of a cluster's nodes do not meet. Before the first grant."""
+        assert not self._granted_total, "no lease was granted yet"
+        self._last_lease_id = first
+
     def statistics(self) -> SchedulerStatistics:
         """Counts for status pages and tests."""
         actors_waiting = sum(each.is_actor for each in self._queue.waiting.values())

@@ -47,6 +47,8 @@ from shoal.scheduling import events
 if TYPE_CHECKING:
     import asyncio
 
+    from shoal.node.io.node_links import NodeLinks
+
 log = logging.getLogger("shoal.node")
 
 DEAD = "dead"
@@ -99,6 +101,8 @@ class Actors:
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
         self._creator_lives = creator_lives
+        #: of a node in a cluster: where the others are
+        self.links: NodeLinks | None = None
         #: actors asked for by processes of this node whose handles have not all gone
         self._created: dict[bytes, None] = {}
 
@@ -125,7 +129,7 @@ class Actors:
             self._follow(message.actor_id, followed)
         followed.subscribers[process.worker_id] = None
         if followed.state is not None:
-            process.send(followed.state)
+            self._tell(process, followed.state)
 
     def on_started(self, process: Process, message: messages.ActorStarted) -> None:
         """A worker's constructor returned or failed."""
@@ -227,17 +231,32 @@ class Actors:
             if self._may_come(state.actor_id):
                 followed.unknown = message
                 return
+        if state.node_id and state.worker_id:
+            self._localize(state)
         followed.state, followed.version = state, message.version
         for worker_id in followed.subscribers:
             process = self._table.by_id.get(worker_id)
             if process is not None:
-                process.send(state)
+                self._tell(process, state)
         if state.state == DEAD:
             # Nothing more will come; whoever asks later asks the GCS anew. A killed worker may outlive this news: its end is told to them too.
             placed = self._placed.get(state.actor_id)
             if placed is not None and placed.worker is not None:
                 placed.worker.submitters.update(followed.subscribers)
             del self._followed[state.actor_id]
+
+    def _tell(self, process: Process, state: ActorState) -> None:
+        """Send a process an actor's state."""
+        process.send(state)
+        foreign = self._leases.foreign
+        if foreign is not None and state.address and self.links is not None and self.links.address_of(state.node_id):
+            foreign.reached(process.worker_id, state.node_id, state.worker_id, state.lease_id)
+
+    def _localize(self, state: ActorState) -> None:
+        """An actor on another node is reached through that node."""
+        links = self.links
+        if links is not None and links.address_of(state.node_id):
+            state.address = links.worker_address(state.node_id, state.worker_id)
 
     def _follow(self, actor_id: bytes, followed: Followed) -> None:
         followed.unknown = None

@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -39,13 +39,14 @@ from shoal.node.io.gcs_process import GcsProcess
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
 from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
+from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Driver, End, Process, ProcessTable, WatchTable, Worker
 from shoal.node.io.store_shell import StoreShell
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
-from shoal.protocol.gcs_messages import ActorChanged, RegisterNode, StartActor, StopActor
+from shoal.protocol.gcs_messages import ActorChanged, ClusterNodes, LeasesPlaced, RegisterNode, StartActor, StopActor
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
 from shoal.protocol.resources import to_units
@@ -54,7 +55,13 @@ from shoal.serialization.failures import dumps_error
 from shoal.system.janitor import end_children
 from shoal.system.start_plan import DaemonStart
 
+if TYPE_CHECKING:
+    from shoal.node.io.cluster import Cluster
+
 log = logging.getLogger("shoal.node")
+
+#: a lease's number is the number of its node, then so many bits of its own
+LEASE_NUMBER_BITS = 40
 
 
 class NodeDaemon:
@@ -71,6 +78,7 @@ class NodeDaemon:
         self._listener: Listener | None = None
 
         self.table = ProcessTable()
+        self.links = NodeLinks(loop, self.node_id)
         self.outbox = Outbox(loop)
         self.watches = WatchTable(loop)
         self.gcs = GcsLink(self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason))
@@ -108,8 +116,37 @@ class NodeDaemon:
             lambda: self._connections.values(),
             self.actors.handles_gone,
         )
+        #: None for a node that is alone
+        self.cluster: Cluster | None = None
+        if start.options.get("node_listen"):
+            self._join_cluster(start.options["node_listen"])
         self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self._statistics())
         self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
+
+    def _join_cluster(self, host: str) -> None:
+        """Be one of many: listen for the others. A lone node need not even load this."""
+        from shoal.node.io.cluster import Cluster
+        from shoal.system.token_file import cluster_token
+
+        self.cluster = Cluster(
+            self.loop,
+            self.node_id,
+            host,
+            cluster_token(self.start.options["token_path"]),
+            self.links,
+            self.leases,
+            self.table,
+            self.gcs,
+            lambda: self.store.statistics().resident_bytes,
+            self._on_foreign_process_gone,
+            self.pool.kill,
+        )
+        self.actors.links = self.links
+        self.leases.on_change = self.cluster.load_changed
+
+    def _on_foreign_process_gone(self, process: bytes, reason: str) -> None:
+        """A process of another node that had to do with this one is dead."""
+        self.objects.owner_gone(process)
 
     def _owner_lives(self, oid: bytes) -> bool:
         """Whether the process that made an object that left it is alive."""
@@ -126,6 +163,10 @@ class NodeDaemon:
                 "restarts": self.gcs_process.restarts,
             },
             "store": lambda: asdict(self.store.statistics()),
+            "cluster": lambda: {
+                **self.links.statistics(),
+                **(self.leases.foreign.statistics() if self.leases.foreign is not None else {}),
+            },
             "node": lambda: {"processes": len(self.table.by_id), "connections": len(self._connections)},
         }
 
@@ -156,10 +197,11 @@ class NodeDaemon:
                 self.node_id,
                 os.getpid(),
                 socket.gethostname(),
-                start.node_socket,
+                self.cluster.address if self.cluster is not None else start.node_socket,
                 self.resources,
                 start.options["labels"],
                 start.session_dir,
+                not start.options.get("gcs_address"),
             ),
         )
         self.leases.begin()
@@ -256,7 +298,7 @@ class NodeDaemon:
         driver = Driver(
             message.worker_id,
             message.pid,
-            job_id=self._jobs.to_bytes(4, "big"),
+            job_id=(self.gcs.node_no << 16 | self._jobs).to_bytes(4, "big"),
             namespace=job.get("namespace") or os.urandom(16).hex(),
             address=message.address,
             is_home=message.pid == self.start.driver_pid and not any(d.is_home for d in self.table.drivers()),
@@ -284,6 +326,7 @@ class NodeDaemon:
             "log_path": self.start.log_path,
             "gcs_pid": self.gcs_process.pid,
             "options": options,
+            **({"cluster_token": self.cluster.token} if self.cluster is not None else {}),
         }
 
     # ---------------------------------------------------------------- ends of processes
@@ -307,6 +350,8 @@ class NodeDaemon:
             process = self.table.by_id.get(process_id)
             if process is not None and process is not worker:
                 process.send(died)
+            elif process is None and self.leases.foreign is not None:
+                self.leases.foreign.tell(process_id, died)
         if not worker.leaving:
             log.warning("%s", cause)
         self._forget(worker, end, cause)
@@ -335,6 +380,8 @@ class NodeDaemon:
             return
         process.dead = True
         del self.table.by_id[process.worker_id]
+        if self.leases.foreign is not None:
+            self.leases.foreign.process_died(process, cause)
         self.leases.process_died(process)
         self.objects.process_died(process, cause)
         self.actors.process_died(process, end, cause)
@@ -369,10 +416,18 @@ class NodeDaemon:
             self.actors.on_stop(message)
         elif kind is ActorChanged:
             self.actors.on_changed(message)
+        elif kind is ClusterNodes:
+            self.links.on_cluster(message)
+        elif kind is LeasesPlaced and self.leases.foreign is not None:
+            self.leases.foreign.on_placed(message)
 
     def _on_gcs_connected(self) -> None:
         self.gcs_process.answered()
+        if self.gcs.node_no and not self.leases.machine.granted_total():
+            self.leases.machine.number_leases_from(self.gcs.node_no << LEASE_NUMBER_BITS)
         self.actors.on_connected()
+        if self.cluster is not None:
+            self.cluster.on_connected()
 
     def _on_gcs_lost(self, reason: str) -> None:
         """There is no GCS and will be none."""
@@ -396,6 +451,8 @@ class NodeDaemon:
 
     def finish(self) -> None:
         """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""
+        if self.cluster is not None:
+            self.cluster.close()
         self.gcs.close()
         self.gcs_process.close()
         worker_pids = self.pool.close()

@@ -81,6 +81,8 @@ class GcsLink:
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._heard_s = 0.0
+        #: what the GCS calls this node; 0 for the head, and before the first registration
+        self.node_no = 0
         #: connections after the first one
         self.reconnects = 0
         self.dropped = 0
@@ -114,7 +116,8 @@ class GcsLink:
                 client = await GcsClient.connect(
                     self._path, self._node.node_id, self._push, self._lost, on_acknowledged=self._on_acknowledged
                 )
-                await client.register(self._node, GCS_SILENT_S)
+                registered = await client.register(self._node, GCS_SILENT_S)
+                self.node_no = self._node.node_no = registered.node_no
             except GcsLostError as error:
                 refusals += 1
                 # It did not come; or it came and says nothing; or it ends every connection (one may be that of a server just killed).

@@ -31,12 +31,18 @@ from shoal.scheduling.local_scheduler import LocalScheduler
 if TYPE_CHECKING:
     import asyncio
 
+    from shoal.node.io.foreign_leases import ForeignLeases
+
 #: workers receive this when the task they run shall be interrupted
 INTERRUPT_SIGNAL = signal.SIGUSR1
 #: a worker whose task is cancelled with force has this long to cancel the task's children and kill itself
 KILL_AFTER_S = 0.1
 #: how often a surplus worker is looked at that still owes results to others
 STOP_LOOK_S = 0.5
+
+
+def _nothing() -> None:
+    pass
 
 
 class Leases:
@@ -72,6 +78,10 @@ class Leases:
         self.patience = Patience(machine, table, loop)
         #: worker of every lease (also of actors) that was granted and has not ended
         self.workers: dict[int, Worker] = {}
+        #: of a node in a cluster: leases across nodes
+        self.foreign: ForeignLeases | None = None
+        #: called when the machine has handled something
+        self.on_change: Callable[[], None] = _nothing
 
     # ---------------------------------------------------------------- the machine's door
 
@@ -89,6 +99,7 @@ class Leases:
             self._busy = False
         self._arm()
         self.patience.attend()
+        self.on_change()
 
     def _arm(self) -> None:
         """Keep the timer no later than the machine wants it; one that fires too early is set again."""
@@ -117,14 +128,21 @@ class Leases:
 
     def on_request(self, process: Process, message: messages.RequestLeases) -> None:
         """A submitter has a backlog."""
+        if self.foreign is None:
+            self.request(process.worker_id, message, message.backlog)
+        else:
+            self.foreign.on_request(process, message)
+
+    def request(self, process: bytes, message: messages.RequestLeases, backlog: int) -> None:
+        """Ask the machine for `backlog` leases of a class."""
         self.handle(
             events.LeasesRequested(
-                process.worker_id,
+                process,
                 message.class_no,
                 message.job_id,
                 message.demand,
                 message.depth,
-                message.backlog,
+                backlog,
                 message.strategy,
                 message.environment,
                 message.name,
@@ -133,8 +151,13 @@ class Leases:
 
     def on_return(self, process: Process, message: messages.ReturnLease) -> None:
         """A submitter needs a lease no more."""
-        if message.lease_id in self.workers:
-            self.handle(events.LeaseReturned(message.lease_id))
+        if self.foreign is None or not self.foreign.on_lease_message(message):
+            self.return_lease(message.lease_id)
+
+    def return_lease(self, lease_id: int) -> None:
+        """A lease of this node is needed no more."""
+        if lease_id in self.workers:
+            self.handle(events.LeaseReturned(lease_id))
 
     def on_finished(self, process: Process, message: messages.LeaseFinished) -> None:
         """A worker ended its lease."""
@@ -146,6 +169,8 @@ class Leases:
         if message.exiting:
             worker.leaving = worker.leaving or "it left after its last task"
             self._pool.kill_later(worker, EXIT_GRACE_S)
+        if self.foreign is not None:
+            self.foreign.lease_finished(message.lease_id)
         self.handle(events.LeaseFinished(message.lease_id, message.exiting))
 
     def on_blocked(self, process: Process, message: messages.Blocked) -> None:
@@ -159,7 +184,12 @@ class Leases:
             self.handle(events.WorkerUnblocked(message.lease_id))
 
     def on_kill(self, process: Process, message: KillWorker) -> None:
-        """A task is cancelled with force. Its worker kills itself, once it has cancelled the task's children; one that cannot is killed."""
+        """A task is cancelled with force."""
+        if self.foreign is None or not self.foreign.on_lease_message(message):
+            self.kill_soon(message)
+
+    def kill_soon(self, message: KillWorker) -> None:
+        """The worker kills itself, once it has cancelled the task's children; one that cannot is killed."""
         self._loop.call_later(KILL_AFTER_S, self._kill, message)
 
     def _kill(self, message: KillWorker) -> None:
@@ -169,6 +199,11 @@ class Leases:
 
     def on_signal(self, process: Process, message: SignalWorker) -> None:
         """A task is to be interrupted."""
+        if self.foreign is None or not self.foreign.on_lease_message(message):
+            self.signal(message)
+
+    def signal(self, message: SignalWorker) -> None:
+        """Interrupt a task of this node."""
         worker = self._running(message)
         if worker is not None and worker.watch is not None:
             worker.watch.kill(INTERRUPT_SIGNAL)
@@ -230,11 +265,14 @@ class Leases:
             return  # dying: the machine hears of it next
         worker.submitters[effect.process] = None
         self.start_lease(worker, effect, effect.process, effect.depth)
-        if submitter is None:
-            self.handle(events.LeaseReturned(effect.lease_id))
-            return
         granted = LeaseGranted(effect.class_no, effect.lease_id, effect.worker_id, worker.address, worker.pid)
-        worker.connection.when_written(lambda: submitter.send(granted))
+        foreign = self.foreign
+        if submitter is not None:
+            worker.connection.when_written(lambda: submitter.send(granted))
+        elif foreign is not None and foreign.node_of(effect.process) is not None:
+            worker.connection.when_written(lambda: foreign.tell(effect.process, granted))
+        else:
+            self.handle(events.LeaseReturned(effect.lease_id))
 
     def _revoke(self, effect: events.RevokeLease) -> None:
         worker = self._table.worker(effect.worker_id)
@@ -242,6 +280,9 @@ class Leases:
             worker.send(messages.RevokeLease(effect.lease_id))
 
     def _refuse(self, effect: events.RefuseClass) -> None:
+        if self.foreign is not None:
+            self.foreign.refused_here(effect.process, effect.class_no, effect.reason)
+            return
         submitter = self._table.by_id.get(effect.process)
         if submitter is not None:
             submitter.send(LeasesUnschedulable(effect.class_no, effect.reason))
@@ -254,7 +295,8 @@ class Leases:
         worker = self._table.worker(effect.worker_id)
         if worker is None:
             return
-        if self._owes(effect.worker_id) or self.machine.submits(effect.worker_id):
+        abroad = self.foreign is not None and self.foreign.machine.has_abroad(effect.worker_id)
+        if abroad or self._owes(effect.worker_id) or self.machine.submits(effect.worker_id):
             self._loop.call_later(STOP_LOOK_S, self._stop, effect)
         else:
             self._pool.stop(worker, effect.reason)

@@ -111,6 +111,13 @@ class Objects:
         if private:
             self._store.free(private)
 
+    def owner_gone(self, process_id: bytes) -> None:
+        """A process of another node is dead: what it owned in this node's store and had never let go of is of use to nobody."""
+        value_of = self.machine.value_of
+        private = [oid for oid in self._store.owned_by(process_id) if type(value_of(oid)) is not Stored]
+        if private:
+            self._store.free(private)
+
     # ---------------------------------------------------------------- from the store
 
     def moved(self, oid: bytes, stored: Stored | None) -> None:

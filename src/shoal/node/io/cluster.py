@@ -1,0 +1,127 @@
+"""A node's membership of a cluster: its TCP listener, its lines to other nodes, leases and routes across nodes, heartbeats.
+
+Purpose: everything that a lone node (`shoal.init()` on a laptop) does without stands behind this one door; the daemon makes it for a cluster's nodes.
+
+    TcpListener -> (token proved) -> Arrivals -> LinkHello: NodeLinks | RouteToWorker: Routes | OpenTransfer: transfers
+
+Design: what is free here, and who waits, is told to the GCS every HEARTBEAT_S, and LOAD_SOON_S after it changed. The address that others are given is
+the host that the node was told to listen on, with the port that it got.
+
+What it does not do: decide where leases go (`scheduling.forwarding`, the GCS), or when a node is dead (the GCS).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.io.foreign_leases import ForeignLeases
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.leases import Leases
+from shoal.node.io.node_links import Arrivals, NodeLinks
+from shoal.node.io.processes import ProcessTable, Worker
+from shoal.node.io.routes import Routes
+from shoal.protocol.gcs_messages import NodeLoad
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
+from shoal.system.tcp import connect_authenticated
+from shoal.system.tcp_listener import TcpListener
+
+if TYPE_CHECKING:
+    import asyncio
+
+LOAD_SOON_S = 0.03
+WAITING_TOLD_MAX = 100
+
+
+class Cluster:
+    """What makes a node one of many.
+
+    Args:
+        host: where to listen for other nodes.
+        token: the cluster's; bytes.
+        store_used: how many bytes of the store are in use.
+        on_process_gone: called with the id of a process of another node that is dead, and why.
+        kill: ends a worker, with a reason.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node_id: bytes,
+        host: str,
+        token: bytes,
+        links: NodeLinks,
+        leases: Leases,
+        table: ProcessTable,
+        gcs: GcsLink,
+        store_used: Callable[[], int],
+        on_process_gone: Callable[[bytes, str], None],
+        kill: Callable[[Worker, str], None],
+    ) -> None:
+        self._loop = loop
+        self._leases = leases
+        self._gcs = gcs
+        self._store_used = store_used
+        self.token = token
+        self.draining = False
+        self._heartbeats = 0
+        self._told: NodeLoad | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
+        self.links = links
+        links.use(lambda address: connect_authenticated(address, token, CONNECT_TIMEOUT_S))
+        self.foreign = ForeignLeases(node_id, leases, table, links, gcs, loop, on_process_gone, kill)
+        routes = Routes(table, self.foreign)
+        #: what takes connections, by their first frame; the transfer of objects adds itself
+        self.takers: dict[type, Callable[[socket.socket, Any], None]] = {
+            LinkHello: links.accepted,
+            RouteToWorker: routes.accepted,
+            OpenTransfer: lambda sock, message: sock.close(),
+        }
+        self._arrivals = Arrivals(loop, self.takers)
+        self._listener = TcpListener(host, 0, token, loop, self._arrivals.accepted)
+        self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{self._listener.port}"
+
+    # ---------------------------------------------------------------- heartbeats
+
+    def on_connected(self) -> None:
+        """The GCS listens (again)."""
+        self._heartbeats = 0
+        self._told = None
+        self._beat()
+        self.foreign.on_gcs_connected()
+
+    def load_changed(self) -> None:
+        """What is free here, or who waits, may have changed."""
+        if self._due_at - self._loop.time() > LOAD_SOON_S:
+            self._arm(LOAD_SOON_S)
+
+    def _arm(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = self._loop.time() + delay_s
+        self._timer = self._loop.call_later(delay_s, self._beat)
+
+    def _beat(self) -> None:
+        machine = self._leases.machine
+        load = NodeLoad(
+            0,
+            machine.available(),
+            machine.total(),
+            machine.demands(WAITING_TOLD_MAX),
+            0.0,
+            self._store_used(),
+            self.draining,
+        )
+        self._heartbeats += 1
+        load.count = self._heartbeats
+        self._gcs.tell(load)
+        self._arm(HEARTBEAT_S)
+
+    def close(self) -> None:
+        """The node ends."""
+        self._listener.close()
+        self._arrivals.close()
+        self.links.close()

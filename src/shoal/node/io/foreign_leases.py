@@ -1,0 +1,286 @@
+"""The shell of forwarding: leases of this node's processes on other nodes, and of other nodes' processes here.
+
+Purpose: messages become events of `scheduling.forwarding`, its effects become messages; and what other nodes ask becomes events of the
+local scheduler.
+
+    process --RequestLeases--> [forwarding] --PlaceLeases--> GCS --LeasesPlaced--> [forwarding] --ForeignLeases--> other node
+    process <--LeaseGranted--- [forwarding] <--ForProcess(LeaseGranted)------------------------------------------- other node
+
+Design: here only on nodes of a cluster. A process of another node is known (`node_of`) from its first request, or from its first connection to
+an actor here, until its node says that it is dead, or is dead itself.
+
+What it does not do: decide where anything goes (`scheduling.forwarding`, the GCS).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.leases import Leases
+from shoal.node.io.node_links import NodeLinks
+from shoal.node.io.processes import Driver, Process, ProcessTable, Worker
+from shoal.protocol import messages
+from shoal.protocol.gcs_messages import LeasesPlaced, PlaceLeases
+from shoal.protocol.messages import KillWorker, LeaseGranted, LeasesUnschedulable, ReturnLease, SignalWorker
+from shoal.protocol.node_messages import ForeignLeases as ForeignLeasesMessage
+from shoal.protocol.node_messages import ForeignProcessDied, ForProcess
+from shoal.scheduling import events, forwarding
+from shoal.scheduling.forwarding import Forwarding
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = logging.getLogger("shoal.node")
+
+OVERDUE_S = 0.02  #: a class that was granted nothing for so long is offered to other nodes
+LOOK_S = 0.02
+
+
+class ForeignLeases:
+    """Leases across nodes.
+
+    Args:
+        on_process_gone: called with the id of a process of another node that is dead, and why.
+    """
+
+    def __init__(
+        self,
+        node_id: bytes,
+        leases: Leases,
+        table: ProcessTable,
+        links: NodeLinks,
+        gcs: GcsLink,
+        loop: asyncio.AbstractEventLoop,
+        on_process_gone: Callable[[bytes, str], None],
+        kill: Callable[[Worker, str], None],
+    ) -> None:
+        self.machine = Forwarding(node_id)
+        self._leases = leases
+        self._table = table
+        self._links = links
+        self._gcs = gcs
+        self._loop = loop
+        self._on_process_gone = on_process_gone
+        self._kill = kill
+        #: processes of other nodes that have to do with this one
+        self._node_of: dict[bytes, bytes] = {}
+        self._looking = False
+        handlers = links.handlers
+        handlers[ForeignLeasesMessage] = self._on_foreign_request
+        handlers[ForeignProcessDied] = self._on_foreign_death
+        handlers[ForProcess] = self._on_for_process
+        handlers[messages.LeaseFinished] = lambda node_id, message: self._feed(forwarding.EndedAbroad(message.lease_id))
+        handlers[ReturnLease] = lambda node_id, message: leases.return_lease(message.lease_id)
+        handlers[KillWorker] = lambda node_id, message: leases.kill_soon(message)
+        handlers[SignalWorker] = lambda node_id, message: leases.signal(message)
+        links.on_died.append(self._on_node_died)
+        self.machine.join_cluster()
+        leases.foreign = self
+
+    # ---------------------------------------------------------------- of this node's processes
+
+    def on_request(self, process: Process, message: messages.RequestLeases) -> None:
+        """A submitter here has a backlog."""
+        self._feed(forwarding.Requested(process.worker_id, message))
+        self._look_later()
+
+    def on_lease_message(self, message: ReturnLease | KillWorker | SignalWorker) -> bool:
+        """A process of this node speaks of a lease: whether it is another node's, and was told there."""
+        node_id = self.machine.node_of_lease(message.lease_id)
+        if not node_id:
+            return False
+        self._links.send(node_id, message)
+        return True
+
+    def refused_here(self, process: bytes, class_no: int, reason: str) -> None:
+        """The local scheduler can never serve a class."""
+        node_id = self._node_of.get(process)
+        if node_id is not None:
+            self._links.send(node_id, ForProcess(process, LeasesUnschedulable(class_no, reason)))
+        else:
+            self._feed(forwarding.RefusedHere(process, class_no, reason))
+
+    def process_died(self, process: Process, cause: str) -> None:
+        """A process of this node is dead."""
+        job_id = process.job_id if isinstance(process, Driver) else b""
+        self._feed(forwarding.ProcessDied(process.worker_id, job_id, cause))
+
+    def reached(self, process: bytes, node_id: bytes, worker_id: bytes, lease_id: int) -> None:
+        """A process here was told of an actor on another node."""
+        self._feed(forwarding.Reached(process, node_id, worker_id, lease_id))
+
+    # ---------------------------------------------------------------- of other nodes' processes
+
+    def node_of(self, process: bytes) -> bytes | None:
+        """The node of a process that is not of this one; None when it is not known."""
+        return self._node_of.get(process)
+
+    def meet(self, process: bytes, node_id: bytes) -> None:
+        """A process of another node has to do with this one."""
+        self._node_of[process] = node_id
+
+    def tell(self, process: bytes, message: Any) -> None:
+        """Send a message to a process of another node, if it is known."""
+        node_id = self._node_of.get(process)
+        if node_id is not None:
+            self._links.send(node_id, ForProcess(process, message))
+
+    def lease_finished(self, lease_id: int) -> None:
+        """A lease is over: its holder's node need not know it any more."""
+        holder = self._leases.machine.holder_of(lease_id)
+        node_id = self._node_of.get(holder or b"")
+        if node_id is not None:
+            self._links.send(node_id, messages.LeaseFinished(lease_id))
+
+    def _on_foreign_request(self, node_id: bytes, message: ForeignLeasesMessage) -> None:
+        self.meet(message.process, node_id)
+        if message.namespace:
+            self._table.namespaces[message.job_id] = message.namespace
+        self._leases.handle(
+            events.LeasesRequested(
+                message.process,
+                message.class_no,
+                message.job_id,
+                message.demand,
+                message.depth,
+                message.backlog,
+                message.strategy,
+                message.environment,
+                message.name,
+            )
+        )
+
+    def _on_foreign_death(self, node_id: bytes, message: ForeignProcessDied) -> None:
+        self._end_process(message.process, message.reason, message.job_id)
+
+    def _end_process(self, process: bytes, reason: str, job_id: bytes = b"") -> None:
+        self._node_of.pop(process, None)
+        for worker in self._table.workers():
+            worker.submitters.pop(process, None)
+            if job_id and worker.job_id == job_id and worker.lease_id and not worker.actor_id:
+                self._kill(worker, f"its job ended: {reason}")
+        self._leases.handle(events.ProcessDied(process))
+        self._on_process_gone(process, reason)
+
+    # ---------------------------------------------------------------- from the GCS and other nodes
+
+    def on_placed(self, message: LeasesPlaced) -> None:
+        """The global scheduler names nodes."""
+        self._feed(
+            forwarding.Placed(
+                message.process,
+                message.class_no,
+                [(node, count) for node, count in message.placements],
+                message.refused,
+            )
+        )
+
+    def on_gcs_connected(self) -> None:
+        """The GCS listens (again)."""
+        self._feed(forwarding.GcsReturned())
+
+    def _on_for_process(self, node_id: bytes, message: ForProcess) -> None:
+        inner = message.message
+        if type(inner) is LeaseGranted:
+            inner.address = self._links.worker_address(node_id, inner.worker_id)
+            self._feed(forwarding.GrantedAbroad(node_id, message.process, inner))
+        elif type(inner) is LeasesUnschedulable:
+            self._feed(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
+        else:
+            if type(inner) is messages.WorkerDied:
+                self._feed(forwarding.EndedAbroad(inner.lease_id))
+            self._table.send(message.process, inner)
+
+    def _on_node_died(self, node_id: bytes, cause: str) -> None:
+        reason = f"node {node_id.hex()[:8]} died: {cause}"
+        self._feed(forwarding.NodeDied(node_id, reason))
+        for process in [process for process, node in self._node_of.items() if node == node_id]:
+            self._end_process(process, reason)
+
+    # ---------------------------------------------------------------- what waits too long
+
+    def _look_later(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        machine = self._leases.machine
+        for (process, class_no), backlog in machine.overdue(self._loop.time(), OVERDUE_S):
+            if process in self._table.by_id:
+                self._feed(forwarding.Overdue(process, class_no, backlog))
+        if machine.is_waited_for():
+            self._look_later()
+
+    # ---------------------------------------------------------------- effects
+
+    def _feed(self, event: forwarding.Event) -> None:
+        for effect in self.machine.handle(event):
+            _PERFORM[type(effect)](self, effect)
+
+    def _request_here(self, effect: forwarding.RequestHere) -> None:
+        request = effect.request
+        backlog = request.backlog
+        if effect.more:
+            backlog = effect.more + self._leases.machine.backlog_of(effect.process, request.class_no)
+        self._leases.request(effect.process, request, backlog)
+
+    def _ask_global(self, effect: forwarding.AskGlobal) -> None:
+        request = effect.request
+        self._gcs.tell(
+            PlaceLeases(
+                effect.process,
+                request.class_no,
+                request.job_id,
+                request.demand,
+                effect.backlog,
+                request.strategy,
+                request.strategy.get("locality") or {},
+                request.name,
+            )
+        )
+
+    def _ask_node(self, effect: forwarding.AskNode) -> None:
+        request = effect.request
+        self._links.send(
+            effect.node_id,
+            ForeignLeasesMessage(
+                effect.process,
+                request.class_no,
+                request.job_id,
+                request.demand,
+                request.depth,
+                effect.backlog,
+                request.strategy,
+                request.environment,
+                request.name,
+                self._table.namespaces.get(request.job_id, ""),
+            ),
+        )
+
+    def _tell_process(self, effect: forwarding.TellProcess) -> None:
+        self._table.send(effect.process, effect.message)
+
+    def _tell_died(self, effect: forwarding.TellProcessDied) -> None:
+        self._links.send(effect.node_id, ForeignProcessDied(effect.process, effect.reason, effect.job_id))
+
+    def _give_back(self, effect: forwarding.GiveBack) -> None:
+        self._links.send(effect.node_id, ReturnLease(effect.lease_id))
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {**self.machine.statistics(), "foreign_processes": len(self._node_of)}
+
+
+_PERFORM: dict[type, Callable[[ForeignLeases, Any], None]] = {
+    forwarding.RequestHere: ForeignLeases._request_here,
+    forwarding.AskGlobal: ForeignLeases._ask_global,
+    forwarding.AskNode: ForeignLeases._ask_node,
+    forwarding.TellProcess: ForeignLeases._tell_process,
+    forwarding.TellProcessDied: ForeignLeases._tell_died,
+    forwarding.GiveBack: ForeignLeases._give_back,
+}

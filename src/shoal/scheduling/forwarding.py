@@ -1,0 +1,434 @@
+"""Leases on other nodes: which requests of this node's processes leave it, and what comes back.
+
+Purpose: bottom-up scheduling (paper 4.2.2): a request is served here if it can be; else the global scheduler names nodes, and those grant.
+
+Design: one machine beside the local scheduler, `handle(event) -> list[Effect]`. It remembers the last request of every class (process, number) that
+waits, and has a record of those of which anything is abroad.
+
+    Requested -> here (RequestHere), unless its strategy is the global scheduler's to follow
+    RefusedHere (never possible here), Overdue (waits too long here) -> AskGlobal (PlaceLeases)
+    Placed (nodes and counts) -> AskNode (ForeignLeases), or RequestHere when it is this node
+    Granted by a node -> TellProcess; the lease is known here by its node until that says LeaseEnded
+
+A request may be granted here and abroad at once, since tasks are counted in both places: the submitter returns the lease for which it has no task.
+The number that a submitter believes to be asked for is therefore never more than what is asked for, so it never waits in vain.
+
+When a node dies its leases end (WorkerDied to their holders: what ran there may have begun, and is charged a retry), and what was asked of it
+is asked of the global scheduler again.
+
+How to extend: an event gets a row in `_HANDLERS`.
+
+What it does not do: choose nodes (`gcs.global_scheduler`); see single tasks; send (`node.io.foreign_leases`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.protocol.messages import LeaseGranted, LeasesUnschedulable, RequestLeases, WorkerDied
+
+Key = tuple[bytes, int]  #: (process, class number)
+#: a node that died may have begun any task that it had
+ALL_STARTED = 1 << 62
+#: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
+REFUSALS_MAX = 5
+#: strategies that the local scheduler cannot follow alone
+GLOBAL_STRATEGIES = frozenset({"SPREAD", "node_affinity", "labels"})
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(slots=True)
+class Requested:
+    """A process of this node has a backlog; 0 takes it back."""
+
+    process: bytes
+    request: RequestLeases
+
+
+@dataclass(slots=True)
+class RefusedHere:
+    """This node can never serve a class."""
+
+    process: bytes
+    class_no: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Overdue:
+    """A class waits here for too long, for `backlog` leases."""
+
+    process: bytes
+    class_no: int
+    backlog: int
+
+
+@dataclass(slots=True)
+class Placed:
+    """The global scheduler's answer; with `refused` no node can ever serve it."""
+
+    process: bytes
+    class_no: int
+    placements: list[tuple[bytes, int]]
+    refused: str = ""
+
+
+@dataclass(slots=True)
+class GrantedAbroad:
+    """A node has granted a lease to a process of this one; `granted.address` is where it is reached from here."""
+
+    node_id: bytes
+    process: bytes
+    granted: LeaseGranted
+
+
+@dataclass(slots=True)
+class RefusedAbroad:
+    """A node cannot serve a class after all."""
+
+    node_id: bytes
+    process: bytes
+    class_no: int
+    reason: str
+
+
+@dataclass(slots=True)
+class EndedAbroad:
+    """A lease on another node is over."""
+
+    lease_id: int
+
+
+@dataclass(slots=True)
+class Reached:
+    """A process of this node was told where an actor on another node is."""
+
+    process: bytes
+    node_id: bytes
+    worker_id: bytes
+    lease_id: int
+
+
+@dataclass(slots=True)
+class ProcessDied:
+    """A process of this node is dead."""
+
+    process: bytes
+    job_id: bytes = b""  #: of a driver, whose job has ended with it
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class NodeDied:
+    """Another node is dead."""
+
+    node_id: bytes
+    cause: str
+
+
+@dataclass(slots=True)
+class GcsReturned:
+    """There is a new connection to the GCS, which has forgotten what was asked for."""
+
+
+Event = (
+    Requested
+    | RefusedHere
+    | Overdue
+    | Placed
+    | GrantedAbroad
+    | RefusedAbroad
+    | EndedAbroad
+    | Reached
+    | ProcessDied
+    | NodeDied
+    | GcsReturned
+)
+
+
+# ---------------------------------------------------------------- effects
+
+
+@dataclass(slots=True)
+class RequestHere:
+    """Ask the local scheduler: for as many leases as the request says, or for `more` than it is asked for now."""
+
+    process: bytes
+    request: RequestLeases
+    more: int = 0
+
+
+@dataclass(slots=True)
+class AskGlobal:
+    """Ask the global scheduler for `backlog` leases in all; 0 takes it back."""
+
+    process: bytes
+    request: RequestLeases
+    backlog: int
+
+
+@dataclass(slots=True)
+class AskNode:
+    """Ask another node for `backlog` leases in all; 0 takes it back."""
+
+    node_id: bytes
+    process: bytes
+    request: RequestLeases
+    backlog: int
+
+
+@dataclass(slots=True)
+class TellProcess:
+    """Send a message to a process of this node."""
+
+    process: bytes
+    message: LeaseGranted | LeasesUnschedulable | WorkerDied
+
+
+@dataclass(slots=True)
+class TellProcessDied:
+    """Tell a node that a process is dead with which it had to do."""
+
+    node_id: bytes
+    process: bytes
+    job_id: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class GiveBack:
+    """Return a lease to its node: nobody wants it."""
+
+    node_id: bytes
+    lease_id: int
+
+
+Effect = RequestHere | AskGlobal | AskNode | TellProcess | TellProcessDied | GiveBack
+
+
+@dataclass(slots=True)
+class ClassAbroad:
+    """What of a class is asked of others."""
+
+    #: what the global scheduler was asked for and has not placed
+    asked: int = 0
+    #: what was asked of each node and is not granted
+    placed: dict[bytes, int] = field(default_factory=dict)
+    refusals: int = 0
+
+
+@dataclass(slots=True)
+class LeaseAbroad:
+    """A lease that a process of this node has on another (or the bond to an actor there)."""
+
+    node_id: bytes
+    process: bytes
+    worker_id: bytes
+
+
+class Forwarding:
+    """The machine of one node."""
+
+    __slots__ = ("_abroad", "_dealt", "_in_cluster", "_leases", "_node_id", "_requests")
+
+    def __init__(self, node_id: bytes) -> None:
+        self._node_id = node_id
+        self._in_cluster = False
+        #: the classes that wait, by (process, class number)
+        self._requests: dict[Key, RequestLeases] = {}
+        #: those of which something is asked of others; each is a key of `_requests`
+        self._abroad: dict[Key, ClassAbroad] = {}
+        self._leases: dict[int, LeaseAbroad] = {}
+        #: process -> nodes that know it
+        self._dealt: dict[bytes, dict[bytes, None]] = {}
+
+    def join_cluster(self) -> None:
+        """From now on there is a global scheduler that knows more than this node."""
+        self._in_cluster = True
+
+    def handle(self, event: Event) -> list[Effect]:
+        """The one door. Time is the shell's: it says what is overdue."""
+        effects: list[Effect] = []
+        _HANDLERS[type(event)](self, event, effects)
+        return effects
+
+    # ------------------------------------------------------------ queries
+
+    def node_of_lease(self, lease_id: int) -> bytes:
+        """The node that granted a lease to a process of this one; b"" for one of this node's own."""
+        lease = self._leases.get(lease_id)
+        return b"" if lease is None else lease.node_id
+
+    def waits_abroad(self, process: bytes, class_no: int) -> ClassAbroad | None:
+        """What of a class is asked of others."""
+        return self._abroad.get((process, class_no))
+
+    def has_abroad(self, process: bytes) -> bool:
+        """Whether a process waits for leases of other nodes, or has some."""
+        return any(key[0] == process for key in self._abroad) or any(
+            lease.process == process for lease in self._leases.values()
+        )
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {"classes_abroad": len(self._abroad), "leases_abroad": len(self._leases)}
+
+    # ------------------------------------------------------------ requests
+
+    def _on_requested(self, event: Requested, effects: list[Effect]) -> None:
+        request = event.request
+        key = (event.process, request.class_no)
+        if request.backlog <= 0:
+            known = self._requests.pop(key, None)
+            effects.append(RequestHere(event.process, request))
+            if known is not None:
+                self._withdraw(key, known, effects)
+            return
+        self._requests[key] = request
+        if self._in_cluster and request.strategy.get("kind") in GLOBAL_STRATEGIES:
+            self._ask(key, request.backlog, effects)
+        else:
+            effects.append(RequestHere(event.process, request))
+
+    def _ask(self, key: Key, backlog: int, effects: list[Effect]) -> None:
+        """Let `backlog` leases be found elsewhere, but for those that were asked for already."""
+        abroad = self._abroad.get(key)
+        if abroad is None:
+            abroad = self._abroad[key] = ClassAbroad()
+        wanted = backlog - sum(abroad.placed.values())
+        # Of every change of a long queue only doublings and halvings are told.
+        if wanted > 0 and not wanted / 2 < abroad.asked < 2 * wanted:
+            abroad.asked = wanted
+            effects.append(AskGlobal(key[0], self._requests[key], wanted))
+
+    def _withdraw(self, key: Key, request: RequestLeases, effects: list[Effect]) -> None:
+        abroad = self._abroad.pop(key, None)
+        if abroad is None:
+            return
+        if abroad.asked:
+            effects.append(AskGlobal(key[0], request, 0))
+        for node_id, count in abroad.placed.items():
+            if count:
+                effects.append(AskNode(node_id, key[0], request, 0))
+
+    def _on_refused_here(self, event: RefusedHere, effects: list[Effect]) -> None:
+        key = (event.process, event.class_no)
+        request = self._requests.get(key)
+        if request is not None and self._in_cluster:
+            self._ask(key, request.backlog, effects)
+        else:
+            self._refuse(key, event.reason, effects)
+
+    def _refuse(self, key: Key, reason: str, effects: list[Effect]) -> None:
+        request = self._requests.pop(key, None)
+        if request is not None:
+            self._withdraw(key, request, effects)
+        effects.append(TellProcess(key[0], LeasesUnschedulable(key[1], reason)))
+
+    def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
+        key = (event.process, event.class_no)
+        if self._in_cluster and key in self._requests:
+            self._ask(key, event.backlog, effects)
+
+    # ------------------------------------------------------------ answers
+
+    def _on_placed(self, event: Placed, effects: list[Effect]) -> None:
+        key = (event.process, event.class_no)
+        request = self._requests.get(key)
+        abroad = self._abroad.get(key)
+        if request is None or abroad is None:
+            return  # it was taken back meanwhile
+        if event.refused:
+            self._refuse(key, event.refused, effects)
+            return
+        for node_id, count in event.placements:
+            abroad.asked = max(0, abroad.asked - count)
+            if node_id == self._node_id:
+                if request.strategy.get("kind") in GLOBAL_STRATEGIES:  # else it waits here anyway
+                    effects.append(RequestHere(event.process, request, count))
+                continue
+            abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
+            self._dealt.setdefault(event.process, {})[node_id] = None
+            effects.append(AskNode(node_id, event.process, request, abroad.placed[node_id]))
+
+    def _on_granted(self, event: GrantedAbroad, effects: list[Effect]) -> None:
+        granted, process = event.granted, event.process
+        abroad = self._abroad.get((process, granted.class_no))
+        if abroad is not None and abroad.placed.get(event.node_id):
+            abroad.refusals = 0
+            abroad.placed[event.node_id] -= 1
+            if not abroad.placed[event.node_id]:
+                del abroad.placed[event.node_id]
+        if process not in self._dealt:
+            effects.append(GiveBack(event.node_id, granted.lease_id))  # it has died
+            return
+        self._leases[granted.lease_id] = LeaseAbroad(event.node_id, process, granted.worker_id)
+        effects.append(TellProcess(process, granted))
+
+    def _on_refused_abroad(self, event: RefusedAbroad, effects: list[Effect]) -> None:
+        key = (event.process, event.class_no)
+        abroad = self._abroad.get(key)
+        if abroad is None or key not in self._requests:
+            return
+        lost = abroad.placed.pop(event.node_id, 0)
+        abroad.refusals += 1
+        if abroad.refusals > REFUSALS_MAX:
+            self._refuse(key, event.reason, effects)
+        elif lost:
+            self._ask(key, abroad.asked + lost + sum(abroad.placed.values()), effects)
+
+    def _on_ended(self, event: EndedAbroad, effects: list[Effect]) -> None:
+        self._leases.pop(event.lease_id, None)
+
+    def _on_reached(self, event: Reached, effects: list[Effect]) -> None:
+        self._dealt.setdefault(event.process, {})[event.node_id] = None
+        self._leases[event.lease_id] = LeaseAbroad(event.node_id, event.process, event.worker_id)
+
+    # ------------------------------------------------------------ ends
+
+    def _on_process_died(self, event: ProcessDied, effects: list[Effect]) -> None:
+        process = event.process
+        for key in [key for key in self._requests if key[0] == process]:
+            self._withdraw(key, self._requests.pop(key), effects)
+        for lease_id in [number for number, lease in self._leases.items() if lease.process == process]:
+            del self._leases[lease_id]
+        for node_id in self._dealt.pop(process, ()):
+            effects.append(TellProcessDied(node_id, process, event.job_id, event.reason))
+
+    def _on_node_died(self, event: NodeDied, effects: list[Effect]) -> None:
+        node_id = event.node_id
+        for nodes in self._dealt.values():
+            nodes.pop(node_id, None)
+        for lease_id, lease in list(self._leases.items()):
+            if lease.node_id == node_id:
+                del self._leases[lease_id]
+                died = WorkerDied(lease.worker_id, lease_id, ALL_STARTED, event.cause, 0)
+                effects.append(TellProcess(lease.process, died))
+        for key, abroad in self._abroad.items():
+            lost = abroad.placed.pop(node_id, 0)
+            if lost:
+                self._ask(key, abroad.asked + lost + sum(abroad.placed.values()), effects)
+
+    def _on_gcs_returned(self, event: GcsReturned, effects: list[Effect]) -> None:
+        for key, abroad in self._abroad.items():
+            if abroad.asked:
+                effects.append(AskGlobal(key[0], self._requests[key], abroad.asked))
+
+
+_HANDLERS: dict[type, Callable[[Forwarding, Any, list[Effect]], None]] = {
+    Requested: Forwarding._on_requested,
+    RefusedHere: Forwarding._on_refused_here,
+    Overdue: Forwarding._on_overdue,
+    Placed: Forwarding._on_placed,
+    GrantedAbroad: Forwarding._on_granted,
+    RefusedAbroad: Forwarding._on_refused_abroad,
+    EndedAbroad: Forwarding._on_ended,
+    Reached: Forwarding._on_reached,
+    ProcessDied: Forwarding._on_process_died,
+    NodeDied: Forwarding._on_node_died,
+    GcsReturned: Forwarding._on_gcs_returned,
+}
