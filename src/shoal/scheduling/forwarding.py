@@ -300,8 +300,8 @@ class Forwarding:
         if abroad is None:
             abroad = self._abroad[key] = ClassAbroad()
         wanted = backlog - sum(abroad.placed.values())
-        # Of every change of a long queue only doublings and halvings are told.
-        if wanted > 0 and not wanted / 2 < abroad.asked < 2 * wanted:
+        # Less than the submitter believes to be asked for must never be asked for; of what is too much only halvings are told.
+        if wanted > abroad.asked or 0 < 2 * wanted <= abroad.asked:
             abroad.asked = wanted
             effects.append(AskGlobal(key[0], self._requests[key], wanted))
 
@@ -331,7 +331,8 @@ class Forwarding:
 
     def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
-        if self._in_cluster and key in self._requests:
+        request = self._requests.get(key)
+        if self._in_cluster and request is not None and request.strategy.get("kind") not in GLOBAL_STRATEGIES:
             self._ask(key, event.backlog, effects)
 
     # ------------------------------------------------------------ answers
@@ -343,6 +344,7 @@ class Forwarding:
         if request is None or abroad is None:
             return  # it was taken back meanwhile
         if event.refused:
+            abroad.asked = 0
             self._refuse(key, event.refused, effects)
             return
         for node_id, count in event.placements:
