@@ -485,6 +485,10 @@ def test_waiting_while_the_owner_is_killed(freed: None) -> None:
 # ---------------------------------------------------------------- anything at all
 
 
+def len_kept(keeper: Any) -> int:
+    return len(keeper.kept)
+
+
 def _random_walk(seed: int, steps: int, keepers: list[Any]) -> None:
     """Refs travel at random between the driver, three actors and tasks; every value seen is checked."""
     rng = random.Random(seed)
@@ -529,6 +533,8 @@ def _random_walk(seed: int, steps: int, keepers: list[Any]) -> None:
             held.append((shoal.get(keeper.give.remote(), timeout=20), kept[n][-1]))
         elif step == 8 and kept[n]:
             other = (n + 1) % len(keepers)
+            # Only calls of one caller keep their order: what the driver has said to the other actor must have been heard before this one calls it.
+            shoal.get(keepers[other].__shoal_call__.remote(len_kept), timeout=20)
             shoal.get(keeper.pass_on.remote(keepers[other]), timeout=20)
             kept[other].append(kept[n][-1])
         elif step == 9:
@@ -596,7 +602,8 @@ def test_workers_killed_while_they_hand_over_refs(freed: None) -> None:
     for _ in range(5):
         results = [made.remote(BIG_BYTES if n % 5 == 0 else 10) for n in range(40)]
         time.sleep(rng.random() * 0.02)
-        workers = [row["pid"] for row in core.current().call("node.workers")["workers"] if row["lease_id"]]
+        rows = core.current().call("node.workers")["workers"]
+        workers = [row["pid"] for row in rows if row["lease_id"] and not row["actor_id"]]  # others' actors must live
         if workers:
             os.kill(rng.choice(workers), signal.SIGKILL)
         pairs = shoal.get(results, timeout=30)

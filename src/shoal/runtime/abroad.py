@@ -32,7 +32,7 @@ def connect_abroad(runtime: Runtime, address: str, timeout_s: float) -> socket.s
     Raises:
         OSError: the node cannot be reached, does not know the worker, or did not answer in time.
     """
-    from shoal.system.tcp import connect_authenticated
+    from shoal.wire.tcp import connect_authenticated
 
     node_address, _, worker = address.rpartition("/")
     sock = connect_authenticated(node_address, runtime.config["cluster_token"], timeout_s)

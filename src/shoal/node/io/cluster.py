@@ -25,8 +25,8 @@ from shoal.node.io.routes import Routes
 from shoal.protocol.gcs_messages import NodeLoad
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
-from shoal.system.tcp import connect_authenticated
-from shoal.system.tcp_listener import TcpListener
+from shoal.wire.tcp import connect_authenticated
+from shoal.wire.tcp_listener import TcpListener
 
 if TYPE_CHECKING:
     import asyncio

@@ -1,0 +1,96 @@
+"""TCP between the nodes of a cluster: dialling and listening, with the token proved before anything else.
+
+Purpose: `connect_authenticated` gives a connected socket whose other end belongs to the cluster.
+
+Design: blocking, with one deadline for all of it. Small frames are not delayed (TCP_NODELAY), and a machine that is gone without a word is found by
+keepalive.
+
+What it does not do: encrypt; accept (`tcp_listener`).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from shoal.wire.handshake import ClientHandshake, HandshakeError
+
+KEEPALIVE_IDLE_S = 5
+KEEPALIVE_INTERVAL_S = 2
+KEEPALIVE_PROBES = 3
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of "tcp:HOST:PORT" or "HOST:PORT"; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise ValueError(f"an address is written HOST:PORT, got {address!r}")
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """The inverse of `parse_address`, with "tcp:" in front."""
+    return f"tcp:{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def set_options(sock: socket.socket) -> None:
+    """What every connection between nodes has."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def connect_authenticated(address: str, token: bytes, timeout_s: float) -> socket.socket:
+    """Connect to a node or GCS server at "tcp:HOST:PORT" and let both ends prove that they know the token.
+
+    Returns:
+        A blocking socket without a timeout, on which nothing else was read.
+
+    Raises:
+        ConnectionError: nobody answers, in time; or it is not a node of this cluster, or of another version.
+        ValueError: the address makes no sense.
+    """
+    host, port = parse_address(address)
+    deadline = time.monotonic() + timeout_s
+    try:
+        sock = socket.create_connection((host, port), timeout_s)
+    except OSError as error:
+        raise ConnectionError(
+            f"nobody answers at {host}:{port}: {error.strerror or error}. Is the node running, and is this the address that it was started with?"
+        ) from None
+    try:
+        set_options(sock)
+        handshake = ClientHandshake(token)
+        sock.sendall(handshake.hello)
+        while not handshake.done:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(1)  # never more than the handshake: what follows is another's to read
+            if not data:
+                raise HandshakeError("it closed the connection: the tokens differ, or it is no node of Shoal")
+            answer = handshake.receive(data)
+            if answer:
+                sock.sendall(answer)
+        sock.settimeout(None)
+        return sock
+    except TimeoutError:
+        sock.close()
+        raise ConnectionError(
+            f"{host}:{port} did not prove within {timeout_s:g} s that it belongs to this cluster"
+        ) from None
+    except HandshakeError as error:
+        sock.close()
+        raise ConnectionError(
+            f"{host}:{port} does not belong to this cluster: {error}. All nodes and drivers need the same token "
+            "(SHOAL_TOKEN_FILE, or ~/.shoal/token) and versions"
+        ) from None
+    except OSError as error:
+        sock.close()
+        raise ConnectionError(f"the connection to {host}:{port} broke: {error.strerror or error}") from None
