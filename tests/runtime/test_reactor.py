@@ -415,3 +415,17 @@ def test_the_background_and_a_waiting_thread_do_not_take_turns(
         assert reactor.wait(echo.ask(0.01), perf_counter() + LONG_S)
     reactor.async_wait_ended()
     assert promotions < 200
+
+
+def test_stop_ends_every_wait() -> None:
+    """The eventfd must not be closed before a thread that it has woken in epoll has looked: it would sleep for ever."""
+    for _ in range(100):
+        reactor = Reactor()
+        reactor.start_background()
+        threads = [threading.Thread(target=reactor.wait, args=(Waiter(),), daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        reactor.stop()
+        for thread in threads:
+            thread.join(5)
+        assert not any(thread.is_alive() for thread in threads)

@@ -16,6 +16,14 @@ former holder let go, an untouched object is then held by nobody. Every change o
 issued so far; `Swept(T)` covers what is stamped below T. What a freed object contained is covered by the same token if only the
 container kept it: whoever took a ref out of the container wrote its Hold before it let the container go. So a chain of any depth goes at once.
 
+Other nodes: every object has a *home*, the node where it escaped. There another node counts as one process, named by its NodeID; here, an
+object of another home has a *foreign* row (`row.abroad`) that counts this node's processes, and is itself one holder there
+(`foreign_holds`). A foreign row that nobody holds any more is let go at the home after the same sweep. A row may be counted before its home is
+known: the HoldFor that tells it is still on its way.
+
+    HandedAbroad   a worker holds refs in the name of a process of another node. Here at home: that node is counted at once. At the
+                   receiver's node: it hears of it before anything that this node lets go. Elsewhere: kept here until HoldForDone.
+
 Rows live in one place, `_held[process][oid]`, so the death of a process costs what it held; an entry only counts its rows.
 Measured: Escape + Publish + Hold + Release, each its own event, and the sweep's share: about 5 us.
 
@@ -30,6 +38,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.node.foreign_holds import (
+    ConfirmHolds,
+    ForeignHolds,
+    SendHoldForDone,
+    SendNodeHold,
+    SendNodeRelease,
+)
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
@@ -72,11 +87,12 @@ class Published:
 
 @dataclass(slots=True)
 class Held:
-    """One more hold on each of `oids` by `holder` (empty: the sender)."""
+    """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's."""
 
     sender: bytes
     oids: list[bytes]
     holder: bytes = b""
+    home: bytes = b""
 
 
 @dataclass(slots=True)
@@ -96,6 +112,7 @@ class ResolveAsked:
     process: bytes
     oids: list[bytes]
     stale_generation: int = 0
+    home: bytes = b""
 
 
 @dataclass(slots=True)
@@ -121,7 +138,106 @@ class Swept:
     token: int
 
 
-Event = ProcessJoined | ProcessDied | Escaped | Published | Held | Released | ResolveAsked | Moved | Lost | Swept
+@dataclass(slots=True)
+class NodeJoined:
+    """Another node lives."""
+
+    node: bytes
+
+
+@dataclass(slots=True)
+class NodeDied:
+    """Another node is dead, or will never be known: what it held, had and counted is gone."""
+
+    node: bytes
+    cause: str
+
+
+@dataclass(slots=True)
+class HandedAbroad:
+    """One more hold on each of `oids` by `process`, which is of `node`."""
+
+    sender: bytes
+    oids: list[bytes]
+    process: bytes
+    node: bytes
+    home: bytes = b""
+
+
+@dataclass(slots=True)
+class HoldForArrived:
+    """`process` of this node was handed refs by a process of `node`."""
+
+    node: bytes
+    number: int
+    process: bytes
+    oids: list[bytes]
+    home: bytes
+
+
+@dataclass(slots=True)
+class HoldForConfirmed:
+    """`node` holds what was handed to it under `number`."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class NodeHoldArrived:
+    """`node` holds objects of this home."""
+
+    node: bytes
+    number: int
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class NodeHoldConfirmed:
+    """`node` counts the holds of SendNodeHold `number`."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class NodeReleaseArrived:
+    """`node` ends holds: (oid, count)."""
+
+    node: bytes
+    items: list[tuple[bytes, int]]
+
+
+@dataclass(slots=True)
+class ResolvedAbroad:
+    """The home `node` tells a value that was asked for by SendResolveFor."""
+
+    node: bytes
+    oid: bytes
+    value: Value
+
+
+Event = (
+    ProcessJoined
+    | ProcessDied
+    | Escaped
+    | Published
+    | Held
+    | Released
+    | ResolveAsked
+    | Moved
+    | Lost
+    | Swept
+    | NodeJoined
+    | NodeDied
+    | HandedAbroad
+    | HoldForArrived
+    | HoldForConfirmed
+    | NodeHoldArrived
+    | NodeHoldConfirmed
+    | NodeReleaseArrived
+    | ResolvedAbroad
+)
 
 
 # ---------------------------------------------------------------- effects
@@ -129,7 +245,7 @@ Event = ProcessJoined | ProcessDied | Escaped | Published | Held | Released | Re
 
 @dataclass(slots=True)
 class SendResolved:
-    """Send a value to a process."""
+    """Send a value to a process, or to another node that asked for it."""
 
     process: bytes
     oid: bytes
@@ -138,8 +254,17 @@ class SendResolved:
 
 @dataclass(slots=True)
 class FreeStored:
-    """To the store table: nobody refers to this stored object any more."""
+    """To the store table, here or (`node`) of another node: nobody refers to this stored object any more."""
 
+    oid: bytes
+    node: bytes = b""
+
+
+@dataclass(slots=True)
+class KeepStored:
+    """To `node`, where a process of this node owns a stored object: it is this node's directory that frees it from now on."""
+
+    node: bytes
     oid: bytes
 
 
@@ -160,18 +285,74 @@ class RequestSweep:
 
 @dataclass(slots=True)
 class ActorHandleGone:
-    """Nobody on this node holds a handle of the actor any more."""
+    """Nobody holds a handle of the actor, whose home is here, any more."""
 
     actor_id: bytes
 
 
-Effect = SendResolved | FreeStored | EnsureResident | RequestSweep | ActorHandleGone
+@dataclass(slots=True)
+class SendNodeHeld:
+    """Tell `node` that its NodeHold `number` counts."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class SendHoldFor:
+    """Tell `node` that its `process` was handed these refs; answered by HoldForConfirmed(number) unless that is 0."""
+
+    node: bytes
+    number: int
+    process: bytes
+    oids: list[bytes]
+    home: bytes
+
+
+@dataclass(slots=True)
+class SendResolveFor:
+    """Ask the home `node` for values, each answered by ResolvedAbroad."""
+
+    node: bytes
+    oids: list[bytes]
+
+
+Effect = (
+    SendResolved
+    | FreeStored
+    | KeepStored
+    | EnsureResident
+    | RequestSweep
+    | ActorHandleGone
+    | SendNodeHold
+    | SendNodeHeld
+    | SendNodeRelease
+    | SendHoldFor
+    | SendHoldForDone
+    | SendResolveFor
+    | ConfirmHolds
+)
+
+
+class Abroad:
+    """What an object's row has more when its home is another node."""
+
+    __slots__ = ("asked", "home", "number", "taken")
+
+    def __init__(self, home: bytes) -> None:
+        self.home = home
+        #: holds that this node has there
+        self.taken = 0
+        #: the NodeHold that asked for the first of them
+        self.number = 0
+        #: its value was asked for, and has not come
+        self.asked = False
 
 
 class ObjectRow:
     """One object. Written by ObjectDirectory alone."""
 
-    __slots__ = ("known", "lineage", "nested", "owner", "resident", "rows", "stamp", "value", "waiters")
+    __slots__ = ("abroad", "known", "lineage", "nested", "owner", "resident", "rows", "stamp", "value", "waiters")
 
     def __init__(self) -> None:
         #: how many processes have a non-zero count of it, plus how often it stands in the `nested` of other objects
@@ -190,6 +371,8 @@ class ObjectRow:
         self.lineage = b""
         #: processes to be told the value, without repeats
         self.waiters: list[bytes] | None = None
+        #: None for this node's own, and while the home is not known
+        self.abroad: Abroad | None = None
 
 
 def _refs_inside(value: Value) -> list[bytes]:
@@ -201,12 +384,34 @@ class ObjectDirectory:
 
     Args:
         dump_error: how an exception becomes the bytes of `Failed` (serialization.dumps_error).
+        node_id: this node's; stands in the `Stored` values that leave.
     """
 
-    __slots__ = ("_asked", "_candidates", "_dump_error", "_held", "_issued", "_objects", "_owed", "_sweeping")
+    __slots__ = (
+        "_asked",
+        "_candidates",
+        "_dump_error",
+        "_handed",
+        "_handed_count",
+        "_held",
+        "_holds_abroad",
+        "_issued",
+        "_node_id",
+        "_nodes",
+        "_objects",
+        "_owed",
+        "_sweeping",
+    )
 
-    def __init__(self, dump_error: Callable[[BaseException], bytes]) -> None:
+    def __init__(self, dump_error: Callable[[BaseException], bytes], node_id: bytes = b"") -> None:
         self._dump_error = dump_error
+        self._node_id = node_id
+        #: the other nodes that live; each is a process of `_held` too
+        self._nodes: dict[bytes, None] = {}
+        self._holds_abroad = ForeignHolds()
+        #: refs handed on to other nodes, kept here until these hold them: number -> (node, oids)
+        self._handed: dict[int, tuple[bytes, list[bytes]]] = {}
+        self._handed_count = 0
         self._objects: dict[bytes, ObjectRow] = {}
         #: process -> oid -> count, never 0; the keys are the processes that live
         self._held: dict[bytes, dict[bytes, int]] = {}
@@ -231,7 +436,18 @@ class ObjectDirectory:
             "holds": sum(len(held) for held in self._held.values()),
             "candidates": len(self._candidates),
             "sweeps": self._issued,
+            "handed": len(self._handed),
+            **self._holds_abroad.statistics(),
         }
+
+    def home_of(self, oid: bytes) -> bytes:
+        """The other node that is an object's home; empty for this one's, and when it is not known."""
+        row = self._objects.get(oid)
+        return b"" if row is None or row.abroad is None else row.abroad.home
+
+    def knows_node(self, node: bytes) -> bool:
+        """Whether another node was told to live, and has not died."""
+        return node in self._nodes
 
     def value_of(self, oid: bytes) -> Value | None:
         """The published value, if any."""
@@ -274,6 +490,10 @@ class ObjectDirectory:
         if held is None:
             return
         self._fail_unpublished(event, effects)
+        self._holds_abroad.process_died(event.process)
+        self._drop_holds(held)
+
+    def _drop_holds(self, held: dict[bytes, int]) -> None:
         objects, candidates, stamp = self._objects, self._candidates, self._issued
         for oid in held:
             row = objects[oid]
@@ -319,7 +539,9 @@ class ObjectDirectory:
     def _on_held(self, event: Held, effects: list[Effect]) -> None:
         if event.sender in self._held:
             held = self._held.get(event.holder or event.sender)
-            if held is not None:
+            if event.home and event.home != self._node_id:
+                self._hold_abroad(event, held, effects)
+            elif held is not None:
                 self._count(held, event.oids, 1)
 
     def _on_released(self, event: Released, effects: list[Effect]) -> None:
@@ -367,9 +589,17 @@ class ObjectDirectory:
             self._owed[row.owner].pop(oid, None)
         row.resident = True
         row.value = value
+        if type(value) is Stored:
+            if not value.node:
+                value.node = self._node_id
+            elif value.node != self._node_id:
+                if self._holds_abroad.cause_of_death(value.node) is None:
+                    effects.append(KeepStored(value.node, oid))
+                else:
+                    row.value = value = self._lost_with(value.node, oid)
         nested = _refs_inside(value)
         if nested or row.nested:
-            self._contain(nested)
+            self._contain(nested, effects)
             former, row.nested = row.nested, nested
             for inner in former:
                 self._objects[inner].stamp = self._issued  # no token covers a container that lives on
@@ -377,13 +607,15 @@ class ObjectDirectory:
         if row.waiters is not None:
             self._answer_waiters(oid, row, value, effects)
 
-    def _contain(self, oids: list[bytes]) -> None:
+    def _contain(self, oids: list[bytes], effects: list[Effect]) -> None:
         for oid in oids:
             row = self._objects.get(oid)
             if row is None:
                 row = self._objects[oid] = ObjectRow()
             row.rows += 1
             row.stamp = self._issued
+            if row.abroad is not None and not row.abroad.taken:
+                self._take(row.abroad.home, [oid], effects)
 
     def _uncontain(self, oids: list[bytes], empty: dict[bytes, None]) -> None:
         """A container lets `oids` go; those left without any row are put into `empty`. Their stamps stay (see the top)."""
@@ -397,13 +629,18 @@ class ObjectDirectory:
         process = event.process
         if process not in self._held:
             return
+        if event.home and event.home != self._node_id:
+            self._resolve_abroad(event, effects)
+            return
         for oid in event.oids:
             row = self._objects.get(oid)
             if row is None:
                 row = self._objects[oid] = ObjectRow()
             value = row.value
             if type(value) is Stored:
-                if row.resident and value.generation != event.stale_generation:
+                if process in self._nodes or value.node != self._node_id:
+                    effects.append(SendResolved(process, oid, value))  # it is pulled from wherever it lies by then
+                elif row.resident and value.generation != event.stale_generation:
                     effects.append(SendResolved(process, oid, value))
                 else:
                     self._wait(row, process)
@@ -435,11 +672,15 @@ class ObjectDirectory:
         if row is None:
             return
         if type(row.value) is Stored:
+            if row.value.node != self._node_id:
+                return  # a copy of it
             if stored is None:
                 row.resident = False
                 return
             row.resident = True
-            row.value = Stored(oid, stored.segment, stored.offset, stored.size, stored.generation, row.nested)
+            row.value = Stored(
+                oid, stored.segment, stored.offset, stored.size, stored.generation, row.nested, self._node_id
+            )
             self._answer_waiters(oid, row, row.value, effects)
         elif stored is not None and not row.known:
             self._answer_waiters(oid, row, stored, effects)
@@ -452,6 +693,8 @@ class ObjectDirectory:
             return
         failed = self._lost(oid, event.reason)
         if type(row.value) is Stored:
+            if row.value.node != self._node_id:
+                return
             row.value = failed
         self._answer_waiters(oid, row, failed, effects)
         if not row.known:
@@ -493,6 +736,7 @@ class ObjectDirectory:
                 reason = f"object {oid.hex()} was freed before it was asked for, or belongs to another cluster"
                 self._answer_waiters(oid, row, self._lost(oid, reason), effects)
                 self._drop_if_idle(oid, row)
+        self._holds_abroad.flush(effects)
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Effect]) -> None:
         del self._objects[oid]
@@ -501,12 +745,216 @@ class ObjectDirectory:
             self._owed[row.owner].pop(oid, None)
         if row.waiters is not None:
             self._answer_waiters(oid, row, self._lost(oid, f"object {oid.hex()} was released while asked for"), effects)
-        if oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
+        if row.abroad is not None:
+            if row.abroad.taken:
+                self._holds_abroad.release(row.abroad.home, oid, row.abroad.taken)
+        elif oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
             effects.append(ActorHandleGone(oid[:TASK_ID_BYTES]))
         elif type(row.value) is Stored:
-            effects.append(FreeStored(oid))
+            effects.append(FreeStored(oid, row.value.node if row.value.node != self._node_id else b""))
         if row.nested:
             self._uncontain(row.nested, following)
+
+    # ------------------------------------------------------------ other nodes: this one holds there
+
+    def _foreign_row(self, oid: bytes, home: bytes, effects: list[Effect]) -> Abroad | None:
+        """The row of an object of another home, which is noted if it was not known; None when the object is this node's."""
+        row = self._objects.get(oid)
+        if row is None:
+            row = self._objects[oid] = ObjectRow()
+        if row.abroad is None:
+            if row.known:
+                return None
+            row.abroad = Abroad(home)
+            self._asked.pop(oid, None)
+            cause = self._holds_abroad.cause_of_death(home)
+            if cause is not None:
+                self._fail_homeless(oid, row, cause, effects)
+        return row.abroad
+
+    def _take(self, home: bytes, oids: list[bytes], effects: list[Effect]) -> int:
+        """See that this node holds objects at their home; returns the number of the NodeHold that brings it, 0 for none."""
+        if self._holds_abroad.cause_of_death(home) is not None:
+            return 0
+        last = 0
+        fresh: list[Abroad] = []
+        lacking: list[bytes] = []
+        for oid in oids:
+            abroad = self._objects[oid].abroad
+            if abroad is None or abroad.home != home:
+                continue
+            if not abroad.taken:
+                abroad.taken = 1
+                fresh.append(abroad)
+                lacking.append(oid)
+            elif abroad.number > last:
+                last = abroad.number
+        if lacking:
+            last = self._holds_abroad.hold(home, lacking, effects)
+            for abroad in fresh:
+                abroad.number = last
+        return last
+
+    def _hold_abroad(self, event: Held, held: dict[bytes, int] | None, effects: list[Effect]) -> None:
+        number = 0
+        if held is not None:
+            for oid in event.oids:
+                self._foreign_row(oid, event.home, effects)
+            self._count(held, event.oids, 1)
+            number = self._take(event.home, event.oids, effects)
+        self._holds_abroad.confirm_later(event.sender, number, effects)
+
+    def _resolve_abroad(self, event: ResolveAsked, effects: list[Effect]) -> None:
+        asked = []
+        for oid in event.oids:
+            abroad = self._foreign_row(oid, event.home, effects)
+            if abroad is None:
+                self._on_resolve_asked(ResolveAsked(event.process, [oid], event.stale_generation), effects)
+                continue
+            row = self._objects[oid]
+            if row.value is not None:
+                effects.append(SendResolved(event.process, oid, row.value))
+                self._drop_if_idle(oid, row)
+                continue
+            self._wait(row, event.process)
+            if not abroad.asked:
+                abroad.asked = True
+                asked.append(oid)
+        if asked:
+            effects.append(SendResolveFor(event.home, asked))
+
+    def _on_resolved_abroad(self, event: ResolvedAbroad, effects: list[Effect]) -> None:
+        row = self._objects.get(event.oid)
+        if row is None or row.abroad is None or row.abroad.home != event.node:
+            return
+        row.abroad.asked = False
+        if type(event.value) is not Stored:  # that may move
+            row.value = event.value
+        self._answer_waiters(event.oid, row, event.value, effects)
+        self._drop_if_idle(event.oid, row)
+
+    def _on_hold_confirmed(self, event: NodeHoldConfirmed, effects: list[Effect]) -> None:
+        self._holds_abroad.confirmed(event.node, event.number, effects)
+
+    # ------------------------------------------------------------ other nodes: they hold here
+
+    def _on_node_joined(self, event: NodeJoined, effects: list[Effect]) -> None:
+        if self._holds_abroad.cause_of_death(event.node) is None:
+            self._nodes[event.node] = None
+            self._held.setdefault(event.node, {})
+            self._owed.setdefault(event.node, {})
+
+    def _on_node_hold(self, event: NodeHoldArrived, effects: list[Effect]) -> None:
+        if event.node in self._nodes:
+            self._count(self._held[event.node], event.oids, 1)
+            effects.append(SendNodeHeld(event.node, event.number))
+
+    def _on_node_release(self, event: NodeReleaseArrived, effects: list[Effect]) -> None:
+        if event.node in self._nodes:
+            held = self._held[event.node]
+            for oid, count in event.items:
+                self._count(held, (oid,), -count)
+
+    # ------------------------------------------------------------ other nodes: refs handed on
+
+    def _on_handed_abroad(self, event: HandedAbroad, effects: list[Effect]) -> None:
+        if event.sender not in self._held:
+            return
+        home, node, oids = event.home or self._node_id, event.node, event.oids
+        number = 0
+        if home == self._node_id:
+            if node in self._nodes:
+                self._count(self._held[node], oids, 1)
+                effects.append(SendHoldFor(node, 0, event.process, oids, home))
+            return
+        if node in self._nodes:
+            for oid in oids:
+                self._foreign_row(oid, home, effects)
+            if home == node:
+                effects.append(SendHoldFor(node, 0, event.process, oids, home))
+            else:
+                self._handed_count += 1
+                self._handed[self._handed_count] = (node, oids)
+                for oid in oids:
+                    row = self._objects[oid]
+                    row.rows += 1
+                    row.stamp = self._issued
+                number = self._take(home, oids, effects)
+                effects.append(SendHoldFor(node, self._handed_count, event.process, oids, home))
+        self._holds_abroad.confirm_later(event.sender, number, effects)
+
+    def _on_hold_for(self, event: HoldForArrived, effects: list[Effect]) -> None:
+        held = self._held.get(event.process)
+        if event.home == self._node_id:
+            if held is not None:
+                self._count(held, event.oids, 1)
+            return
+        own = []
+        for oid in event.oids:
+            abroad = self._foreign_row(oid, event.home, effects)
+            if abroad is not None:
+                own.append(oid)
+                if event.home == event.node and self._holds_abroad.cause_of_death(event.home) is None:
+                    abroad.taken += 1  # counted there already
+        if held is not None:
+            self._count(held, event.oids, 1)
+        number = self._take(event.home, own, effects)
+        for oid in own:
+            row = self._objects[oid]
+            row.stamp = self._issued
+            if not row.rows:  # let go already, perhaps to others of this node who have not been read
+                self._candidates[oid] = None
+        if event.number:
+            self._holds_abroad.done_later(event.node, event.number, number, effects)
+
+    def _on_hold_for_confirmed(self, event: HoldForConfirmed, effects: list[Effect]) -> None:
+        handed = self._handed.get(event.number)
+        if handed is not None and handed[0] == event.node:
+            self._unhand(event.number)
+
+    def _unhand(self, number: int) -> None:
+        for oid in self._handed.pop(number)[1]:
+            row = self._objects[oid]
+            row.rows -= 1
+            row.stamp = self._issued
+            if not row.rows:
+                self._candidates[oid] = None
+
+    # ------------------------------------------------------------ other nodes: their end
+
+    def _on_node_died(self, event: NodeDied, effects: list[Effect]) -> None:
+        node = event.node
+        if self._holds_abroad.cause_of_death(node) is not None:
+            return
+        self._holds_abroad.node_died(node, event.cause, effects)
+        self._nodes.pop(node, None)
+        self._owed.pop(node, None)
+        self._drop_holds(self._held.pop(node, {}))
+        for number in [number for number, handed in self._handed.items() if handed[0] == node]:
+            self._unhand(number)
+        for oid, row in list(self._objects.items()):
+            if row.abroad is not None:
+                if row.abroad.home == node:
+                    self._fail_homeless(oid, row, event.cause, effects)
+            elif type(row.value) is Stored and row.value.node == node:
+                row.value = self._lost_with(node, oid)
+                nested, row.nested = row.nested, []
+                self._uncontain(nested, self._candidates)
+
+    def _fail_homeless(self, oid: bytes, row: ObjectRow, cause: str, effects: list[Effect]) -> None:
+        """The home of an object is dead: nobody knows its value any more."""
+        assert row.abroad is not None, "of another home"
+        row.abroad.taken = row.abroad.number = 0
+        row.abroad.asked = False
+        if row.value is None:
+            what = f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on: {cause}"
+            row.value = Failed(self._dump_error(OwnerDiedError(what, object_id=oid.hex())))
+        self._answer_waiters(oid, row, row.value, effects)
+        self._drop_if_idle(oid, row)
+
+    def _lost_with(self, node: bytes, oid: bytes) -> Failed:
+        cause = self._holds_abroad.cause_of_death(node)
+        return self._lost(oid, f"object {oid.hex()} lay in the store of node {node.hex()[:8]}, which is dead: {cause}")
 
 
 _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
@@ -520,4 +968,13 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Lost: ObjectDirectory._on_lost,
     ProcessJoined: ObjectDirectory._on_joined,
     ProcessDied: ObjectDirectory._on_died,
+    NodeJoined: ObjectDirectory._on_node_joined,
+    NodeDied: ObjectDirectory._on_node_died,
+    HandedAbroad: ObjectDirectory._on_handed_abroad,
+    HoldForArrived: ObjectDirectory._on_hold_for,
+    HoldForConfirmed: ObjectDirectory._on_hold_for_confirmed,
+    NodeHoldArrived: ObjectDirectory._on_node_hold,
+    NodeHoldConfirmed: ObjectDirectory._on_hold_confirmed,
+    NodeReleaseArrived: ObjectDirectory._on_node_release,
+    ResolvedAbroad: ObjectDirectory._on_resolved_abroad,
 }

@@ -42,6 +42,7 @@ PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
 LOCK_LOOK_S = 0.01  #: a leader that waits for the lock looks so often whether it must give up the lead
 SPIN_BIAS = 2.0
+STOP_PATIENCE_S = 1.0  #: for the reading thread to leave; if it does not, two file descriptors stay open
 COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
@@ -275,13 +276,10 @@ class Reactor:
                     if leads_already or lead.acquire(False):
                         self._leads += 1
                         waiter.reader = self  # before the look at `done` below
+                        if self.stopping:
+                            break  # the session is over: nothing is read any more
                         if not waiter.done:
-                            try:
-                                self._lead_until(waiter, deadline)
-                            except (OSError, ValueError):
-                                if not self.stopping:
-                                    raise
-                                break  # `stop` has closed the sockets under this thread: the session is over
+                            self._lead_until(waiter, deadline)
                     else:
                         self._follow(waiter, deadline)
                 finally:
@@ -317,7 +315,7 @@ class Reactor:
             if self._lead.acquire(True, -1.0 if deadline is None else max(0.0, deadline - perf_counter())):
                 try:
                     waiter.reader = self
-                    while not waiter.done and (deadline is None or perf_counter() < deadline):
+                    while not (waiter.done or self.stopping) and (deadline is None or perf_counter() < deadline):
                         self._lead_until(waiter, deadline)
                 finally:
                     self._lead.release()
@@ -420,7 +418,7 @@ class Reactor:
             events = poll(-1 if deadline is None else max(0.0, deadline - now))
             if events:
                 self._dispatch(events)
-            if waiter.done or self._inside:
+            if waiter.done or self._inside or self.stopping:
                 break
             slept = perf_counter() - now > SPIN_S  # a quick event: spin again before the next sleep
             spin_until = perf_counter() + SPIN_S if spins else 0.0
@@ -454,7 +452,7 @@ class Reactor:
         leads_already: bool = lead._is_owned()  # type: ignore[attr-defined]
         self._leads += 1
         try:
-            if leads_already or lead.acquire(False):
+            if (leads_already or lead.acquire(False)) and not self.stopping:
                 if self.dirty:
                     self.flush_dirty()
                 events = self.epoll.poll(0)
@@ -723,8 +721,13 @@ class Reactor:
             self.close(connection)
         while self._followers:
             self._promote()
-        self.epoll.close()
-        os.close(self._poke_fd)
+        # A thread that sleeps in epoll is woken by the poke, but would sleep on for ever if the eventfd were closed before it has looked.
+        if self._lead.acquire(True, STOP_PATIENCE_S):
+            try:
+                self.epoll.close()
+                os.close(self._poke_fd)
+            finally:
+                self._lead.release()
 
 
 def _bytes_waiting(sock: socket.socket) -> int:
