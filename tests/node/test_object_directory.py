@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.node.object_directory import (
+from shoal.node.object_directory import ObjectDirectory
+from shoal.node.object_events import (
     ActorHandleGone,
     EnsureResident,
     Escaped,
@@ -20,7 +21,6 @@ from shoal.node.object_directory import (
     Held,
     Lost,
     Moved,
-    ObjectDirectory,
     ProcessDied,
     ProcessJoined,
     Published,

@@ -35,303 +35,44 @@ What it does not do: sockets, the store's blocks (`FreeStored` and `EnsureReside
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from shoal.node.foreign_holds import (
-    ConfirmHolds,
-    ForeignHolds,
-    SendHoldForDone,
-    SendNodeHold,
-    SendNodeRelease,
+from shoal.node.foreign_holds import ForeignHolds
+from shoal.node.object_events import (
+    ActorHandleGone,
+    Effect,
+    EnsureResident,
+    Escaped,
+    Event,
+    FreeStored,
+    HandedAbroad,
+    Held,
+    HoldForArrived,
+    HoldForConfirmed,
+    KeepStored,
+    Lost,
+    Moved,
+    NodeDied,
+    NodeHoldArrived,
+    NodeHoldConfirmed,
+    NodeJoined,
+    NodeReleaseArrived,
+    ProcessDied,
+    ProcessJoined,
+    Published,
+    Released,
+    RequestSweep,
+    ResolveAsked,
+    ResolvedAbroad,
+    SendHoldFor,
+    SendNodeHeld,
+    SendResolved,
+    SendResolveFor,
+    Swept,
 )
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
-
-# ---------------------------------------------------------------- events
-
-
-@dataclass(slots=True)
-class ProcessJoined:
-    """A process registered; before this, and after its death, nothing is taken from it or held in its name."""
-
-    process: bytes
-
-
-@dataclass(slots=True)
-class ProcessDied:
-    """A process is dead, and its socket has been read to the end. `cause` is told to those who wait for what it owed."""
-
-    process: bytes
-    cause: str
-
-
-@dataclass(slots=True)
-class Escaped:
-    """An owner lets go refs to `oids` and holds them itself, once. `lineage` makes them anew."""
-
-    sender: bytes
-    oids: list[bytes]
-    lineage: bytes = b""
-
-
-@dataclass(slots=True)
-class Published:
-    """The value of an escaped object."""
-
-    sender: bytes
-    oid: bytes
-    value: Value
-
-
-@dataclass(slots=True)
-class Held:
-    """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's."""
-
-    sender: bytes
-    oids: list[bytes]
-    holder: bytes = b""
-    home: bytes = b""
-
-
-@dataclass(slots=True)
-class Released:
-    """One hold fewer on each of `oids` by `holder` (empty: the sender)."""
-
-    sender: bytes
-    oids: list[bytes]
-    holder: bytes = b""
-
-
-@dataclass(slots=True)
-class ResolveAsked:
-    """A process wants the values. With `stale_generation` the place it knew, of that generation, holds the object no more; then the object
-    may also be one that never escaped."""
-
-    process: bytes
-    oids: list[bytes]
-    stale_generation: int = 0
-    home: bytes = b""
-
-
-@dataclass(slots=True)
-class Moved:
-    """From the store table: the object's place now; None while it is in no memory (spilled) and must be asked for."""
-
-    oid: bytes
-    stored: Stored | None
-
-
-@dataclass(slots=True)
-class Lost:
-    """From the store table: the object's bytes are gone for good (or it never had any)."""
-
-    oid: bytes
-    reason: str
-
-
-@dataclass(slots=True)
-class Swept:
-    """Every local socket was seen empty, all that was read being handled, since `token` was requested."""
-
-    token: int
-
-
-@dataclass(slots=True)
-class NodeJoined:
-    """Another node lives."""
-
-    node: bytes
-
-
-@dataclass(slots=True)
-class NodeDied:
-    """Another node is dead, or will never be known: what it held, had and counted is gone."""
-
-    node: bytes
-    cause: str
-
-
-@dataclass(slots=True)
-class HandedAbroad:
-    """One more hold on each of `oids` by `process`, which is of `node`."""
-
-    sender: bytes
-    oids: list[bytes]
-    process: bytes
-    node: bytes
-    home: bytes = b""
-
-
-@dataclass(slots=True)
-class HoldForArrived:
-    """`process` of this node was handed refs by a process of `node`."""
-
-    node: bytes
-    number: int
-    process: bytes
-    oids: list[bytes]
-    home: bytes
-
-
-@dataclass(slots=True)
-class HoldForConfirmed:
-    """`node` holds what was handed to it under `number`."""
-
-    node: bytes
-    number: int
-
-
-@dataclass(slots=True)
-class NodeHoldArrived:
-    """`node` holds objects of this home."""
-
-    node: bytes
-    number: int
-    oids: list[bytes]
-
-
-@dataclass(slots=True)
-class NodeHoldConfirmed:
-    """`node` counts the holds of SendNodeHold `number`."""
-
-    node: bytes
-    number: int
-
-
-@dataclass(slots=True)
-class NodeReleaseArrived:
-    """`node` ends holds: (oid, count)."""
-
-    node: bytes
-    items: list[tuple[bytes, int]]
-
-
-@dataclass(slots=True)
-class ResolvedAbroad:
-    """The home `node` tells a value that was asked for by SendResolveFor."""
-
-    node: bytes
-    oid: bytes
-    value: Value
-
-
-Event = (
-    ProcessJoined
-    | ProcessDied
-    | Escaped
-    | Published
-    | Held
-    | Released
-    | ResolveAsked
-    | Moved
-    | Lost
-    | Swept
-    | NodeJoined
-    | NodeDied
-    | HandedAbroad
-    | HoldForArrived
-    | HoldForConfirmed
-    | NodeHoldArrived
-    | NodeHoldConfirmed
-    | NodeReleaseArrived
-    | ResolvedAbroad
-)
-
-
-# ---------------------------------------------------------------- effects
-
-
-@dataclass(slots=True)
-class SendResolved:
-    """Send a value to a process, or to another node that asked for it."""
-
-    process: bytes
-    oid: bytes
-    value: Value
-
-
-@dataclass(slots=True)
-class FreeStored:
-    """To the store table, here or (`node`) of another node: nobody refers to this stored object any more."""
-
-    oid: bytes
-    node: bytes = b""
-
-
-@dataclass(slots=True)
-class KeepStored:
-    """To `node`, where a process of this node owns a stored object: it is this node's directory that frees it from now on."""
-
-    node: bytes
-    oid: bytes
-
-
-@dataclass(slots=True)
-class EnsureResident:
-    """To the store table: bring the object into memory for `process`. Answered by Moved (also when it is there already) or Lost."""
-
-    oid: bytes
-    process: bytes
-
-
-@dataclass(slots=True)
-class RequestSweep:
-    """Answer with Swept(token) once every local socket was seen empty from now on. At most one is outstanding."""
-
-    token: int
-
-
-@dataclass(slots=True)
-class ActorHandleGone:
-    """Nobody holds a handle of the actor, whose home is here, any more."""
-
-    actor_id: bytes
-
-
-@dataclass(slots=True)
-class SendNodeHeld:
-    """Tell `node` that its NodeHold `number` counts."""
-
-    node: bytes
-    number: int
-
-
-@dataclass(slots=True)
-class SendHoldFor:
-    """Tell `node` that its `process` was handed these refs; answered by HoldForConfirmed(number) unless that is 0."""
-
-    node: bytes
-    number: int
-    process: bytes
-    oids: list[bytes]
-    home: bytes
-
-
-@dataclass(slots=True)
-class SendResolveFor:
-    """Ask the home `node` for values, each answered by ResolvedAbroad."""
-
-    node: bytes
-    oids: list[bytes]
-
-
-Effect = (
-    SendResolved
-    | FreeStored
-    | KeepStored
-    | EnsureResident
-    | RequestSweep
-    | ActorHandleGone
-    | SendNodeHold
-    | SendNodeHeld
-    | SendNodeRelease
-    | SendHoldFor
-    | SendHoldForDone
-    | SendResolveFor
-    | ConfirmHolds
-)
 
 
 class Abroad:
@@ -936,6 +677,7 @@ class ObjectDirectory:
             if row.abroad is not None:
                 if row.abroad.home == node:
                     self._fail_homeless(oid, row, event.cause, effects)
+                    self._drop_if_idle(oid, row)
             elif type(row.value) is Stored and row.value.node == node:
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
@@ -947,10 +689,11 @@ class ObjectDirectory:
         row.abroad.taken = row.abroad.number = 0
         row.abroad.asked = False
         if row.value is None:
-            what = f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on: {cause}"
+            what = (
+                f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on: {cause}"
+            )
             row.value = Failed(self._dump_error(OwnerDiedError(what, object_id=oid.hex())))
         self._answer_waiters(oid, row, row.value, effects)
-        self._drop_if_idle(oid, row)
 
     def _lost_with(self, node: bytes, oid: bytes) -> Failed:
         cause = self._holds_abroad.cause_of_death(node)

@@ -360,11 +360,12 @@ class Notice(Message, tag=40):
 
 
 class CancelObject(Message, tag=41):
-    """Cancel the task that makes an object: from whoever holds its ref to the daemon, and on to the object's owner."""
+    """Cancel the task that makes an object: from whoever holds its ref to the daemon, on to that of its `home`, and to the object's owner."""
 
     oid: bytes
     force: bool
     recursive: bool
+    home: bytes = b""
 
 
 # ---------------------------------------------------------------- objects

@@ -156,6 +156,13 @@ class FreeCopies(Message, tag=145):
     oids: list[bytes]
 
 
+class KeepStored(Message, tag=146):
+    """These objects in the receiver's store have left their owner, a process of the sending node: its death does not free them any more, but
+    FreeStored or the end of the sending node does."""
+
+    oids: list[bytes]
+
+
 BetweenNodes = (
     LinkHello
     | LinkWelcome
@@ -179,4 +186,5 @@ BetweenNodes = (
     | Resolved
     | FreeStored
     | FreeCopies
+    | KeepStored
 )

@@ -109,12 +109,15 @@ class NodeDaemon:
             bool(start.options.get("object_spilling", True)),
         )
         self.objects = Objects(
-            ObjectDirectory(dumps_error),
+            ObjectDirectory(dumps_error, self.node_id),
             self.table,
             self.store,
             loop,
             lambda: self._connections.values(),
             self.actors.handles_gone,
+            self.links,
+            self.node_id,
+            lambda process: self.leases.foreign.node_of(process) if self.leases.foreign is not None else None,
         )
         #: None for a node that is alone
         self.cluster: Cluster | None = None
@@ -480,7 +483,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Resolve: lambda d: d.objects.on_resolve,
     messages.CancelObject: lambda d: d.objects.on_cancel,
     messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),
-    messages.FreeObjects: lambda d: lambda process, message: d.store.on_free_objects(process.worker_id, message),
+    messages.FreeObjects: lambda d: d.objects.on_free,
     messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),
     messages.BudgetReturned: lambda d: lambda process, message: d.store.on_budget_returned(process.worker_id, message),
     messages.CreateActor: lambda d: d.actors.on_create,

@@ -1,11 +1,13 @@
 """The object directory's shell: messages become its events, its effects become messages, frees and sweeps.
 
-Purpose: refs that left their owners are held, resolved and freed as the directory says.
+Purpose: refs that left their owners are held, resolved and freed as the directory says, by processes of this node and by other nodes.
 
 Design: a sweep (rule 2 of "Causality" in docs/ARCHITECTURE.md) waits RELEASE_SWEEP_S, so that one sweep serves many frees, then reads every
 local socket until it is seen empty; sockets that never are, because their peer floods, are looked at again in later turns of the loop.
 
 How to extend: a new message gets a method, listed by `daemon` in its table; a new effect a row in `_PERFORM`.
+
+A home that the GCS has not told of is waited for UNKNOWN_WAIT_S, then taken for dead: refs of another cluster must not block anybody.
 
 What it does not do: decide (`node.object_directory`), or touch blocks of the store (`store_shell`).
 """
@@ -16,12 +18,14 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node import object_directory as directory
+from shoal.node import foreign_holds
+from shoal.node import object_events as events
 from shoal.node.io.connections import Connection
+from shoal.node.io.node_links import UNKNOWN_WAIT_S, NodeLinks
 from shoal.node.io.processes import Process, ProcessTable
 from shoal.node.io.store_shell import StoreShell
 from shoal.node.object_directory import ObjectDirectory
-from shoal.protocol import messages
+from shoal.protocol import messages, node_messages
 from shoal.protocol.errors import ObjectLostError, ShoalError
 from shoal.protocol.limits import RELEASE_SWEEP_S
 from shoal.protocol.messages import Failed, Stored
@@ -33,7 +37,9 @@ class Objects:
 
     Args:
         connections: lists all sockets that are open now, registered or not.
-        on_handles_gone: gets the id of an actor of which nobody here holds a handle any more.
+        on_handles_gone: gets the id of an actor, whose home is here, of which nobody holds a handle any more.
+        links: to the other nodes.
+        node_of: the node of a process that is not of this one; None when it is not known.
     """
 
     def __init__(
@@ -44,6 +50,9 @@ class Objects:
         loop: asyncio.AbstractEventLoop,
         connections: Callable[[], Iterable[Connection]],
         on_handles_gone: Callable[[bytes], None],
+        links: NodeLinks,
+        node_id: bytes,
+        node_of: Callable[[bytes], bytes | None],
     ) -> None:
         self.machine = machine
         self._table = table
@@ -54,8 +63,19 @@ class Objects:
         #: stored objects freed by the event being handled: the store hears of them at once
         self._freed: list[bytes] = []
         self._bringing: set[asyncio.Task[None]] = set()
+        self._links = links
+        self._node_id = node_id
+        self._node_of = node_of
+        #: stored objects here that another node's directory frees: oid -> node
+        self._kept_for: dict[bytes, bytes] = {}
+        #: homes and holders that the GCS has not told of yet
+        self._expected: dict[bytes, None] = {}
+        links.on_joined.append(lambda entry: self._meet(entry.node_id))
+        links.on_died.append(self._on_node_died)
+        for kind, method in _FROM_NODES.items():
+            links.handlers[kind] = method.__get__(self)
 
-    def handle(self, event: directory.Event) -> None:
+    def handle(self, event: events.Event) -> None:
         """Give the machine an event and do what it says. The store may answer from within, so an event can come while another's effects
         are performed; the directory's own effects are complete by then."""
         for effect in self.machine.handle(event, 0.0):
@@ -68,26 +88,47 @@ class Objects:
 
     def on_escape(self, process: Process, message: messages.Escape) -> None:
         """Refs leave their owner."""
-        self.handle(directory.Escaped(process.worker_id, message.oids, message.lineage))
+        self.handle(events.Escaped(process.worker_id, message.oids, message.lineage))
 
     def on_publish(self, process: Process, message: messages.Publish) -> None:
         """A value is known."""
-        self.handle(directory.Published(process.worker_id, message.oid, message.value))
+        self.handle(events.Published(process.worker_id, message.oid, message.value))
 
     def on_hold(self, process: Process, message: messages.Hold) -> None:
         """One hold more on each."""
-        self.handle(directory.Held(process.worker_id, message.oids, message.holder))
+        holder = message.holder
+        if not message.home and not holder:  # the plain case
+            self.handle(events.Held(process.worker_id, message.oids))
+            return
+        if message.home:
+            self._expect(message.home)
+        if holder and holder not in self._table.by_id:
+            node = self._node_of(holder)
+            if node is not None:
+                self._meet(node)
+                self.handle(events.HandedAbroad(process.worker_id, message.oids, holder, node, message.home))
+                return
+        self.handle(events.Held(process.worker_id, message.oids, holder, message.home))
 
     def on_release(self, process: Process, message: messages.Release) -> None:
         """One hold fewer on each."""
-        self.handle(directory.Released(process.worker_id, message.oids, message.holder))
+        self.handle(events.Released(process.worker_id, message.oids, message.holder))
 
     def on_resolve(self, process: Process, message: messages.Resolve) -> None:
         """A process wants values."""
-        self.handle(directory.ResolveAsked(process.worker_id, message.oids, message.stale_generation))
+        if message.home:
+            self._expect(message.home)
+        self.handle(events.ResolveAsked(process.worker_id, message.oids, message.stale_generation, message.home))
 
     def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
-        """Somebody cancels the task that makes an object: only its owner can."""
+        """Somebody cancels the task that makes an object: only its owner can, whom the object's home knows."""
+        home = message.home or self.machine.home_of(message.oid)
+        if home and home != self._node_id:
+            self._links.send(home, messages.CancelObject(message.oid, message.force, message.recursive, home))
+        else:
+            self._cancel_here(message)
+
+    def _cancel_here(self, message: messages.CancelObject) -> None:
         if not self._cancel(message):
             # Its Escape may still stand in the owner's socket (see "Causality"); it is read by then.
             self._loop.call_later(RELEASE_SWEEP_S, self._cancel, message)
@@ -100,11 +141,11 @@ class Objects:
 
     def joined(self, process: Process) -> None:
         """A process registered."""
-        self.handle(directory.ProcessJoined(process.worker_id))
+        self.handle(events.ProcessJoined(process.worker_id))
 
     def process_died(self, process: Process, cause: str) -> None:
         """A process is dead and its socket was read to the end."""
-        self.handle(directory.ProcessDied(process.worker_id, cause))
+        self.handle(events.ProcessDied(process.worker_id, cause))
         # What it owned in the store and had never let go of is of use to nobody.
         value_of = self.machine.value_of
         private = [oid for oid in self._store.owned_by(process.worker_id) if type(value_of(oid)) is not Stored]
@@ -113,34 +154,143 @@ class Objects:
 
     def owner_gone(self, process_id: bytes) -> None:
         """A process of another node is dead: what it owned in this node's store and had never let go of is of use to nobody."""
+        kept = self._kept_for
         value_of = self.machine.value_of
-        private = [oid for oid in self._store.owned_by(process_id) if type(value_of(oid)) is not Stored]
+        private = [
+            oid for oid in self._store.owned_by(process_id) if oid not in kept and type(value_of(oid)) is not Stored
+        ]
         if private:
             self._store.free(private)
+
+    def on_free(self, process: Process, message: messages.FreeObjects) -> None:
+        """An owner says that nobody refers to stored objects any more."""
+        if message.node and message.node != self._node_id:
+            self._links.send(message.node, node_messages.FreeStored(message.oids))
+        else:
+            self._store.on_free_objects(process.worker_id, message)
+
+    # ---------------------------------------------------------------- other nodes
+
+    def _meet(self, node: bytes) -> None:
+        """A node speaks, or is spoken of: perhaps before the GCS has told of it."""
+        self._expected.pop(node, None)
+        if not self.machine.knows_node(node) and not self._links.is_dead(node):
+            self.handle(events.NodeJoined(node))
+
+    def _expect(self, node: bytes) -> None:
+        """A home must be known some time, or it is of no use."""
+        if node == self._node_id or self.machine.knows_node(node) or node in self._expected:
+            return
+        cause = self._links.is_dead(node)
+        if cause:
+            self.handle(events.NodeDied(node, cause))
+        else:
+            self._expected[node] = None
+            self._loop.call_later(2 * UNKNOWN_WAIT_S, self._give_up, node)
+
+    def _give_up(self, node: bytes) -> None:
+        if node in self._expected:
+            self._on_node_died(node, "this cluster does not know it")
+
+    def _on_node_died(self, node: bytes, cause: str) -> None:
+        self._expected.pop(node, None)
+        self.handle(events.NodeDied(node, cause))
+        orphans = [oid for oid, keeper in self._kept_for.items() if keeper == node]
+        for oid in orphans:
+            del self._kept_for[oid]
+        if orphans:
+            self._store.free(orphans)
+
+    def _on_node_hold(self, node: bytes, message: node_messages.NodeHold) -> None:
+        self._meet(node)
+        self.handle(events.NodeHoldArrived(node, message.number, message.oids))
+
+    def _on_node_held(self, node: bytes, message: node_messages.NodeHeld) -> None:
+        self._meet(node)
+        self.handle(events.NodeHoldConfirmed(node, message.number))
+
+    def _on_node_release(self, node: bytes, message: node_messages.NodeRelease) -> None:
+        self.handle(events.NodeReleaseArrived(node, message.items))
+
+    def _on_hold_for(self, node: bytes, message: node_messages.HoldFor) -> None:
+        self._meet(node)
+        self._expect(message.home)
+        self.handle(events.HoldForArrived(node, message.number, message.process, message.oids, message.home))
+
+    def _on_hold_for_done(self, node: bytes, message: node_messages.HoldForDone) -> None:
+        self.handle(events.HoldForConfirmed(node, message.number))
+
+    def _on_resolve_for(self, node: bytes, message: node_messages.ResolveFor) -> None:
+        self._meet(node)
+        self.handle(events.ResolveAsked(node, message.oids))
+
+    def _on_resolved(self, node: bytes, message: messages.Resolved) -> None:
+        self.handle(events.ResolvedAbroad(node, message.oid, message.value))
+
+    def _on_cancel_from(self, node: bytes, message: messages.CancelObject) -> None:
+        self._cancel_here(message)
+
+    def _on_free_stored(self, node: bytes, message: node_messages.FreeStored) -> None:
+        for oid in message.oids:
+            self._kept_for.pop(oid, None)
+        self._store.free(message.oids)
+
+    def _on_keep_stored(self, node: bytes, message: node_messages.KeepStored) -> None:
+        for oid in message.oids:
+            self._kept_for[oid] = node
 
     # ---------------------------------------------------------------- from the store
 
     def moved(self, oid: bytes, stored: Stored | None) -> None:
         """An object lies somewhere else, or (None) on disk only."""
-        self.handle(directory.Moved(oid, stored))
+        self.handle(events.Moved(oid, stored))
 
     def lost(self, oid: bytes, reason: str) -> None:
         """An object's bytes are gone."""
-        self.handle(directory.Lost(oid, reason))
+        self.handle(events.Lost(oid, reason))
 
     # ---------------------------------------------------------------- effects
 
-    def _send_resolved(self, effect: directory.SendResolved) -> None:
+    def _send_resolved(self, effect: events.SendResolved) -> None:
         process = self._table.by_id.get(effect.process)
         if process is not None:
             process.send(messages.Resolved(effect.oid, effect.value))
             if type(effect.value) is Stored:
                 self._store.used(effect.oid)
+        elif self.machine.knows_node(effect.process):
+            self._links.send(effect.process, messages.Resolved(effect.oid, effect.value))
 
-    def _free(self, effect: directory.FreeStored) -> None:
-        self._freed.append(effect.oid)
+    def _free(self, effect: events.FreeStored) -> None:
+        if effect.node:
+            self._links.send(effect.node, node_messages.FreeStored([effect.oid]))
+        else:
+            self._freed.append(effect.oid)
 
-    def _ensure_resident(self, effect: directory.EnsureResident) -> None:
+    def _keep_stored(self, effect: events.KeepStored) -> None:
+        self._links.send(effect.node, node_messages.KeepStored([effect.oid]))
+
+    def _send_node_hold(self, effect: foreign_holds.SendNodeHold) -> None:
+        self._links.send(effect.node, node_messages.NodeHold(effect.number, effect.oids))
+
+    def _send_node_held(self, effect: events.SendNodeHeld) -> None:
+        self._links.send(effect.node, node_messages.NodeHeld(effect.number))
+
+    def _send_node_release(self, effect: foreign_holds.SendNodeRelease) -> None:
+        self._links.send(effect.node, node_messages.NodeRelease(effect.items))
+
+    def _send_hold_for(self, effect: events.SendHoldFor) -> None:
+        self._links.send(effect.node, node_messages.HoldFor(effect.number, effect.process, effect.oids, effect.home))
+
+    def _send_hold_for_done(self, effect: foreign_holds.SendHoldForDone) -> None:
+        self._links.send(effect.node, node_messages.HoldForDone(effect.number))
+
+    def _send_resolve_for(self, effect: events.SendResolveFor) -> None:
+        self._links.send(effect.node, node_messages.ResolveFor(effect.oids))
+
+    def _confirm_holds(self, effect: foreign_holds.ConfirmHolds) -> None:
+        self._table.send(effect.process, messages.HoldsConfirmed(effect.count))
+
+    def _ensure_resident(self, effect: events.EnsureResident) -> None:
         task = self._loop.create_task(self._bring(effect.oid, effect.process))
         self._bringing.add(task)
         task.add_done_callback(self._bringing.discard)
@@ -158,10 +308,10 @@ class Objects:
         else:
             self.moved(oid, stored)
 
-    def _request_sweep(self, effect: directory.RequestSweep) -> None:
+    def _request_sweep(self, effect: events.RequestSweep) -> None:
         self._loop.call_later(RELEASE_SWEEP_S, self._begin_sweep, effect.token)
 
-    def _handle_gone(self, effect: directory.ActorHandleGone) -> None:
+    def _handle_gone(self, effect: events.ActorHandleGone) -> None:
         self._on_handles_gone(effect.actor_id)
 
     # ---------------------------------------------------------------- sweeps
@@ -174,13 +324,34 @@ class Objects:
         if left:
             self._loop.call_soon(self._sweep, token, left)
         else:
-            self.handle(directory.Swept(token))
+            self.handle(events.Swept(token))
 
 
 _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
-    directory.SendResolved: Objects._send_resolved,
-    directory.FreeStored: Objects._free,
-    directory.EnsureResident: Objects._ensure_resident,
-    directory.RequestSweep: Objects._request_sweep,
-    directory.ActorHandleGone: Objects._handle_gone,
+    events.SendResolved: Objects._send_resolved,
+    events.FreeStored: Objects._free,
+    events.EnsureResident: Objects._ensure_resident,
+    events.RequestSweep: Objects._request_sweep,
+    events.ActorHandleGone: Objects._handle_gone,
+    events.KeepStored: Objects._keep_stored,
+    foreign_holds.SendNodeHold: Objects._send_node_hold,
+    events.SendNodeHeld: Objects._send_node_held,
+    foreign_holds.SendNodeRelease: Objects._send_node_release,
+    events.SendHoldFor: Objects._send_hold_for,
+    foreign_holds.SendHoldForDone: Objects._send_hold_for_done,
+    events.SendResolveFor: Objects._send_resolve_for,
+    foreign_holds.ConfirmHolds: Objects._confirm_holds,
+}
+
+_FROM_NODES: dict[type, Any] = {
+    node_messages.NodeHold: Objects._on_node_hold,
+    node_messages.NodeHeld: Objects._on_node_held,
+    node_messages.NodeRelease: Objects._on_node_release,
+    node_messages.HoldFor: Objects._on_hold_for,
+    node_messages.HoldForDone: Objects._on_hold_for_done,
+    node_messages.ResolveFor: Objects._on_resolve_for,
+    messages.Resolved: Objects._on_resolved,
+    messages.CancelObject: Objects._on_cancel_from,
+    node_messages.FreeStored: Objects._on_free_stored,
+    node_messages.KeepStored: Objects._on_keep_stored,
 }

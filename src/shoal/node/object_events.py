@@ -1,0 +1,299 @@
+"""What the object directory is told, and what it wants done.
+
+Purpose: the events and effects of `object_directory.ObjectDirectory`, as `store_events` has those of the store table.
+
+How to extend: a dataclass, listed in `Event` or `Effect`.
+
+What it does not do: anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.node.foreign_holds import ConfirmHolds, SendHoldForDone, SendNodeHold, SendNodeRelease
+from shoal.protocol.messages import Stored, Value
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(slots=True)
+class ProcessJoined:
+    """A process registered; before this, and after its death, nothing is taken from it or held in its name."""
+
+    process: bytes
+
+
+@dataclass(slots=True)
+class ProcessDied:
+    """A process is dead, and its socket has been read to the end. `cause` is told to those who wait for what it owed."""
+
+    process: bytes
+    cause: str
+
+
+@dataclass(slots=True)
+class Escaped:
+    """An owner lets go refs to `oids` and holds them itself, once. `lineage` makes them anew."""
+
+    sender: bytes
+    oids: list[bytes]
+    lineage: bytes = b""
+
+
+@dataclass(slots=True)
+class Published:
+    """The value of an escaped object."""
+
+    sender: bytes
+    oid: bytes
+    value: Value
+
+
+@dataclass(slots=True)
+class Held:
+    """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's."""
+
+    sender: bytes
+    oids: list[bytes]
+    holder: bytes = b""
+    home: bytes = b""
+
+
+@dataclass(slots=True)
+class Released:
+    """One hold fewer on each of `oids` by `holder` (empty: the sender)."""
+
+    sender: bytes
+    oids: list[bytes]
+    holder: bytes = b""
+
+
+@dataclass(slots=True)
+class ResolveAsked:
+    """A process wants the values. With `stale_generation` the place it knew, of that generation, holds the object no more; then the object
+    may also be one that never escaped."""
+
+    process: bytes
+    oids: list[bytes]
+    stale_generation: int = 0
+    home: bytes = b""
+
+
+@dataclass(slots=True)
+class Moved:
+    """From the store table: the object's place now; None while it is in no memory (spilled) and must be asked for."""
+
+    oid: bytes
+    stored: Stored | None
+
+
+@dataclass(slots=True)
+class Lost:
+    """From the store table: the object's bytes are gone for good (or it never had any)."""
+
+    oid: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class Swept:
+    """Every local socket was seen empty, all that was read being handled, since `token` was requested."""
+
+    token: int
+
+
+@dataclass(slots=True)
+class NodeJoined:
+    """Another node lives."""
+
+    node: bytes
+
+
+@dataclass(slots=True)
+class NodeDied:
+    """Another node is dead, or will never be known: what it held, had and counted is gone."""
+
+    node: bytes
+    cause: str
+
+
+@dataclass(slots=True)
+class HandedAbroad:
+    """One more hold on each of `oids` by `process`, which is of `node`."""
+
+    sender: bytes
+    oids: list[bytes]
+    process: bytes
+    node: bytes
+    home: bytes = b""
+
+
+@dataclass(slots=True)
+class HoldForArrived:
+    """`process` of this node was handed refs by a process of `node`."""
+
+    node: bytes
+    number: int
+    process: bytes
+    oids: list[bytes]
+    home: bytes
+
+
+@dataclass(slots=True)
+class HoldForConfirmed:
+    """`node` holds what was handed to it under `number`."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class NodeHoldArrived:
+    """`node` holds objects of this home."""
+
+    node: bytes
+    number: int
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class NodeHoldConfirmed:
+    """`node` counts the holds of SendNodeHold `number`."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class NodeReleaseArrived:
+    """`node` ends holds: (oid, count)."""
+
+    node: bytes
+    items: list[tuple[bytes, int]]
+
+
+@dataclass(slots=True)
+class ResolvedAbroad:
+    """The home `node` tells a value that was asked for by SendResolveFor."""
+
+    node: bytes
+    oid: bytes
+    value: Value
+
+
+Event = (
+    ProcessJoined
+    | ProcessDied
+    | Escaped
+    | Published
+    | Held
+    | Released
+    | ResolveAsked
+    | Moved
+    | Lost
+    | Swept
+    | NodeJoined
+    | NodeDied
+    | HandedAbroad
+    | HoldForArrived
+    | HoldForConfirmed
+    | NodeHoldArrived
+    | NodeHoldConfirmed
+    | NodeReleaseArrived
+    | ResolvedAbroad
+)
+
+
+# ---------------------------------------------------------------- effects
+
+
+@dataclass(slots=True)
+class SendResolved:
+    """Send a value to a process, or to another node that asked for it."""
+
+    process: bytes
+    oid: bytes
+    value: Value
+
+
+@dataclass(slots=True)
+class FreeStored:
+    """To the store table, here or (`node`) of another node: nobody refers to this stored object any more."""
+
+    oid: bytes
+    node: bytes = b""
+
+
+@dataclass(slots=True)
+class KeepStored:
+    """To `node`, where a process of this node owns a stored object: it is this node's directory that frees it from now on."""
+
+    node: bytes
+    oid: bytes
+
+
+@dataclass(slots=True)
+class EnsureResident:
+    """To the store table: bring the object into memory for `process`. Answered by Moved (also when it is there already) or Lost."""
+
+    oid: bytes
+    process: bytes
+
+
+@dataclass(slots=True)
+class RequestSweep:
+    """Answer with Swept(token) once every local socket was seen empty from now on. At most one is outstanding."""
+
+    token: int
+
+
+@dataclass(slots=True)
+class ActorHandleGone:
+    """Nobody holds a handle of the actor, whose home is here, any more."""
+
+    actor_id: bytes
+
+
+@dataclass(slots=True)
+class SendNodeHeld:
+    """Tell `node` that its NodeHold `number` counts."""
+
+    node: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class SendHoldFor:
+    """Tell `node` that its `process` was handed these refs; answered by HoldForConfirmed(number) unless that is 0."""
+
+    node: bytes
+    number: int
+    process: bytes
+    oids: list[bytes]
+    home: bytes
+
+
+@dataclass(slots=True)
+class SendResolveFor:
+    """Ask the home `node` for values, each answered by ResolvedAbroad."""
+
+    node: bytes
+    oids: list[bytes]
+
+
+Effect = (
+    SendResolved
+    | FreeStored
+    | KeepStored
+    | EnsureResident
+    | RequestSweep
+    | ActorHandleGone
+    | SendNodeHold
+    | SendNodeHeld
+    | SendNodeRelease
+    | SendHoldFor
+    | SendHoldForDone
+    | SendResolveFor
+    | ConfirmHolds
+)
