@@ -615,12 +615,15 @@ def test_workers_killed_while_they_hand_over_refs(freed: None) -> None:
 def test_refs_of_another_cluster_are_lost() -> None:
     from shoal.runtime.objects import restore_ref
 
-    stranger = restore_ref(os.urandom(20))
+    stranger = restore_ref(os.urandom(20), os.urandom(16))
+    unknown = restore_ref(os.urandom(20), core.current().node_id)
     start = time.perf_counter()
     with pytest.raises(ObjectLostError, match="another cluster"):
         shoal.get(stranger, timeout=10)
+    with pytest.raises(ObjectLostError, match="another cluster"):
+        shoal.get(unknown, timeout=10)
     with pytest.raises(ObjectLostError):
-        shoal.get(same.remote(restore_ref(os.urandom(20))), timeout=10)
+        shoal.get(same.remote(restore_ref(os.urandom(20), os.urandom(16))), timeout=10)
     assert time.perf_counter() - start < 2
 
 

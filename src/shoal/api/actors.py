@@ -20,7 +20,7 @@ from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
 from shoal.protocol.messages import KIND_ACTOR_CALL, ActorSpec
 from shoal.runtime import core
 from shoal.runtime.actor_calls import ActorQueue
-from shoal.runtime.objects import ObjectEntry, ObjectRef
+from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of
 from shoal.runtime.tasks import Template
 
 METHOD_OPTIONS = "__shoal_method_options__"
@@ -268,16 +268,17 @@ class ActorHandle:
         ref = self._ref
         if ref is not None:
             serialization.collect(ref)
-        return _restore_handle, (self._actor_id_bytes, self._about, ref is not None)
+        return _restore_handle, (self._actor_id_bytes, self._about, None if ref is None else home_of(ref))
 
 
-def _restore_handle(actor_id: bytes, about: dict[str, Any], strong: bool) -> ActorHandle:
-    ref = core.current().objects.borrow(ids.actor_handle_id(actor_id)) if strong else None
+def _restore_handle(actor_id: bytes, about: dict[str, Any], home: bytes | None) -> ActorHandle:
+    """A handle that holds the actor, whose handles `home` counts; None for one that does not."""
+    ref = core.current().objects.borrow(ids.actor_handle_id(actor_id), home) if home is not None else None
     return ActorHandle(actor_id, about, ref)
 
 
 def _handle_of_spec(spec: ActorSpec, strong: bool) -> ActorHandle:
-    return _restore_handle(spec.actor_id, serialization.loads(spec.methods), strong)
+    return _restore_handle(spec.actor_id, serialization.loads(spec.methods), spec.home if strong else None)
 
 
 class ActorMethod:

@@ -378,7 +378,9 @@ class ObjectDirectory:
             if row is None:
                 row = self._objects[oid] = ObjectRow()
             value = row.value
-            if type(value) is Stored:
+            if row.abroad is not None and not event.stale_generation:
+                self._resolve_abroad(ResolveAsked(process, [oid], 0, row.abroad.home), effects)
+            elif type(value) is Stored:
                 if process in self._nodes or value.node != self._node_id:
                     effects.append(SendResolved(process, oid, value))  # it is pulled from wherever it lies by then
                 elif row.resident and value.generation != event.stale_generation:

@@ -146,6 +146,7 @@ class ActorCalls:
             prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
         spec.actor_id = ids.task_id_of(prefix, next(context.children))
         spec.arguments = arguments
+        spec.home = runtime.node_id
         entry = ObjectEntry(ids.actor_handle_id(spec.actor_id))
         entry.value = runtime.none_blob
         ref = ObjectRef(entry)

@@ -655,7 +655,7 @@ class Runtime:
                 with self.reactor.lock:
                     daemon = self.reactor.causal
                     if daemon is not None:
-                        daemon.send_now(CancelObject(ref._entry.oid, force, recursive))
+                        daemon.send_now(CancelObject(ref._entry.oid, force, recursive, shared.home))
                 return
         if task is not None:
             self.submitter.flush()

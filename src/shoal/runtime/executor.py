@@ -72,6 +72,7 @@ EVENTS_PER_FLUSH_MAX = 500
 EVENTS_EVERY_S = 0.5
 EVENTS_IDLE_S = 0.02  #: the trace is sent so long after the first event when nothing runs
 LINGER_LOOK_S = 0.01
+REPLIES_WITHHELD_S = 2.0  #: another caller's task waits so long for replies that wait for holds on other nodes
 
 
 def _nothing() -> None:
@@ -378,6 +379,8 @@ class Executor:
             # What the page says now is about this caller: the others must have their replies, or they would take them for not started.
             self._served = connection
             self.flush_replies()
+            if self.reactor.unconfirmed:
+                self.reactor.wait_confirmed(REPLIES_WITHHELD_S)
         held = job.held_lease
         self.page.set_started(held.lease_id, job.seq)
         start = perf_counter()

@@ -10,6 +10,10 @@ sends: it appends the entry to a deque that is drained at the next submission, g
     escaped (owned)              in `table`; the daemon got Escape, gets Publish and, at the end, Release
     borrowed (not owned)         in `table`; the daemon got Hold, is asked by Resolve, gets Release
 
+An escaped object has a *home*, the node where it escaped; a pickled ref says which. Holds on objects of another home are confirmed by the
+daemon (`HoldsConfirmed`), and what this process answers to others waits for that (`Connection.withholds`). What a container brings in is of unknown
+home until it is deserialized; as long as the container is held that is enough.
+
 One live ObjectRef per object and process (`shared.handle`), so refs hash and compare by identity.
 
 What it does not do: get and wait (`core`), or the counts of other processes (`node.object_directory`).
@@ -29,6 +33,7 @@ from shoal.protocol.messages import (
     Failed,
     FreeObjects,
     Hold,
+    HoldsConfirmed,
     Publish,
     Release,
     Resolve,
@@ -55,6 +60,10 @@ def _ignore() -> None:
 _attend: Callable[[], None] = _ignore
 
 
+#: the id of this process's node; empty before it is registered, and in local mode
+_here = b""
+
+
 def become_inert() -> None:
     """In a forked child: finalizers must not touch the parent's runtime."""
     global _attend
@@ -71,11 +80,12 @@ def attend_to_dropped() -> None:
 class SharedState:
     """The part of an entry that only objects known to other processes, or containing refs, need."""
 
-    __slots__ = ("contained", "escaped", "handle", "holds", "nested", "owned", "resolving", "shown")
+    __slots__ = ("contained", "escaped", "handle", "holds", "home", "nested", "owned", "resolving", "shown")
 
     def __init__(self, owned: bool) -> None:
         self.owned = owned
         self.escaped = False
+        self.home = b""  #: of a borrowed object, once it is known
         #: holds that the daemon counts for this process; a borrowed object in a container that it holds needs none of its own
         self.holds = 0
         self.contained = 0  #: how many `nested` lists it is in
@@ -175,20 +185,26 @@ class ObjectRef:
 
     def __reduce__(self) -> tuple[Any, ...]:
         serialization.collect(self)
-        return restore_ref, (self._entry.oid,)
+        return restore_ref, (self._entry.oid, home_of(self))
 
     def __class_getitem__(cls, item: Any) -> Any:
         return cls
 
 
-def restore_ref(oid: bytes) -> ObjectRef:
+def home_of(ref: ObjectRef) -> bytes:
+    """The node that counts who holds the object, if it escapes or has done so."""
+    shared = ref._entry.shared
+    return shared.home or _here if shared is not None else _here
+
+
+def restore_ref(oid: bytes, home: bytes) -> ObjectRef:
     """Unpickle a ref: the counterpart of `ObjectRef.__reduce__`."""
     ref = _kept.get(oid)
     if ref is not None:
         return ref
     from shoal.runtime.core import current
 
-    return current().objects.borrow(oid)
+    return current().objects.borrow(oid, home)
 
 
 class ObjectTable:
@@ -197,7 +213,7 @@ class ObjectTable:
     def __init__(
         self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None], on_unread: Callable[[str, Failed], None]
     ) -> None:
-        global _attend
+        global _attend, _here
         self.reactor = reactor
         self.lock = reactor.lock
         self.table: dict[bytes, ObjectEntry] = {}
@@ -206,7 +222,12 @@ class ObjectTable:
         self._holds: list[bytes] = []
         self._releases: list[bytes] = []
         self._frees: list[bytes] = []
+        #: by the node that is the objects' home, or has them in its store
+        self._foreign_holds: dict[bytes, list[bytes]] = {}
+        self._foreign_frees: dict[bytes, list[bytes]] = {}
+        self.node_id = _here = b""
         reactor.write_notes = self._write_notes
+        reactor.handlers[HoldsConfirmed] = lambda connection, message: reactor.on_holds_confirmed(message.count)
         _kept.clear()
         dropped.clear()
         _attend = reactor.attend
@@ -214,6 +235,11 @@ class ObjectTable:
     @property
     def daemon(self) -> Connection | None:
         return self.reactor.causal
+
+    def live_on(self, node_id: bytes) -> None:
+        """This process is registered at a node."""
+        global _here
+        self.node_id = _here = node_id
 
     # ------------------------------------------------------------ counting
 
@@ -251,9 +277,12 @@ class ObjectTable:
                     self._uncontain(nested, stack)
             if type(value) is Stored:
                 if shared is None or (shared.owned and not shared.escaped):
-                    if shared is None or not shared.shown:
-                        self._free_stored(entry)
-                    self._frees.append(entry.oid)
+                    if value.node and value.node != self.node_id:
+                        self._foreign_frees.setdefault(value.node, []).append(entry.oid)
+                    else:
+                        if shared is None or not shared.shown:
+                            self._free_stored(entry)
+                        self._frees.append(entry.oid)
                     self.reactor.has_notes = True
                 entry.value = None
             elif type(value) is Failed:
@@ -299,10 +328,21 @@ class ObjectTable:
             inner.count -= 1
             if inner.count <= 0:
                 stack.append(inner)
-            elif not inner.shared.holds and not inner.shared.owned:  # type: ignore[union-attr]
-                inner.shared.holds = 1  # type: ignore[union-attr]
-                self._holds.append(inner.oid)
-                self.reactor.has_notes = True
+            else:
+                shared = inner.shared
+                assert shared is not None, "contained objects are shared"
+                # What was never deserialized is referred to by another container only, which is held.
+                if not shared.holds and not shared.owned and (shared.home or not shared.contained):
+                    shared.holds = 1
+                    self._note_hold(inner.oid, shared.home)
+
+    def _note_hold(self, oid: bytes, home: bytes) -> None:
+        """A hold is to be written to the daemon."""
+        if not home or home == self.node_id:
+            self._holds.append(oid)
+        else:
+            self._foreign_holds.setdefault(home, []).append(oid)
+        self.reactor.has_notes = True
 
     def _write_notes(self) -> None:
         """Turn gathered holds, releases and frees into messages; holds first. Called by the flush of the daemon's connection."""
@@ -313,12 +353,24 @@ class ObjectTable:
         if self._holds:
             holds, self._holds = self._holds, []
             daemon.send(Hold(holds))
+        if self._foreign_holds:
+            foreign, self._foreign_holds = self._foreign_holds, {}
+            for home, holds in foreign.items():
+                self._send_foreign_hold(daemon, holds, b"", home)
         if self._releases:
             releases, self._releases = self._releases, []
             daemon.send(Release(releases))
         if self._frees:
             frees, self._frees = self._frees, []
             daemon.send(FreeObjects(frees))
+        if self._foreign_frees:
+            gone, self._foreign_frees = self._foreign_frees, {}
+            for node, frees in gone.items():
+                daemon.send(FreeObjects(frees, node))
+
+    def _send_foreign_hold(self, daemon: Connection, oids: list[bytes], holder: bytes, home: bytes) -> None:
+        daemon.send(Hold(oids, holder, home))
+        self.reactor.await_confirmation()
 
     # ------------------------------------------------------------ crossing processes
 
@@ -346,6 +398,10 @@ class ObjectTable:
                     shared.handle = weakref.ref(ref)
                     self.table[entry.oid] = entry
                     fresh.append(entry)
+                elif shared.home and not shared.holds and shared.home != self.node_id:
+                    # A container of its holds it, which may be of yet another home and end first: the daemon must know where it is at home.
+                    shared.holds = 1
+                    self._note_hold(entry.oid, shared.home)
             daemon = self.daemon
             if fresh and daemon is not None:
                 daemon.send(Escape([entry.oid for entry in fresh]))
@@ -360,13 +416,15 @@ class ObjectTable:
         if daemon is not None:
             daemon.send(Publish(entry.oid, sendable(entry)))
 
-    def borrow(self, oid: bytes) -> ObjectRef:
-        """A ref to an object that another process may own."""
+    def borrow(self, oid: bytes, home: bytes = b"") -> ObjectRef:
+        """A ref to an object that another process may own, and that `home` counts."""
         with self.lock:
             entry = self.table.get(oid)
             if entry is not None:
                 shared = entry.shared
                 assert shared is not None, "entries in the table are shared"
+                if not shared.home and not shared.owned:
+                    shared.home = home
                 handle = shared.handle
                 ref = handle() if handle is not None else None
                 if ref is None:
@@ -377,12 +435,10 @@ class ObjectTable:
                     _kept[oid] = ref
                 elif not shared.holds and not shared.owned:  # known only as an argument, held by whoever sent that
                     shared.holds = 1
-                    self._holds.append(oid)
-                    self.reactor.has_notes = True
+                    self._note_hold(oid, shared.home)
                 return ref
-            entry = self._new_borrowed(oid, 1)
-            self._holds.append(oid)
-            self.reactor.has_notes = True
+            entry = self._new_borrowed(oid, 1, home)
+            self._note_hold(oid, home)
             ref = ObjectRef(entry)
             entry.shared.handle = weakref.ref(ref)  # type: ignore[union-attr]
             return ref
@@ -406,30 +462,41 @@ class ObjectTable:
         if (type(value) is Containing or type(value) is Stored) and value.nested:
             self.unuse(self.adopt_held(value.nested))
 
-    def _new_borrowed(self, oid: bytes, holds: int) -> ObjectEntry:
+    def _new_borrowed(self, oid: bytes, holds: int, home: bytes = b"") -> ObjectEntry:
         entry = ObjectEntry(oid)
         shared = entry.shared = SharedState(owned=False)
         shared.holds = holds
+        shared.home = home
         self.table[oid] = entry
         return entry
 
     def hold_for(self, entries: list[ObjectEntry], holder: bytes) -> None:
         """Hold objects at the daemon in the name of the process that a reply goes to, before the reply is written. Caller holds the lock."""
         daemon = self.daemon
-        if daemon is not None:
-            daemon.send(Hold([entry.oid for entry in entries], holder))
+        if daemon is None:
+            return
+        by_home: dict[bytes, list[bytes]] = {}
+        for entry in entries:
+            home = entry.shared.home if entry.shared is not None else b""
+            by_home.setdefault(home if home != self.node_id else b"", []).append(entry.oid)
+        for home, oids in by_home.items():
+            if home:
+                self._send_foreign_hold(daemon, oids, holder, home)
+            else:
+                daemon.send(Hold(oids, holder))
 
     def resolve(self, entries: list[ObjectEntry]) -> None:
         """Ask the daemon for the values of borrowed objects, once. Caller holds the lock."""
-        asked = []
+        asked: dict[bytes, list[bytes]] = {}
         for entry in entries:
             shared = entry.shared
             if shared is not None and not shared.owned and not shared.resolving:
                 shared.resolving = True
-                asked.append(entry.oid)
+                asked.setdefault(shared.home, []).append(entry.oid)
         daemon = self.daemon
         if asked and daemon is not None:
-            daemon.send(Resolve(asked))
+            for home, oids in asked.items():
+                daemon.send(Resolve(oids, 0, home))
 
     def resolve_again(self, entry: ObjectEntry) -> None:
         """A place in the store was stale (spilled, moved): ask where the object is now. Caller holds the lock."""

@@ -102,7 +102,10 @@ class Connection:
         "out",
         "reactor",
         "sock",
+        "marks",
         "stalled",
+        "withholds",
+        "writable",
     )
 
     def __init__(
@@ -120,6 +123,11 @@ class Connection:
         self.closed = False
         self.stalled = False  #: the kernel's buffer is full: epoll watches for room
         self.dirty = False  #: stands in the reactor's list of connections to flush
+        #: what is written here makes others let go of refs: it waits until the holds of this process on other nodes' objects count
+        self.withholds = False
+        #: while it waits: (holds written by then, length of `out`), and how much of `out` need not wait
+        self.marks: deque[tuple[int, int]] | None = None
+        self.writable = 0
         self.attachment: Any = None  #: what the owner of the connection keeps with it
 
     def send(self, message: Any) -> None:
@@ -147,6 +155,9 @@ class Connection:
                 if daemon.out and not daemon.closed:
                     self._watch_later()
                     return
+            if reactor.unconfirmed and self.withholds:
+                self._flush_confirmed()
+                return
         out = self.out
         if not out or self.closed:
             return
@@ -167,6 +178,41 @@ class Connection:
             if not self.stalled:
                 self.stalled = True
                 self.reactor.watch(self)
+
+    def _flush_confirmed(self) -> None:
+        """Write what no unconfirmed hold stands before."""
+        reactor, out = self.reactor, self.out
+        if self.closed:
+            return
+        marks = self.marks
+        if marks is None:
+            marks = self.marks = deque()
+            self.writable = 0
+        written = reactor.holds_written
+        if marks and marks[-1][0] == written:
+            marks[-1] = (written, len(out))
+        else:
+            marks.append((written, len(out)))
+        while marks and marks[0][0] <= reactor.holds_confirmed:
+            self.writable = marks.popleft()[1]
+        if self.writable:
+            try:
+                sent = self.sock.send(memoryview(out)[: self.writable])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                out.clear()
+                marks.clear()
+                self.writable = 0
+                return  # the reader will see the end of the connection and handle it there
+            if sent:
+                del out[:sent]
+                self.writable -= sent
+                self.marks = deque((count, length - sent) for count, length in marks)
+        if self.stalled != (self.writable > 0):
+            self.stalled = not self.stalled
+            reactor.watch(self)
+        reactor.withheld[self] = None
 
     def _watch_later(self) -> None:
         if not self.dirty:
@@ -189,6 +235,13 @@ class Reactor:
         #: gathered holds and releases stand to be written to the daemon: `write_notes` turns them into messages
         self.has_notes = False
         self.write_notes: Callable[[], None] = lambda: None
+        #: messages to the daemon that hold objects of other nodes: written, and known there; whether the numbers differ
+        self.holds_written = 0
+        self.holds_confirmed = 0
+        self.unconfirmed = False
+        #: connections with something that waits for that, in order
+        self.withheld: dict[Connection, None] = {}
+        self._confirmation: list[Waiter] = []
         #: called under the lock before the leader or a follower sleeps, and at every background tick
         self.before_sleep: list[Callable[[], None]] = []
         self.on_tick: list[Callable[[float], None]] = []
@@ -248,6 +301,7 @@ class Reactor:
             return
         connection.closed = True
         connection.out.clear()
+        self.withheld.pop(connection, None)
         self.connections.pop(connection.fd, None)
         try:
             self.epoll.unregister(connection.fd)
@@ -256,6 +310,40 @@ class Reactor:
         connection.sock.close()
         if self.causal is connection:
             self.causal = None
+
+    # ------------------------------------------------------------ holds on other nodes
+
+    def await_confirmation(self) -> None:
+        """A hold on objects of another node was written: `withholds` counts from now on. Caller holds the lock."""
+        self.holds_written += 1
+        self.unconfirmed = True
+
+    def on_holds_confirmed(self, count: int) -> None:
+        """The first `count` of them are known where they belong. Caller holds the lock."""
+        self.holds_confirmed = count
+        self.unconfirmed = count < self.holds_written
+        withheld, self.withheld = self.withheld, {}
+        for connection in withheld:
+            if self.unconfirmed:
+                connection._flush_confirmed()
+            else:
+                connection.marks = None
+                connection.flush()
+        if not self.unconfirmed:
+            waiting, self._confirmation = self._confirmation, []
+            for waiter in waiting:
+                waiter.finish()
+
+    def wait_confirmed(self, timeout_s: float) -> None:
+        """Wait until nothing is withheld, at most so long."""
+        with self.lock:
+            if self.has_notes and self.causal is not None:
+                self.causal.flush()
+            if not self.unconfirmed or self.causal is None:
+                return
+            waiter = Waiter()
+            self._confirmation.append(waiter)
+        self.wait(waiter, perf_counter() + timeout_s)
 
     # ------------------------------------------------------------ waiting
 
@@ -266,7 +354,7 @@ class Reactor:
         if not leads_already and self.lock._is_owned():  # type: ignore[attr-defined]
             return self._wait_inside(waiter, deadline)
         try:
-            while not waiter.done:
+            while not (waiter.done or self.stopping):  # once the session is over nothing is read any more
                 if deadline is not None and perf_counter() >= deadline:
                     break
                 if self._inside and not leads_already:
@@ -276,8 +364,6 @@ class Reactor:
                     if leads_already or lead.acquire(False):
                         self._leads += 1
                         waiter.reader = self  # before the look at `done` below
-                        if self.stopping:
-                            break  # the session is over: nothing is read any more
                         if not waiter.done:
                             self._lead_until(waiter, deadline)
                     else:
@@ -346,7 +432,7 @@ class Reactor:
         if self._background_blocked:
             self.poke()
         try:
-            if not waiter.done and not self._lead_is_free():
+            if not (waiter.done or self.stopping) and not self._lead_is_free():
                 sleep.acquire(True, -1.0 if deadline is None else max(0.0, deadline - perf_counter()))
         finally:
             waiter.sleep = None

@@ -53,6 +53,7 @@ def connect(
     def on_registered(connection: Connection, message: Registered) -> None:
         # Here and not below: a lease may follow in the same read, and says more.
         runtime.node_id = message.node_id
+        runtime.objects.live_on(message.node_id)
         runtime.job_id = runtime.root.job_id = message.job_id
         runtime.namespace = message.namespace
         runtime.session_dir = message.session_dir

@@ -32,6 +32,7 @@ from shoal.wire.framing import decoder_of
 
 decoder_of(ToRuntime)  # in the zygote, once: making it takes 2 ms
 HANDOVER_TIMEOUT_S = 1.0
+CONFIRMED_WITHIN_S = 5.0  #: a worker that leaves waits so long for holds on other nodes' objects to count
 LISTEN_BACKLOG = 4096  #: callers that may knock while nobody here reads
 NAME_MARKER = "\x01shoal:name:"
 
@@ -50,6 +51,7 @@ def run_worker(start: WorkerStart) -> int:
     executor = connect_executor(runtime, start, address, listener)
     try:
         executor.run()
+        runtime.reactor.wait_confirmed(CONFIRMED_WITHIN_S)  # the last replies may wait for it
         atexit._run_exitfuncs()  # what users registered; the daemon ends it if it takes too long
     finally:
         for path in (address, handover_path(address)):
@@ -79,6 +81,7 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
                 return
             connection = reactor.add(sock, on_submitter_closed)
             connection.attachment = SubmitterPeer()
+            connection.withholds = True
 
     reactor.add_listener(listener.fileno(), accept)
     page = connect(runtime, start.node_socket, address, start.startup_token)
@@ -130,6 +133,7 @@ def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: C
                 sock = socket.socket(fileno=fd)
                 connection = reactor.add(sock, on_submitter_closed)
                 connection.attachment = SubmitterPeer()
+                connection.withholds = True
                 try:
                     sock.send(b"1")
                 except OSError:

@@ -122,6 +122,11 @@ class NodeLinks:
         """From now on the node belongs to a cluster, whose nodes are reached by `dial`."""
         self._dial = dial
 
+    @property
+    def alone(self) -> bool:
+        """Whether this node belongs to no cluster."""
+        return self._dial is None
+
     # ---------------------------------------------------------------- who there is
 
     def on_cluster(self, message: ClusterNodes) -> None:

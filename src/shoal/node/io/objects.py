@@ -181,7 +181,7 @@ class Objects:
         """A home must be known some time, or it is of no use."""
         if node == self._node_id or self.machine.knows_node(node) or node in self._expected:
             return
-        cause = self._links.is_dead(node)
+        cause = self._links.is_dead(node) or ("it belongs to another cluster" if self._links.alone else "")
         if cause:
             self.handle(events.NodeDied(node, cause))
         else:
