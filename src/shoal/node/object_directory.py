@@ -448,7 +448,7 @@ class ObjectDirectory:
 
     def _drop_if_idle(self, oid: bytes, row: ObjectRow) -> None:
         """Forget an unknown object that nobody holds or waits for; it is not ours to free."""
-        if not row.rows and row.waiters is None:
+        if not row.rows and row.waiters is None and (row.abroad is None or not row.abroad.taken):
             del self._objects[oid]
             self._candidates.pop(oid, None)
             self._asked.pop(oid, None)
@@ -482,16 +482,16 @@ class ObjectDirectory:
         self._holds_abroad.flush(effects)
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Effect]) -> None:
+        if row.abroad is not None:
+            self._let_go_abroad(oid, row, row.abroad)
+            return
         del self._objects[oid]
         self._asked.pop(oid, None)
         if row.owner and row.value is None:
             self._owed[row.owner].pop(oid, None)
         if row.waiters is not None:
             self._answer_waiters(oid, row, self._lost(oid, f"object {oid.hex()} was released while asked for"), effects)
-        if row.abroad is not None:
-            if row.abroad.taken:
-                self._holds_abroad.release(row.abroad.home, oid, row.abroad.taken)
-        elif oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
+        if oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
             effects.append(ActorHandleGone(oid[:TASK_ID_BYTES]))
         elif type(row.value) is Stored:
             effects.append(FreeStored(oid, row.value.node if row.value.node != self._node_id else b""))
@@ -537,6 +537,14 @@ class ObjectDirectory:
             for abroad in fresh:
                 abroad.number = last
         return last
+
+    def _let_go_abroad(self, oid: bytes, row: ObjectRow, abroad: Abroad) -> None:
+        """Nobody here holds an object of another home any more."""
+        if abroad.taken:
+            self._holds_abroad.release(abroad.home, oid, abroad.taken)
+            abroad.taken = abroad.number = 0
+        # Who asked for it before may hold it anew when the answer comes: it must be the true one.
+        self._drop_if_idle(oid, row)
 
     def _hold_abroad(self, event: Held, held: dict[bytes, int] | None, effects: list[Effect]) -> None:
         number = 0
