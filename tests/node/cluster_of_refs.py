@@ -360,6 +360,10 @@ class World:
                 node.shell.joined(process)  # type: ignore[arg-type]
         ids = [node.node_id for node in self.nodes]
         self.lines: dict[tuple[bytes, bytes], deque[Any]] = {(a, b): deque() for a in ids for b in ids if a != b}
+        #: lines on which messages take long
+        self.slow = {pair for pair in self.lines if self.dice.random() < 0.3}
+        #: lines on which nothing moves for the time being
+        self.blocked: set[tuple[bytes, bytes]] = set()
         pairs = [(a, b) for a in self.processes for b in self.processes if a is not b]
         self.pushes: dict[tuple[Process, Process], deque[Any]] = {pair: deque() for pair in pairs}
         self.replies: dict[tuple[Process, Process], deque[Any]] = {pair: deque() for pair in pairs}
@@ -407,8 +411,8 @@ class World:
 
     # -------- what can happen next
 
-    def moves(self) -> list[Callable[[], None]]:
-        """All queues that can advance."""
+    def moves(self, hurry: bool = False) -> list[Callable[[], None]]:
+        """All queues that can advance; those that are slow seldom, unless in a hurry."""
         out: list[Callable[[], None]] = []
         for process in self.processes:
             if process.alive:
@@ -419,7 +423,11 @@ class World:
                 if process.reactor.has_notes:
                     out.append(process.write_notes)
         for (sender, receiver), line in self.lines.items():
-            if line:
+            if (
+                line
+                and (sender, receiver) not in self.blocked
+                and ((sender, receiver) not in self.slow or self.dice.random() < 0.03 or hurry)
+            ):
                 out.append(
                     lambda s=sender, r=receiver: self.node(r).links.handlers[type(self.lines[s, r][0])](
                         s, self.lines[s, r].popleft()
@@ -567,7 +575,7 @@ class World:
     def settle(self) -> None:
         """Let everything arrive."""
         for _ in range(100_000):
-            moves = self.moves()
+            moves = self.moves() or self.moves(hurry=True)
             if not moves:
                 return
             self.dice.choice(moves)()
