@@ -342,6 +342,44 @@ def test_a_stalled_peer_goes_on_and_keeps_the_order(reactor: Reactor) -> None:
     assert not connection.stalled and not connection.out
 
 
+def test_what_makes_others_let_go_waits_for_holds_on_other_nodes(reactor: Reactor) -> None:
+    """Each frame waits for the holds that were written before it, and for no later ones; order and stalls are as ever."""
+    for seed in range(5):
+        mine, end = small_pair()
+        connection = reactor.add(mine, lambda connection: None)
+        connection.withholds = True
+        dice = random.Random(seed)
+        expected = received = b""
+        allowed = {reactor.holds_written: 0}  # holds -> length of what may be read when so many are confirmed
+        for number in range(300):
+            kind = dice.randrange(5)
+            with reactor.lock:
+                if kind == 0 and reactor.holds_written - reactor.holds_confirmed < 4:
+                    reactor.await_confirmation()
+                elif kind == 1 and reactor.unconfirmed:
+                    reactor.on_holds_confirmed(dice.randint(reactor.holds_confirmed + 1, reactor.holds_written))
+                else:
+                    message = Call(number, "m", {"padding": b"y" * dice.randrange(5000)})
+                    expected += encode_frame(message)
+                    connection.send(message) if dice.random() < 0.5 else connection.send_now(message)
+                allowed[reactor.holds_written] = len(expected)
+            if dice.random() < 0.5:
+                received += drained(end)
+                reactor.poll_once()
+            assert len(received) <= max(length for count, length in allowed.items() if count <= reactor.holds_confirmed)
+        with reactor.lock:
+            if reactor.unconfirmed:
+                reactor.on_holds_confirmed(reactor.holds_written)
+        for _ in range(10_000):
+            if len(received) == len(expected):
+                break
+            received += drained(end)
+            reactor.poll_once()
+        assert received == expected
+        assert not connection.out and not connection.stalled and not reactor.withheld
+        reactor.close(connection)
+
+
 @pytest.mark.parametrize(
     "garbage", [b"\xff" * 64, b"\5\0\0\0\x95\x05\x01\x02\x03", b"\1\0\0\0\xc1"], ids=["long", "types", "code"]
 )

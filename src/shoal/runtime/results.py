@@ -20,7 +20,6 @@ from shoal.protocol.messages import (
     Containing,
     Failed,
     Many,
-    Stored,
     StreamItem,
     Value,
 )
@@ -100,8 +99,7 @@ class ResultWriter:
             if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
                 result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
             else:
-                stored = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter)
-                result = Stored(stored.oid, stored.segment, stored.offset, stored.size, stored.generation, oids)
+                result = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter, oids)
             with self.reactor.lock:
                 runtime.objects.hold_for(entries, submitter)
         finally:

@@ -87,6 +87,7 @@ def store_blob(runtime: Runtime, oid: bytes, blob: Any, owner: bytes, nested: li
         with runtime.reactor.lock:
             runtime.objects.drain_dropped()  # room may be given back by refs that are gone
     stored = store.put(oid, blob)
+    stored.node = runtime.node_id
     if nested:
         stored.nested = nested
     with runtime.reactor.lock:

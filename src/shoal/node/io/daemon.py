@@ -152,8 +152,9 @@ class NodeDaemon:
         self.objects.owner_gone(process)
 
     def _owner_lives(self, oid: bytes) -> bool:
-        """Whether the process that made an object that left it is alive."""
-        return self.objects.machine.owner_of(oid) in self.table.by_id
+        """Whether the process that made an object that left it is alive, or its home, which knows."""
+        home = self.objects.machine.home_of(oid)
+        return self.objects.machine.owner_of(oid) in self.table.by_id or home in self.links.nodes
 
     def _statistics(self) -> dict[str, Callable[[], Any]]:
         return {
