@@ -153,6 +153,9 @@ BETWEEN: dict[str, Route] = {
     "ResolveFor": Route("daemon", "daemon", "`Resolved` for each, when it is known"),
     "FreeStored": Route("daemon", "daemon"),
     "FreeCopies": Route("daemon", "daemon"),
+    "KeepStored": Route("daemon", "daemon"),
+    "ExpectActor": Route("daemon", "daemon", "`ActorExpected`"),
+    "ActorExpected": Route("daemon", "daemon"),
 }
 SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Values", "How a user value stands inside a message; plain `bytes` are an inline value.", VALUES),

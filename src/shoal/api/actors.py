@@ -352,8 +352,9 @@ class ActorMethod:
             concurrency_group=group,
             backpressure=options.backpressure,
         )
+        home = home_of(self._ref) if self._ref is not None else b""
         with runtime.reactor.lock:
-            self._queue = runtime.actor_calls.queue_of(self._actor_id, about["class_name"], about["in_order"])
+            self._queue = runtime.actor_calls.queue_of(self._actor_id, about["class_name"], about["in_order"], home)
         self._template, self._runtime = template, runtime
         return template
 

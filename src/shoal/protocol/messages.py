@@ -520,9 +520,10 @@ class CreateActor(Message, tag=71):
 
 
 class SubscribeActor(Message, tag=72):
-    """Send me the actor's state, now and whenever it changes."""
+    """Send me the actor's state, now and whenever it changes. `home` is the node that counts its handles, if that is known."""
 
     actor_id: bytes
+    home: bytes = b""
 
 
 class ActorState(Message, tag=73):

@@ -163,6 +163,20 @@ class KeepStored(Message, tag=146):
     oids: list[bytes]
 
 
+class ExpectActor(Message, tag=147):
+    """A process of the sending node has a handle of an actor that the GCS does not know. The receiver, home of the handles, answers
+    ActorExpected when the actor was asked for, or will never be."""
+
+    actor_id: bytes
+
+
+class ActorExpected(Message, tag=148):
+    """The answer: `created`, if its creator has asked the GCS for it."""
+
+    actor_id: bytes
+    created: bool
+
+
 BetweenNodes = (
     LinkHello
     | LinkWelcome
@@ -187,4 +201,6 @@ BetweenNodes = (
     | FreeStored
     | FreeCopies
     | KeepStored
+    | ExpectActor
+    | ActorExpected
 )

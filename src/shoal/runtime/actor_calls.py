@@ -51,6 +51,7 @@ class ActorQueue:
         "actor_id",
         "class_name",
         "death",
+        "home",
         "in_order",
         "kept",
         "killed",
@@ -61,8 +62,9 @@ class ActorQueue:
         "unsent",
     )
 
-    def __init__(self, actor_id: bytes, class_name: str, in_order: bool) -> None:
+    def __init__(self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"") -> None:
         self.actor_id = actor_id
+        self.home = home  #: the node that counts its handles, if that is known
         self.class_name = class_name
         #: whether a call with a missing dependency holds back later ones
         self.in_order = in_order
@@ -100,18 +102,18 @@ class ActorCalls:
         runtime.reactor.handlers[ActorState] = self.on_state
         runtime.reactor.on_tick.append(self._reach)
 
-    def queue_of(self, actor_id: bytes, class_name: str, in_order: bool) -> ActorQueue:
+    def queue_of(self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"") -> ActorQueue:
         """The queue to an actor; subscribes to its state at first use. Caller holds the lock."""
         queue = self.queues.get(actor_id)
         if queue is None:
-            queue = self.queues[actor_id] = ActorQueue(actor_id, class_name, in_order)
-            self._subscribe(actor_id)
+            queue = self.queues[actor_id] = ActorQueue(actor_id, class_name, in_order, home)
+            self._subscribe(actor_id, home)
         return queue
 
-    def _subscribe(self, actor_id: bytes) -> None:
+    def _subscribe(self, actor_id: bytes, home: bytes = b"") -> None:
         daemon = self.reactor.causal
         if daemon is not None:
-            daemon.send_now(SubscribeActor(actor_id))
+            daemon.send_now(SubscribeActor(actor_id, home))
 
     # ------------------------------------------------------------ birth and names
 
@@ -342,7 +344,7 @@ class ActorCalls:
 
     def ask_again(self, queue: ActorQueue) -> None:
         """The connection to an actor broke, though it lives: what was lost is settled when its state is told again. Caller holds the lock."""
-        self._subscribe(queue.actor_id)
+        self._subscribe(queue.actor_id, queue.home)
 
     def _reach(self, now: float) -> None:
         """Try again to connect to actors that could not be reached. Caller holds the lock."""

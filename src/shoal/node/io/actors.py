@@ -42,6 +42,7 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.ids import actor_handle_id
 from shoal.protocol.limits import SHUTDOWN_GRACE_S
 from shoal.protocol.messages import ActorSpec, ActorState, Answer, BecomeActor, TerminateActor
+from shoal.protocol.node_messages import ActorExpected, ExpectActor
 from shoal.scheduling import events
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("shoal.node")
 
 DEAD = "dead"
+CREATION_HEARD_S = 0.2  #: what one node has told the GCS is heard before what another one tells so much later
 
 
 @dataclass(slots=True)
@@ -77,6 +79,10 @@ class Followed:
     unknown: ActorChanged | None = None
     #: the GCS was asked after the actor had been created (or for one that others create)
     asked_late: bool = False
+    #: another node, which counts its handles
+    home: bytes = b""
+    #: that node has said that the actor was asked for
+    told_created: bool = False
     subscribers: dict[bytes, None] = field(default_factory=dict)
 
 
@@ -105,6 +111,16 @@ class Actors:
         self.links: NodeLinks | None = None
         #: actors asked for by processes of this node whose handles have not all gone
         self._created: dict[bytes, None] = {}
+        #: nodes to be told whether an actor, whose handles are counted here, will be asked for
+        self._expected_by: dict[bytes, dict[bytes, None]] = {}
+        self._node_id = b""
+
+    def join_cluster(self, links: NodeLinks, node_id: bytes) -> None:
+        """The node is one of many."""
+        self.links, self._node_id = links, node_id
+        links.handlers[ExpectActor] = self._on_expect
+        links.handlers[ActorExpected] = self._on_expected
+        links.on_died.append(self._on_node_died)
 
     # ---------------------------------------------------------------- from processes
 
@@ -120,12 +136,15 @@ class Actors:
         followed = self._followed.get(actor_id)
         if followed is not None and followed.unknown is not None:
             self._follow(actor_id, followed)
+        self._tell_expecting(actor_id, True)
 
     def on_subscribe(self, process: Process, message: messages.SubscribeActor) -> None:
         """A process wants to know an actor's state, now and later."""
         followed = self._followed.get(message.actor_id)
         if followed is None:
             followed = self._followed[message.actor_id] = Followed()
+            if self.links is not None and message.home != self._node_id:
+                followed.home = message.home
             self._follow(message.actor_id, followed)
         followed.subscribers[process.worker_id] = None
         if followed.state is not None:
@@ -231,6 +250,10 @@ class Actors:
             if self._may_come(state.actor_id):
                 followed.unknown = message
                 return
+            links = self.links
+            if links is not None and followed.home and links.send(followed.home, ExpectActor(state.actor_id)):
+                followed.unknown = message
+                return
         if state.node_id and state.worker_id:
             self._localize(state)
         followed.state, followed.version = state, message.version
@@ -270,8 +293,61 @@ class Actors:
     def _give_up_unknown(self) -> None:
         """Somebody let go: tell those who wait for an actor that nobody will create any more."""
         for followed in list(self._followed.values()):
-            if followed.unknown is not None and not self._may_come(followed.unknown.state.actor_id):
+            if (
+                followed.unknown is not None
+                and not followed.home
+                and not self._may_come(followed.unknown.state.actor_id)
+            ):
                 self.on_changed(followed.unknown)
+        for actor_id in [actor_id for actor_id in self._expected_by if not self._may_come(actor_id)]:
+            self._tell_expecting(actor_id, False)
+
+    # ---------------------------------------------------------------- actors that are still to be created, and other nodes
+
+    def _on_expect(self, node_id: bytes, message: ExpectActor) -> None:
+        """Processes of another node have a handle of an actor that the GCS does not know."""
+        actor_id = message.actor_id
+        self._expected_by.setdefault(actor_id, {})[node_id] = None
+        if not self._may_come(actor_id):
+            self._tell_expecting(actor_id, actor_id in self._created)
+
+    def _tell_expecting(self, actor_id: bytes, created: bool) -> None:
+        for node_id in self._expected_by.pop(actor_id, ()):
+            if self.links is not None:
+                self.links.send(node_id, ActorExpected(actor_id, created))
+
+    def _on_expected(self, node_id: bytes, message: ActorExpected) -> None:
+        followed = self._followed.get(message.actor_id)
+        if followed is None or followed.unknown is None:
+            return
+        if not message.created:
+            self._conclude(followed)
+        elif not followed.told_created:
+            followed.told_created = True
+            self._follow(message.actor_id, followed)
+        else:  # the news may stand in a socket of the GCS beside the question
+            self._loop.call_later(CREATION_HEARD_S, self._ask_last, message.actor_id)
+
+    def _ask_last(self, actor_id: bytes) -> None:
+        followed = self._followed.get(actor_id)
+        if followed is not None and followed.unknown is not None:
+            self._follow(actor_id, followed)
+            followed.asked_late = True
+
+    def _conclude(self, followed: Followed) -> None:
+        """The GCS does not know the actor, and never will."""
+        message = followed.unknown
+        assert message is not None, "the GCS has answered"
+        followed.unknown = None
+        followed.asked_late = True
+        self.on_changed(message)
+
+    def _on_node_died(self, node_id: bytes, cause: str) -> None:
+        for nodes in self._expected_by.values():
+            nodes.pop(node_id, None)
+        for followed in list(self._followed.values()):
+            if followed.home == node_id and followed.unknown is not None:
+                self._conclude(followed)
 
     # ---------------------------------------------------------------- from the scheduler
 

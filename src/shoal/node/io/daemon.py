@@ -144,7 +144,7 @@ class NodeDaemon:
             self._on_foreign_process_gone,
             self.pool.kill,
         )
-        self.actors.links = self.links
+        self.actors.join_cluster(self.links, self.node_id)
         self.leases.on_change = self.cluster.load_changed
 
     def _on_foreign_process_gone(self, process: bytes, reason: str) -> None:
@@ -152,9 +152,8 @@ class NodeDaemon:
         self.objects.owner_gone(process)
 
     def _owner_lives(self, oid: bytes) -> bool:
-        """Whether the process that made an object that left it is alive, or its home, which knows."""
-        home = self.objects.machine.home_of(oid)
-        return self.objects.machine.owner_of(oid) in self.table.by_id or home in self.links.nodes
+        """Whether the process that made an object that left it is alive."""
+        return self.objects.machine.owner_of(oid) in self.table.by_id
 
     def _statistics(self) -> dict[str, Callable[[], Any]]:
         return {
