@@ -426,6 +426,7 @@ class ObjectDirectory:
             )
             self._answer_waiters(oid, row, row.value, effects)
         elif stored is not None and not row.known:
+            stored.node = stored.node or self._node_id
             self._answer_waiters(oid, row, stored, effects)
             self._drop_if_idle(oid, row)
 

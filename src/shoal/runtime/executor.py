@@ -538,6 +538,7 @@ class Executor:
             daemon = self.reactor.causal
             if daemon is not None:
                 daemon.send_now(WorkerExiting(f"the task called sys.exit({error.code!r})"))
+        self.reactor.wait_confirmed(REPLIES_WITHHELD_S)
         exit_process(code)
         raise AssertionError("unreachable")
 

@@ -123,7 +123,7 @@ class Objects:
     def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
         """Somebody cancels the task that makes an object: only its owner can, whom the object's home knows."""
         home = message.home or self.machine.home_of(message.oid)
-        if home and home != self._node_id:
+        if home and home != self._node_id and not self._links.alone:
             self._links.send(home, messages.CancelObject(message.oid, message.force, message.recursive, home))
         else:
             self._cancel_here(message)
