@@ -592,6 +592,8 @@ class World:
             if process.alive:
                 assert not process.lent, "every reply came"
                 assert process.reactor.holds_written == process.reactor.holds_confirmed
+                for entry in process.table.table.values():
+                    assert entry.shared is None or not entry.shared.resolving, f"no answer for {entry.oid.hex()}"
                 self.run(process, process.refs.clear)
         self.settle()
         if self.deaths:  # holds in the name of a process whose reply was lost end with that process
