@@ -14,7 +14,7 @@ Design:
 
 One lock (`lock`, re-entrant: a user's `__del__` may call the API at any time) protects all tables of the runtime and the out-buffers of all
 connections. Whoever holds it may send. Messages to the node daemon are *causal*: they are written before any peer frame (docs/ARCHITECTURE.md,
-"Causality"), see `Connection.flush`.
+"Causality"), see `connection.Connection.flush`.
 
 Its measured cost: 15 us a round trip spinning, 1 us to lead when data is there.
 
@@ -36,7 +36,8 @@ from typing import Any
 
 from shoal.protocol.limits import BACKGROUND_TICK_S, SPIN_S
 from shoal.protocol.messages import ToRuntime
-from shoal.wire.framing import FrameDecoder, ProtocolError, append_frame
+from shoal.runtime.connection import Connection as Connection
+from shoal.wire.framing import FrameDecoder, ProtocolError
 
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
@@ -86,138 +87,6 @@ def wake(waiter: Waiter) -> None:
             sleep.release()
         except RuntimeError:
             pass  # two wakers met; the sleeper is awake
-
-
-class Connection:
-    """A stream socket with its out-buffer and decoder. Written under the reactor's lock, read by the leader."""
-
-    __slots__ = (
-        "attachment",
-        "causal",
-        "closed",
-        "decoder",
-        "dirty",
-        "fd",
-        "on_closed",
-        "out",
-        "reactor",
-        "sock",
-        "marks",
-        "stalled",
-        "withholds",
-        "writable",
-    )
-
-    def __init__(
-        self, reactor: Reactor, sock: socket.socket, on_closed: Callable[[Connection], None], causal: bool = False
-    ) -> None:
-        self.reactor = reactor
-        self.sock = sock
-        self.fd = sock.fileno()
-        #: lent by the reactor for one read; stays while a part of a frame waits in it. A thousand connections need no thousand buffers
-        self.decoder: FrameDecoder[Any] | None = None
-        self.out = bytearray()
-        self.on_closed = on_closed
-        #: messages here must be written before those of other connections
-        self.causal = causal
-        self.closed = False
-        self.stalled = False  #: the kernel's buffer is full: epoll watches for room
-        self.dirty = False  #: stands in the reactor's list of connections to flush
-        #: what is written here makes others let go of refs: it waits until the holds of this process on other nodes' objects count
-        self.withholds = False
-        #: while it waits: (holds written by then, length of `out`), and how much of `out` need not wait
-        self.marks: deque[tuple[int, int]] | None = None
-        self.writable = 0
-        self.attachment: Any = None  #: what the owner of the connection keeps with it
-
-    def send(self, message: Any) -> None:
-        """Queue a message; it goes out at the next flush. Caller holds the lock."""
-        append_frame(self.out, message)
-        if not self.dirty:
-            self.dirty = True
-            self.reactor.dirty.append(self)
-
-    def send_now(self, message: Any) -> None:
-        """Queue a message and write what can be written. Caller holds the lock."""
-        append_frame(self.out, message)
-        self.flush()
-
-    def flush(self) -> None:
-        """Write the out-buffer as far as the kernel takes it. Caller holds the lock."""
-        reactor = self.reactor
-        if self.causal:
-            if reactor.has_notes:
-                reactor.write_notes()
-        else:
-            daemon = reactor.causal
-            if daemon is not None and (daemon.out or reactor.has_notes):
-                daemon.flush()
-                if daemon.out and not daemon.closed:
-                    self._watch_later()
-                    return
-            if reactor.unconfirmed and self.withholds:
-                self._flush_confirmed()
-                return
-        out = self.out
-        if not out or self.closed:
-            return
-        try:
-            sent = self.sock.send(out)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            out.clear()
-            return  # the reader will see the end of the connection and handle it there
-        if sent == len(out):
-            out.clear()
-            if self.stalled:
-                self.stalled = False
-                self.reactor.watch(self)
-        else:
-            del out[:sent]
-            if not self.stalled:
-                self.stalled = True
-                self.reactor.watch(self)
-
-    def _flush_confirmed(self) -> None:
-        """Write what no unconfirmed hold stands before."""
-        reactor, out = self.reactor, self.out
-        if self.closed:
-            return
-        marks = self.marks
-        if marks is None:
-            marks = self.marks = deque()
-            self.writable = 0
-        written = reactor.holds_written
-        if marks and marks[-1][0] == written:
-            marks[-1] = (written, len(out))
-        else:
-            marks.append((written, len(out)))
-        while marks and marks[0][0] <= reactor.holds_confirmed:
-            self.writable = marks.popleft()[1]
-        if self.writable:
-            try:
-                sent = self.sock.send(memoryview(out)[: self.writable])
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                out.clear()
-                marks.clear()
-                self.writable = 0
-                return  # the reader will see the end of the connection and handle it there
-            if sent:
-                del out[:sent]
-                self.writable -= sent
-                self.marks = deque((count, length - sent) for count, length in marks)
-        if self.stalled != (self.writable > 0):
-            self.stalled = not self.stalled
-            reactor.watch(self)
-        reactor.withheld[self] = None
-
-    def _watch_later(self) -> None:
-        if not self.dirty:
-            self.dirty = True
-            self.reactor.dirty.append(self)
 
 
 class Reactor:
