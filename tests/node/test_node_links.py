@@ -138,7 +138,7 @@ def test_a_dead_node_is_told_nothing_and_refused(loop: asyncio.AbstractEventLoop
 
 
 def test_first_frames_are_read_exactly(loop: asyncio.AbstractEventLoop, pair: tuple[Node, Node]) -> None:
-    a, b = pair
+    _a, b = pair
     client = socket.create_connection(b.listener.getsockname())
     frame = encode_frame(RouteToWorker(1, b"w" * 16, b"a" * 16, b"p" * 16))
     for byte in frame:
