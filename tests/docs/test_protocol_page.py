@@ -40,7 +40,13 @@ def test_every_message_is_in_a_union(writer: ModuleType) -> None:
     """A message in no union can be sent, but nobody can decode it."""
     from shoal.protocol import gcs_messages, messages, node_messages
 
-    unions = [messages.ToRuntime, messages.ToDaemon, gcs_messages.ToGcs, gcs_messages.FromGcs, node_messages.BetweenNodes]
+    unions = [
+        messages.ToRuntime,
+        messages.ToDaemon,
+        gcs_messages.ToGcs,
+        gcs_messages.FromGcs,
+        node_messages.BetweenNodes,
+    ]
     inside = {"Stored", "Failed", "Containing", "Many", "ActorSpec"}
     listed = {kind.__name__ for union in unions for kind in union.__args__} | inside
     assert set(writer.message_classes()) - listed == set()

@@ -1,6 +1,7 @@
 """TCP between the nodes of a cluster: dialling and listening, with the token proved before anything else.
 
-Purpose: `connect_authenticated` gives a connected socket whose other end belongs to the cluster.
+Purpose: `connect_authenticated` gives a connected socket whose other end belongs to the cluster; `listening_socket` one to accept on, or an error
+that says what to do.
 
 Design: blocking, with one deadline for all of it. Small frames are not delayed (TCP_NODELAY), and a machine that is gone without a word is found by
 keepalive.
@@ -10,11 +11,13 @@ What it does not do: encrypt; accept (`tcp_listener`).
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 
 from shoal.wire.handshake import ClientHandshake, HandshakeError
 
+ACCEPT_BACKLOG = 1024
 KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
 KEEPALIVE_PROBES = 3
@@ -36,6 +39,36 @@ def parse_address(address: str) -> tuple[str, int]:
 def format_address(host: str, port: int) -> str:
     """The inverse of `parse_address`, with "tcp:" in front."""
     return f"tcp:{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at `host` (its own address, never a name of several) and `port` (0: any that is free).
+
+    Raises:
+        OSError: it cannot; says what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Without it a port is taken for a minute after its last connections ended; it does not let two listen at once.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(ACCEPT_BACKLOG)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise _cannot_listen(host, port, error) from None
+    return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError | OverflowError) -> OSError:
+    number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
+    advice = {
+        errno.EADDRINUSE: f"; another program listens there (`ss -ltnp sport = :{port}` shows it): end it, or choose another port",
+        errno.EADDRNOTAVAIL: "; that is no address of this machine (`ip addr` lists them)",
+        errno.EACCES: "; ports below 1024 are for root: choose a higher one",
+    }.get(number, "")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return OSError(number, f"cannot listen on {host}:{port}: {text}{advice}")
 
 
 def set_options(sock: socket.socket) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shoal.wire.handshake import HELLO_BYTES, HandshakeError, ServerHandshake
-from shoal.wire.tcp import set_options
+from shoal.wire.tcp import ACCEPT_BACKLOG, listening_socket, set_options
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,7 +26,6 @@ log = logging.getLogger("shoal.node")
 
 PROOF_WITHIN_S = 5.0
 UNPROVED_MAX = 128
-ACCEPT_BACKLOG = 1024
 ACCEPT_PAUSE_S = 0.1
 
 
@@ -46,8 +45,9 @@ class TcpListener:
     """Listens at once.
 
     Args:
-        port: 0 for any that is free; `port` says which.
+        host, port: where to listen, as for `listening_socket`; `port` says which it got.
         accepted: called with each proved socket (non-blocking) and with what came after the proof.
+        sock: one that listens already; host and port are its own then.
 
     Raises:
         OSError: the address cannot be bound.
@@ -60,23 +60,17 @@ class TcpListener:
         token: bytes,
         loop: asyncio.AbstractEventLoop,
         accepted: Callable[[socket.socket, bytes], None],
+        sock: socket.socket | None = None,
     ) -> None:
         self._token = token
         self._loop = loop
         self._accepted = accepted
         self._unproved: dict[int, _Unproved] = {}
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.sock.bind((host, port))
-            self.sock.listen(ACCEPT_BACKLOG)
-        except OSError as error:
-            self.sock.close()
-            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        self.sock = sock if sock is not None else listening_socket(host, port)
         self.sock.setblocking(False)
-        self.host = host
-        self.port: int = self.sock.getsockname()[1]
+        self.host: str
+        self.port: int
+        self.host, self.port = self.sock.getsockname()[:2]
         loop.add_reader(self.sock.fileno(), self._accept_ready)
 
     def _accept_ready(self) -> None:
