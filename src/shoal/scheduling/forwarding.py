@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.protocol.messages import LeaseGranted, LeasesUnschedulable, RequestLeases, WorkerDied
+from shoal.protocol.strategies import LABELS, NODE_AFFINITY, SPREAD
 
 Key = tuple[bytes, int]  #: (process, class number)
 #: a node that died may have begun any task that it had
@@ -35,7 +36,7 @@ ALL_STARTED = 1 << 62
 #: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
 REFUSALS_MAX = 5
 #: strategies that the local scheduler cannot follow alone
-GLOBAL_STRATEGIES = frozenset({"SPREAD", "node_affinity", "labels"})
+GLOBAL_STRATEGIES = frozenset({SPREAD, NODE_AFFINITY, LABELS})
 
 
 # ---------------------------------------------------------------- events
