@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.node.fake_processes import Speaker, ask
 
-from shoal.launch.head import HeadNode, HeadOptions, start_head
+from shoal.launch.nodes import HeadOptions, StartedNode, start_head
 from shoal.protocol.ids import actor_handle_id
 from shoal.protocol.messages import (
     ActorSpec,
@@ -53,7 +53,7 @@ class Node:
 
     def __init__(self, **options: Any) -> None:
         entries = EntryPoints(worker="tests.node.fake_processes:run_worker", warm=[])
-        self.head: HeadNode = start_head(HeadOptions(num_cpus=2, num_gpus=0, entries=entries, **options))
+        self.head: StartedNode = start_head(HeadOptions(num_cpus=2, num_gpus=0, entries=entries, **options))
         self.driver = Speaker(self.head.node_socket)
         self.registered = self.driver.register(job={"namespace": "tests"})
 

@@ -44,8 +44,9 @@ class Side:
         self.disk = Disk()
         self.server: GcsServer | None = None
         self.stuck: list[str] = []
+        self.refused: list[str] = []
         self.connected = 0
-        self.link = GcsLink(lambda push: None, self.on_connected, self.stuck.append)
+        self.link = GcsLink(lambda push: None, self.on_connected, self.stuck.append, self.refused.append)
 
     def on_connected(self) -> None:
         self.connected += 1

@@ -33,7 +33,7 @@ from shoal.runtime.session import connect, new_worker_id
 LOG_LINES_SHOWN = 12  #: of a dead daemon's log, in the error
 
 _lock = threading.RLock()
-_head: Any = None  #: the HeadNode this process started
+_head: Any = None  #: the StartedNode this process started
 _context: SessionContext | None = None
 _printer: LogPrinter | None = None
 _previous_sigint: Any = None
@@ -144,7 +144,7 @@ def init(
             return _begin_local(num_cpus, num_gpus, memory, resources or {}, namespace or "")
         address = address or os.environ.get("SHOAL_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
         if address in (None, "local"):
-            from shoal.launch.head import HeadOptions, default_parent_dir, start_head
+            from shoal.launch.nodes import HeadOptions, default_parent_dir, start_head
 
             _head = start_head(
                 HeadOptions(
@@ -204,7 +204,7 @@ def _only_session(folder: object) -> str:
     Raises:
         ConnectionError: there is none, or there are several.
     """
-    from shoal.launch.head import default_parent_dir
+    from shoal.launch.nodes import default_parent_dir
     from shoal.system.janitor import live_sessions
 
     parent = check_folder(folder) or default_parent_dir()

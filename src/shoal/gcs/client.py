@@ -28,6 +28,7 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.limits import CALL_TIMEOUT_S, CONNECT_TIMEOUT_S, PROTOCOL_VERSION
 from shoal.protocol.messages import Hello
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+from shoal.wire.tcp import connect_authenticated
 
 #: between attempts to connect: a server that is started again listens after 0.1 s
 PAUSE_MAX_S = 0.01
@@ -72,34 +73,44 @@ class GcsClient(asyncio.BufferedProtocol):
     @classmethod
     async def connect(
         cls,
-        path: str,
+        address: str,
         speaker_id: bytes,
         on_push: Callable[[GcsPush], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
         on_acknowledged: Callable[[int], None] | None = None,
+        token: bytes = b"",
     ) -> GcsClient:
-        """Connect to the socket at `path`, which need not exist yet.
+        """Connect to the socket at `address`, which need not exist yet.
 
         Args:
+            address: a path, or "tcp:HOST:PORT".
             speaker_id: the NodeID of a daemon, or any id of 16 bytes.
             on_push: called with what the GCS sends unasked.
             on_lost: called once with the reason when the connection ends, unless `close` ended it.
             on_acknowledged: called with the number of this connection's reports that are stored.
+            token: the cluster's, for TCP.
 
         Raises:
-            GcsLostError: nobody answered at `path` within `timeout_s`.
+            GcsLostError: nobody answered at `address` within `timeout_s`, or not this cluster.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         pause_s = 0.001
         while True:
             try:
-                _, client = await loop.create_unix_connection(lambda: cls(on_push, on_lost, on_acknowledged), path)
+                if address.startswith("tcp:"):
+                    sock = await loop.run_in_executor(None, connect_authenticated, address, token, timeout_s)
+                    sock.setblocking(False)
+                    _, client = await loop.create_connection(lambda: cls(on_push, on_lost, on_acknowledged), sock=sock)
+                else:
+                    _, client = await loop.create_unix_connection(
+                        lambda: cls(on_push, on_lost, on_acknowledged), address
+                    )
                 break
             except OSError as error:
                 if loop.time() >= deadline:
-                    raise GcsLostError(f"no GCS server at {path} within {timeout_s:g} s: {error}") from None
+                    raise GcsLostError(f"no GCS server at {address} within {timeout_s:g} s: {error}") from None
                 await asyncio.sleep(pause_s)
                 pause_s = min(PAUSE_MAX_S, pause_s * 1.5)
         client.send(Hello(PROTOCOL_VERSION, speaker_id, b"", os.getpid()))

@@ -16,39 +16,32 @@ from typing import Any, NoReturn
 
 from shoal.system.janitor import guard_session
 from shoal.system.process import close_all_except, set_process_title
-from shoal.system.start_plan import entry_function
+from shoal.system.start_plan import GcsStart, entry_function
 
 
 def main(plan: dict[str, Any]) -> NoReturn:
     """Entry of a GCS server in a fresh interpreter (`respawn_gcs`)."""
-    run(
-        plan["gcs_entry"],
-        plan["gcs_socket"],
-        plan["gcs_storage"],
-        plan["daemon_pid"],
-        plan["session_dir"],
-        plan["alive_fd"],
-    )
+    run(GcsStart(**plan["start"]), plan["listen_fd"], plan["alive_fd"])
 
 
-def run(entry: str, socket_path: str, storage: str, daemon_pid: int, session_dir: str, alive_fd: int) -> NoReturn:
+def run(start: GcsStart, listen_fd: int, alive_fd: int) -> NoReturn:
     """Be the GCS server until it ends, then exit.
 
     Args:
-        entry: `EntryPoints.gcs`.
-        storage: a name as in `gcs.storage.backend.open_backend`.
+        listen_fd: a TCP socket that listens for other nodes; -1 for none.
         alive_fd: kept open for as long as this process lives.
     """
     code = 1
     try:
         set_process_title("shoal:gcs")
-        close_all_except([alive_fd])
-        guard_session(daemon_pid, session_dir)
+        close_all_except([fd for fd in (alive_fd, listen_fd) if fd >= 0])
+        guard_session(start.daemon_pid, start.session_dir)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        gcs_main = entry_function(entry)
+        gcs_main = entry_function(start.entry)
         gc.freeze()
         gc.enable()
-        code = int(gcs_main(socket_path, storage=storage, parent_pid=daemon_pid) or 0)
+        others = {} if listen_fd < 0 else {"listen_fd": listen_fd, "token_path": start.token_path}
+        code = int(gcs_main(start.socket_path, storage=start.storage, parent_pid=start.daemon_pid, **others) or 0)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:

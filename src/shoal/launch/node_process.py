@@ -1,4 +1,4 @@
-"""The node process, from its first line to the daemon's: fork the zygote, then the GCS server, then become the daemon.
+"""The node process, from its first line to the daemon's: fork the zygote, then (on a head) the GCS server, then become the daemon.
 
 Purpose: three roles out of one interpreter start, in the order that makes the first worker early.
 
@@ -30,11 +30,19 @@ from shoal.system.process import (
     raise_file_limit,
     set_process_title,
 )
-from shoal.system.start_plan import DaemonStart, EntryPoints, InterpreterPlan, ZygoteStart, entry_function
+from shoal.system.start_plan import (
+    DaemonStart,
+    EntryPoints,
+    GcsStart,
+    InterpreterPlan,
+    ZygoteStart,
+    entry_function,
+)
+from shoal.wire.tcp import listening_socket
 
 
 def main(plan: dict[str, Any]) -> NoReturn:
-    """Entry of the node process; `plan` is what `head.start_head` wrote."""
+    """Entry of the node process; `plan` is what `nodes.start_head` or `nodes.start_node` wrote."""
     set_process_title("shoal:node")
     ready_fd, session_dir = plan["ready_fd"], plan["session_dir"]
     code = 1
@@ -62,7 +70,9 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
     raise_file_limit()
     become_subreaper()
     driver_fd = _watch_driver(plan["driver_pid"])
-    session_dir = plan["session_dir"]
+    session_dir, options = plan["session_dir"], plan["options"]
+    # Before anything is started: an address that cannot be had is the likeliest error.
+    listen_fd = listening_socket(*options["gcs_listen"]).detach() if options.get("gcs_listen") else -1
     zygote_start = ZygoteStart(
         interpreter=InterpreterPlan(**plan["interpreter"]),
         entries=EntryPoints(**plan["entries"]),
@@ -74,7 +84,7 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
     zygote_pid, zygote_fd = _fork_zygote(zygote_start, plan["alive_fd"])
     _import_all(zygote_start.entries.servers)
     gcs_socket = os.path.join(session_dir, "gcs.sock")
-    gcs_pid = _fork_gcs(zygote_start.entries.gcs, gcs_socket, plan)
+    gcs_pid = 0 if options.get("gcs_address") else _fork_gcs(zygote_start.entries.gcs, gcs_socket, listen_fd, plan)
     return DaemonStart(
         session_dir=session_dir,
         node_socket=zygote_start.node_socket,
@@ -85,10 +95,11 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
         ready_fd=plan["ready_fd"],
         driver_pid=plan["driver_pid"],
         driver_fd=driver_fd,
-        options=resolve_options(plan["options"]),
+        options=resolve_options(options),
         zygote=zygote_start,
         alive_fd=plan["alive_fd"],
         log_path=plan["log_path"],
+        gcs_listen_fd=listen_fd,
     )
 
 
@@ -117,11 +128,19 @@ def _fork_zygote(start: ZygoteStart, alive_fd: int) -> tuple[int, int]:
     return pid, ours.detach()
 
 
-def _fork_gcs(entry: str, socket_path: str, plan: dict[str, Any]) -> int:
-    daemon_pid = os.getpid()
+def _fork_gcs(entry: str, socket_path: str, listen_fd: int, plan: dict[str, Any]) -> int:
+    options = plan["options"]
+    start = GcsStart(
+        entry=entry,
+        socket_path=socket_path,
+        storage=storage_of(options),
+        daemon_pid=os.getpid(),
+        session_dir=plan["session_dir"],
+        token_path=options.get("token_path", ""),
+    )
     pid = os.fork()
     if pid == 0:
-        run_gcs(entry, socket_path, storage_of(plan["options"]), daemon_pid, plan["session_dir"], plan["alive_fd"])
+        run_gcs(start, listen_fd, plan["alive_fd"])
     return pid
 
 

@@ -77,13 +77,21 @@ class RegisterNode(Message, tag=100):
     is_head: bool = False
     #: its number, when it had registered before; 0 for one that has none yet, and for the head
     node_no: int = 0
+    #: what people call it; no two living nodes of a cluster have the same
+    name: str = ""
+    #: its clock, s since the epoch
+    time_s: float = 0.0
 
 
 class NodeRegistered(Message, tag=101):
-    """The answer to RegisterNode. `node_no` is the node's number for its life: the head's is 0, others count from 1 and are never used again."""
+    """The answer to RegisterNode. `node_no` is the node's number for its life: the head's is 0, others count from 1 and are never used again. With
+    `refused` the node may not join (its name is taken, it was declared dead): it ends, and says why."""
 
     gcs_pid: int
     node_no: int = 0
+    refused: str = ""
+    #: the GCS's clock, s since the epoch; 0 if it does not say
+    time_s: float = 0.0
 
 
 class GcsCall(Message, tag=102):
@@ -261,6 +269,7 @@ class NodeEntry(msgspec.Struct, array_like=True, omit_defaults=False):
     is_head: bool = False
     draining: bool = False
     cause: str = ""  #: why it is dead
+    name: str = ""
 
 
 class ClusterNodes(Message, tag=119):

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 
 from shoal.system.interpreter import spawn_interpreter
-from shoal.system.start_plan import DaemonStart
+from shoal.system.start_plan import DaemonStart, GcsStart, to_plain
 
 
 def respawn_gcs(start: DaemonStart) -> int:
-    """Start a GCS server on the socket path and the storage of the one that died. Returns at once; it listens some 0.1 s later.
+    """Start a GCS server on the sockets and the storage of the one that died. Returns at once; it listens some 0.1 s later.
 
     Returns:
         Its pid, a child of this process.
@@ -22,17 +22,19 @@ def respawn_gcs(start: DaemonStart) -> int:
     Raises:
         OSError: it cannot be started.
     """
-    plan = {
-        "session_dir": start.session_dir,
-        "gcs_socket": start.gcs_socket,
-        "gcs_entry": start.zygote.entries.gcs,
-        "gcs_storage": start.options["gcs_storage"],
-        "daemon_pid": os.getpid(),
-    }
+    gcs_start = GcsStart(
+        entry=start.zygote.entries.gcs,
+        socket_path=start.gcs_socket,
+        storage=start.options["gcs_storage"],
+        daemon_pid=os.getpid(),
+        session_dir=start.session_dir,
+        token_path=start.options.get("token_path", ""),
+    )
+    plan = {"session_dir": start.session_dir, "start": to_plain(gcs_start)}
     return spawn_interpreter(
         start.zygote.interpreter,
         "shoal.launch.gcs_process:main",
         plan,
         log_path=start.log_path or os.devnull,
-        kept_fds={"alive_fd": start.alive_fd},
+        kept_fds={"alive_fd": start.alive_fd, "listen_fd": start.gcs_listen_fd},
     )

@@ -19,6 +19,7 @@ What it does not do: kill processes of other sessions.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -27,12 +28,14 @@ import stat
 import threading
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from shoal.system.process import kill_group, open_pidfd, send_signal, wait_ended, wait_readable
 from shoal.system.start_plan import SESSION_VARIABLE
 
 LOCK_NAME = "lock"
 SOCKET_FOLDER = "w"
+MEMBERSHIP_NAME = "cluster.json"
 _GUARDS = (b"shoal:zygote", b"shoal:gcs")  #: titles of the processes that clear up after a killed daemon
 _SESSION_NAME = re.compile(r"[0-9a-f]{8}")
 _LOCK_WAIT_S = 5.0
@@ -99,6 +102,24 @@ def live_sessions(parent: str = "/tmp") -> list[str]:
     paths = [os.path.join(base, name) for name in os.listdir(base) if _SESSION_NAME.fullmatch(name)]
     live = [(os.stat(path).st_mtime, path) for path in paths if os.path.isdir(path) and not _is_dead(path)]
     return [path for _, path in sorted(live, reverse=True)]
+
+
+def write_membership(session_dir: str, facts: dict[str, Any]) -> None:
+    """Say in the session's folder which cluster its node belongs to, whole or not at all."""
+    path = os.path.join(session_dir, MEMBERSHIP_NAME)
+    with open(path + ".new", "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(facts, file)
+    os.replace(path + ".new", path)
+
+
+def read_membership(session_dir: str) -> dict[str, Any]:
+    """What `write_membership` wrote: address (of the cluster, "HOST:PORT"), node_id, name, is_head, ...; empty for a node that is alone."""
+    try:
+        with open(os.path.join(session_dir, MEMBERSHIP_NAME)) as file:
+            facts: dict[str, Any] = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return facts
 
 
 def remove_session(path: str) -> bool:

@@ -45,7 +45,7 @@ class EntryPoints:
 
     #: `main(start: DaemonStart)` in the node process; returns or raises when the node ends
     daemon: str = "shoal.node.io.daemon:main"
-    #: `main(socket_path: str, storage: str = "memory", parent_pid: int = ...)`
+    #: `main(socket_path: str, storage: str = "memory", parent_pid: int = ...)`, and for a cluster `listen_fd: int, token_path: str`
     gcs: str = "shoal.gcs.io.server:main"
     #: `run_worker(start: WorkerStart) -> int`, the exit code
     worker: str = "shoal.runtime.worker:run_worker"
@@ -84,7 +84,7 @@ class DaemonStart:
     node_socket: str
     #: where the GCS server listens, soon: it starts at the same time
     gcs_socket: str
-    #: pid of the GCS server, a child of this process
+    #: pid of the GCS server, a child of this process; 0 on a node that joins a cluster: its GCS is at `options["gcs_address"]`
     gcs_pid: int
     #: pid of the zygote, a child of this process
     zygote_pid: int
@@ -105,6 +105,23 @@ class DaemonStart:
     alive_fd: int = -1
     #: stdout and stderr of daemon, GCS server and zygote go here
     log_path: str = ""
+    #: the TCP socket on which the GCS server listens for other nodes, kept for the next one; -1 for none
+    gcs_listen_fd: int = -1
+
+
+@dataclass(slots=True)
+class GcsStart:
+    """All that a GCS server is told. Read by `launch.gcs_process`."""
+
+    #: `EntryPoints.gcs`
+    entry: str
+    socket_path: str
+    #: a name as in `gcs.storage.backend.open_backend`
+    storage: str
+    daemon_pid: int
+    session_dir: str
+    #: where the token is that other nodes must know
+    token_path: str = ""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""The GCS server process: a Unix socket in front of one shard.
+"""The GCS server process: a Unix socket, and for a cluster a TCP one, in front of one shard.
 
 Purpose: carry bytes to `GcsShard` and perform its effects.
 
@@ -9,7 +9,7 @@ folder, when the node daemon (its parent) has died; SIGTERM ends it in order.
 A bad frame closes its connection and nothing else. A storage that fails ends the process: what it promised could not be kept. Whoever started
 it starts another one, which reads the tables and goes on; rows that tell of another session (`sqlite:PATH` may be used again) are dropped.
 
-What it does not do: decide anything (`shard`); listen on TCP.
+What it does not do: decide anything (`shard`); prove tokens (`wire.tcp_listener` hands on only connections that have).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
 from shoal.protocol.limits import FRAME_BYTES_MAX
 from shoal.system.janitor import remove_session
 from shoal.system.process import open_pidfd, set_process_title, wait_readable
+from shoal.system.token_file import cluster_token
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+from shoal.wire.tcp_listener import TcpListener
 
 LISTEN_BACKLOG = 128
 #: one row: which session the tables are of
@@ -41,8 +43,10 @@ SESSION_TABLE = "session"
 class _Peer(asyncio.BufferedProtocol):
     """The socket of one connection."""
 
-    def __init__(self, server: GcsServer) -> None:
+    def __init__(self, server: GcsServer, leftover: bytes = b"") -> None:
         self._server = server
+        #: what was read of the connection already
+        self._leftover = leftover
         self._decoder: FrameDecoder[Any] = FrameDecoder(ToGcs)
         self.number = 0
         self.transport: asyncio.Transport | None = None
@@ -52,6 +56,9 @@ class _Peer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._server.add_peer(self)
+        if self._leftover:
+            self._decoder.writable()[: len(self._leftover)] = self._leftover
+            self.buffer_updated(len(self._leftover))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.writable()
@@ -102,6 +109,9 @@ class GcsServer:
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0
         self._listener: asyncio.Server | None = None
+        self._tcp: TcpListener | None = None
+        #: proved connections that are not peers yet
+        self._arriving: set[asyncio.Task[Any]] = set()
         #: gathered while a commit runs
         self._writes: list[Write] = []
         self._after_writes: list[Send | CloseConnection] = []
@@ -119,6 +129,24 @@ class GcsServer:
         listening = _bind(self._socket_path)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(lambda: _Peer(self), sock=listening, backlog=LISTEN_BACKLOG)
+
+    def listen_for_nodes(self, sock: socket.socket, token: bytes) -> None:
+        """Accept other nodes on `sock`, which listens already; after `start`."""
+        loop = asyncio.get_running_loop()
+
+        def accepted(proved: socket.socket, leftover: bytes) -> None:
+            task = loop.create_task(self._arrive(proved, leftover))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+        self._tcp = TcpListener("", 0, token, loop, accepted, sock)
+
+    async def _arrive(self, sock: socket.socket, leftover: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: _Peer(self, leftover), sock)
+        except OSError as error:
+            print(f"shoal:gcs: a connection of another node ended at once: {error}", file=sys.stderr)
+            sock.close()
 
     async def _restore(self) -> None:
         backend = self._backend
@@ -150,6 +178,8 @@ class GcsServer:
             self._timer.cancel()
         if self._listener is not None:
             self._listener.close()
+        if self._tcp is not None:
+            self._tcp.close()
         if self._commit is not None:
             await asyncio.wait([self._commit])
         for peer in list(self._peers.values()):
@@ -249,7 +279,7 @@ def _bind(path: str) -> socket.socket:
     return listening
 
 
-async def _serve(socket_path: str, storage: str, parent_pid: int) -> int:
+async def _serve(socket_path: str, storage: str, parent_pid: int, listen_fd: int, token_path: str) -> int:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
@@ -262,6 +292,8 @@ async def _serve(socket_path: str, storage: str, parent_pid: int) -> int:
     try:
         server = GcsServer(socket_path, open_backend(storage, folder), folder)
         await server.start()
+        if listen_fd >= 0:
+            server.listen_for_nodes(socket.socket(fileno=listen_fd), cluster_token(token_path))
     except StorageError as error:
         print(f"shoal:gcs: the tables cannot be read: {error}", file=sys.stderr)
         return 1
@@ -275,13 +307,17 @@ async def _serve(socket_path: str, storage: str, parent_pid: int) -> int:
     return 1 if server.failed.is_set() else 0
 
 
-def main(socket_path: str, storage: str = "memory", parent_pid: int = 0) -> int:
-    """Serve on a Unix socket until SIGTERM or the death of the daemon.
+def main(
+    socket_path: str, storage: str = "memory", parent_pid: int = 0, listen_fd: int = -1, token_path: str = ""
+) -> int:
+    """Serve until SIGTERM or the death of the daemon.
 
     Args:
         socket_path: where to listen; its folder is the session's, removed when the daemon has died.
         storage: the name of a storage backend.
         parent_pid: the node daemon: its end is the end of this process too; 0 for none.
+        listen_fd: a TCP socket that listens for other nodes; -1 for none.
+        token_path: the cluster's token, which they must know.
 
     Returns:
         The exit code: 0 after SIGTERM, 1 when the storage failed (its last line on stderr says why).
@@ -289,4 +325,4 @@ def main(socket_path: str, storage: str = "memory", parent_pid: int = 0) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
     set_process_title("shoal:gcs")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(socket_path, storage, parent_pid))
+        return runner.run(_serve(socket_path, storage, parent_pid, listen_fd, token_path))

@@ -35,7 +35,7 @@ from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.gcs_link import GcsLink
-from shoal.node.io.gcs_process import GcsProcess
+from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
 from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
@@ -52,8 +52,9 @@ from shoal.protocol.messages import Hello, Register, Registered, Shutdown, Worke
 from shoal.protocol.resources import to_units
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.serialization.failures import dumps_error
-from shoal.system.janitor import end_children
+from shoal.system.janitor import end_children, write_membership
 from shoal.system.start_plan import DaemonStart
+from shoal.wire.tcp import format_address
 
 if TYPE_CHECKING:
     from shoal.node.io.cluster import Cluster
@@ -73,6 +74,7 @@ class NodeDaemon:
         self.node_id = os.urandom(16)
         self.resources = total_resources(start.options)
         self.ending = ""  #: why the node ends; "" while it does not
+        self._told_ready = False
         self._jobs = 0
         self._connections: dict[int, Connection] = {}
         self._listener: Listener | None = None
@@ -81,8 +83,14 @@ class NodeDaemon:
         self.links = NodeLinks(loop, self.node_id)
         self.outbox = Outbox(loop)
         self.watches = WatchTable(loop)
-        self.gcs = GcsLink(self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason))
-        self.gcs_process = GcsProcess(start, self.watches, self._on_gcs_lost)
+        self.gcs = GcsLink(
+            self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason), self._on_refused
+        )
+        self.gcs_process = (
+            GcsProcess(start, self.watches, self._on_gcs_lost)
+            if start.gcs_pid
+            else GcsElsewhere(start.options["gcs_address"], loop, self._on_gcs_lost)
+        )
         self.pool = WorkerPool(
             start, self.watches, LogRouter(self.table.drivers), self._on_start_failed, self._on_worker_exit
         )
@@ -193,21 +201,54 @@ class NodeDaemon:
                 start.driver_pid, lambda _end: self.end("its driver is gone"), is_child=False, pidfd=start.driver_fd
             )
         self.gcs_process.watch()
+        cluster = self.cluster
         self.gcs.start(
             loop,
-            start.gcs_socket,
+            start.gcs_socket if start.gcs_pid else start.options["gcs_address"],
             RegisterNode(
                 self.node_id,
                 os.getpid(),
                 socket.gethostname(),
-                self.cluster.address if self.cluster is not None else start.node_socket,
+                cluster.address if cluster is not None else start.node_socket,
                 self.resources,
                 start.options["labels"],
                 start.session_dir,
-                not start.options.get("gcs_address"),
+                bool(start.gcs_pid),
+                name=self.name,
             ),
+            cluster.token if cluster is not None else b"",
         )
         self.leases.begin()
+        if start.gcs_pid:
+            self._tell_ready()
+
+    @property
+    def name(self) -> str:
+        """What people call this node."""
+        chosen = self.start.options.get("node_name")
+        return str(chosen or (self.cluster.address.removeprefix("tcp:") if self.cluster else socket.gethostname()))
+
+    def _tell_ready(self, error: str = "") -> None:
+        """Tell the starter that the node listens and belongs to its cluster, or why it does not; once. Then, by a file of the session, everybody."""
+        start, options = self.start, self.start.options
+        if self._told_ready:
+            return
+        self._told_ready = True
+        facts: dict[str, Any] = {"ok": True, "node_id": self.node_id.hex(), "name": self.name}
+        if self.cluster is not None:
+            facts |= {
+                "address": cluster_address(start).removeprefix("tcp:"),
+                "node_address": self.cluster.address.removeprefix("tcp:"),
+                "token_path": options["token_path"],
+                "is_head": bool(start.gcs_pid),
+            }
+            if not error:
+                write_membership(start.session_dir, facts)
+        try:
+            os.write(start.ready_fd, json.dumps({"error": error} if error else facts).encode() + b"\n")
+        except OSError as problem:
+            log.warning("the starter of this node did not wait for it: %s", problem)
+        os.close(start.ready_fd)
 
     # ---------------------------------------------------------------- connections
 
@@ -304,7 +345,7 @@ class NodeDaemon:
             job_id=(self.gcs.node_no << 16 | self._jobs).to_bytes(4, "big"),
             namespace=job.get("namespace") or os.urandom(16).hex(),
             address=message.address,
-            is_home=message.pid == self.start.driver_pid and not any(d.is_home for d in self.table.drivers()),
+            is_home=self._is_home(message),
             log_to_driver=bool(job.get("log_to_driver", True)),
         )
         self.table.namespaces[driver.job_id] = driver.namespace
@@ -317,6 +358,15 @@ class NodeDaemon:
             {"job_id": driver.job_id, "namespace": driver.namespace, "pid": driver.pid, "config": job},
         )
         return driver
+
+    def _is_home(self, message: Register) -> bool:
+        """Whether the node ends with this driver."""
+        start = self.start
+        return (
+            message.pid == start.driver_pid
+            and bool(start.options.get("ends_with_session", True))
+            and not any(driver.is_home for driver in self.table.drivers())
+        )
 
     def _config(self) -> dict[str, Any]:
         """What every process of the node may want to know of it."""
@@ -431,6 +481,13 @@ class NodeDaemon:
         self.actors.on_connected()
         if self.cluster is not None:
             self.cluster.on_connected()
+        self._tell_ready()
+
+    def _on_refused(self, reason: str) -> None:
+        """The GCS does not want this node (any more)."""
+        log.error("this node may not belong to the cluster: %s", reason)
+        self._tell_ready(reason)
+        self.end(f"it may not belong to the cluster: {reason}")
 
     def _on_gcs_lost(self, reason: str) -> None:
         """There is no GCS and will be none."""
@@ -506,6 +563,15 @@ def _say_last(driver: Driver, message: Any) -> None:
         poller.poll(left_s * 1000)
 
 
+def cluster_address(start: DaemonStart) -> str:
+    """Where the GCS of the node's cluster listens: "tcp:HOST:PORT"."""
+    if not start.gcs_pid:
+        return str(start.options["gcs_address"])
+    with socket.socket(fileno=os.dup(start.gcs_listen_fd)) as listening:
+        host, port = listening.getsockname()[:2]
+    return format_address(host, port)
+
+
 def total_resources(options: dict[str, Any]) -> dict[str, int]:
     """The node's resources in 1/10,000 units, out of the options it was started with."""
     return to_units(
@@ -514,8 +580,8 @@ def total_resources(options: dict[str, Any]) -> dict[str, int]:
             "GPU": options["num_gpus"],
             "memory": options["memory"],
             "object_store_memory": options["object_store_memory"],
-            "node:127.0.0.1": 1,
-            "node:__internal_head__": 1,
+            f"node:{options.get('node_listen') or '127.0.0.1'}": 1,
+            **({} if options.get("gcs_address") else {"node:__internal_head__": 1}),
             **options["resources"],
         }
     )
@@ -531,8 +597,6 @@ def main(start: DaemonStart) -> None:
     loop.set_exception_handler(_log_loop_error)
     daemon = NodeDaemon(start, loop)
     daemon.listen()
-    os.write(start.ready_fd, json.dumps({"ok": True, "node_id": daemon.node_id.hex()}).encode() + b"\n")
-    os.close(start.ready_fd)
     try:
         loop.run_forever()
     finally:

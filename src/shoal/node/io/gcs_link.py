@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ log = logging.getLogger("shoal.node")
 #: after a connection that did not come to a registration
 REFUSED_PAUSE_S = 0.005
 REFUSALS_MAX = 100
+CLOCK_SKEW_WARNED_S = 1.0
 
 Then = Callable[[Any, list[str]], None]  #: (body, error): error is empty or [kind, text]
 
@@ -57,16 +59,23 @@ class GcsLink:
         on_push: what the GCS sends unasked.
         on_connected: called after each registration, when all that was kept has been said again: now `tell` reaches the GCS.
         on_stuck: called with the reason when the server does not answer.
+        on_refused: called with the reason, once, when this node may not belong to the cluster: it is not asked again.
     """
 
     def __init__(
-        self, on_push: Callable[[GcsPush], None], on_connected: Callable[[], None], on_stuck: Callable[[str], None]
+        self,
+        on_push: Callable[[GcsPush], None],
+        on_connected: Callable[[], None],
+        on_stuck: Callable[[str], None],
+        on_refused: Callable[[str], None],
     ) -> None:
         self._on_push = on_push
         self._on_connected = on_connected
         self._on_stuck = on_stuck
+        self._on_refused = on_refused
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._path = ""
+        self._address = ""
+        self._token = b""
         self._node: RegisterNode | None = None
         #: None while there is no registered connection
         self._client: GcsClient | None = None
@@ -86,10 +95,17 @@ class GcsLink:
         #: connections after the first one
         self.reconnects = 0
         self.dropped = 0
+        #: how far this machine's clock is ahead of the GCS's, as far as that is certain
+        self.clock_skew_s = 0.0
 
-    def start(self, loop: asyncio.AbstractEventLoop, path: str, node: RegisterNode) -> None:
-        """Connect and register in the background."""
-        self._loop, self._path, self._node = loop, path, node
+    def start(self, loop: asyncio.AbstractEventLoop, address: str, node: RegisterNode, token: bytes = b"") -> None:
+        """Connect and register in the background.
+
+        Args:
+            address: the path of a socket, or "tcp:HOST:PORT".
+            token: the cluster's; for TCP.
+        """
+        self._loop, self._address, self._node, self._token = loop, address, node, token
         self._dial()
 
     def _dial(self) -> None:
@@ -114,9 +130,21 @@ class GcsLink:
             client = None
             try:
                 client = await GcsClient.connect(
-                    self._path, self._node.node_id, self._push, self._lost, on_acknowledged=self._on_acknowledged
+                    self._address,
+                    self._node.node_id,
+                    self._push,
+                    self._lost,
+                    on_acknowledged=self._on_acknowledged,
+                    token=self._token,
                 )
+                self._node.time_s = time.time()
                 registered = await client.register(self._node, GCS_SILENT_S)
+                if registered.refused:
+                    self.close()
+                    client.close()
+                    self._on_refused(registered.refused)
+                    return
+                self._note_skew(registered.time_s)
                 self.node_no = self._node.node_no = registered.node_no
             except GcsLostError as error:
                 refusals += 1
@@ -130,6 +158,22 @@ class GcsLink:
             if not client.lost:
                 self._begin(client)
                 return
+
+    def _note_skew(self, gcs_time_s: float) -> None:
+        """Times of events of different nodes are compared by people."""
+        assert self._node is not None, "started"
+        if not gcs_time_s:
+            return
+        # The GCS wrote its time between the request and the answer.
+        early_s, late_s = self._node.time_s - gcs_time_s, time.time() - gcs_time_s
+        self.clock_skew_s = early_s if early_s > 0 else late_s if late_s < 0 else 0.0
+        if abs(self.clock_skew_s) > CLOCK_SKEW_WARNED_S:
+            log.warning(
+                "this machine's clock is %.1f s %s of the head node's: times in the timeline and in logs will not fit together. "
+                "Let both machines keep time by NTP (`timedatectl set-ntp true`)",
+                abs(self.clock_skew_s),
+                "ahead" if self.clock_skew_s > 0 else "behind",
+            )
 
     def _begin(self, client: GcsClient) -> None:
         """A new connection is registered: say again what is not confirmed."""

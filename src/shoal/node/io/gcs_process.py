@@ -6,6 +6,8 @@ Design: the process is watched by pidfd; a fresh interpreter is started on the s
 so it must not fork on). One that dies before it answered, or many deaths in a short time, mean that starting it again is no help: then
 `on_failed` says so, once. So does the death of one whose storage does not outlive it.
 
+A node that joined a cluster has its GCS elsewhere (`GcsElsewhere`).
+
 What it does not do: connect (`gcs_link`).
 """
 
@@ -19,7 +21,7 @@ from collections.abc import Callable
 
 from shoal.node.io.processes import End, Watch, WatchTable
 from shoal.protocol.errors import describe_exit
-from shoal.protocol.limits import GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_STILLBIRTHS_MAX
+from shoal.protocol.limits import GCS_AWAY_S, GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_STILLBIRTHS_MAX
 from shoal.protocol.storage_names import outlives_server
 from shoal.system.gcs_process import respawn_gcs
 from shoal.system.start_plan import DaemonStart
@@ -105,6 +107,45 @@ class GcsProcess:
         self._closed = True
         said = last_words(self._start.log_path)
         self._on_failed(f"{reason}. It said: {said}" if said else reason)
+
+
+class GcsElsewhere:
+    """The GCS server of another node, in the place of `GcsProcess`: all that this node can do is to give it up.
+
+    Args:
+        on_failed: called once, with the reason, when it has not answered for GCS_AWAY_S.
+    """
+
+    pid = 0
+    restarts = 0
+
+    def __init__(self, address: str, loop: asyncio.AbstractEventLoop, on_failed: Callable[[str], None]) -> None:
+        self._address = address
+        self._loop = loop
+        self._on_failed = on_failed
+        #: when it was first in trouble since it answered last; None while it is not
+        self._silent_since: float | None = None
+
+    def watch(self) -> None:
+        """There is no process to watch here."""
+
+    def answered(self) -> None:
+        """It is up: the node is registered there."""
+        self._silent_since = None
+
+    def end(self, reason: str) -> None:
+        """It is of no use as it is."""
+        now = self._loop.time()
+        if self._silent_since is None:
+            self._silent_since = now
+            log.warning("the GCS server at %s is away: %s; trying again for %g s", self._address, reason, GCS_AWAY_S)
+        elif now - self._silent_since >= GCS_AWAY_S:
+            self._on_failed(
+                f"the GCS server at {self._address} was away for {now - self._silent_since:.0f} s: {reason}"
+            )
+
+    def close(self) -> None:
+        """The node ends."""
 
 
 def last_words(log_path: str) -> str:

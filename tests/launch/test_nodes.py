@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shoal.launch.head import HeadNode, HeadOptions, NodeStartError, start_head
+from shoal.launch.nodes import HeadOptions, NodeStartError, StartedNode, start_head
 from shoal.system.interpreter import this_interpreter
 from shoal.system.janitor import live_sessions, session_base
 from shoal.system.start_plan import EntryPoints
@@ -51,7 +51,7 @@ def parent_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def head(parent_dir: Path) -> Iterator[HeadNode]:
+def head(parent_dir: Path) -> Iterator[StartedNode]:
     node = start_head(options(parent_dir))
     yield node
     node.stop()
@@ -108,7 +108,7 @@ def assert_nothing_left(session_dir: str, processes: list[psutil.Process]) -> No
 # ---------------------------------------------------------------- a normal life
 
 
-def test_roles_are_visible_in_ps(head: HeadNode) -> None:
+def test_roles_are_visible_in_ps(head: StartedNode) -> None:
     lines = subprocess.run(
         ["ps", "axo", "pid,comm,args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -120,7 +120,7 @@ def test_roles_are_visible_in_ps(head: HeadNode) -> None:
     assert [shown[pid] for pid in facts["workers"].values()] == [["shoal:worker", "shoal:worker"]] * 2
 
 
-def test_a_worker_is_a_clean_child_of_the_daemon(head: HeadNode) -> None:
+def test_a_worker_is_a_clean_child_of_the_daemon(head: StartedNode) -> None:
     first = ask(head.node_socket, "spawn 10 wait")
     second = ask(head.node_socket, "spawn 11 wait")
     assert (first["token"], first["worker_id"]) == (10, (10).to_bytes(16, "big").hex())
@@ -134,7 +134,7 @@ def test_a_worker_is_a_clean_child_of_the_daemon(head: HeadNode) -> None:
     assert len(first["fds"]) == 6, first["fds"]
 
 
-def test_ends_of_workers_are_seen_by_the_daemon(head: HeadNode) -> None:
+def test_ends_of_workers_are_seen_by_the_daemon(head: StartedNode) -> None:
     for token, todo, status in ((20, "exit", 7), (21, "crash", -signal.SIGSEGV)):
         ask(head.node_socket, f"spawn {token} {todo}")
         assert ask(head.node_socket, f"status {token}") == status
@@ -142,7 +142,7 @@ def test_ends_of_workers_are_seen_by_the_daemon(head: HeadNode) -> None:
     assert ask(head.node_socket, "status 22") == 1
 
 
-def test_many_workers_at_once(head: HeadNode) -> None:
+def test_many_workers_at_once(head: StartedNode) -> None:
     pids = ask(head.node_socket, "many 40")
     assert len(set(pids)) == 40
     processes = family(head.pid)
@@ -160,7 +160,7 @@ def test_options_are_filled_in(parent_dir: Path) -> None:
         node.stop()
 
 
-def test_files_are_private_and_the_session_lives(head: HeadNode, parent_dir: Path) -> None:
+def test_files_are_private_and_the_session_lives(head: StartedNode, parent_dir: Path) -> None:
     assert os.stat(head.session_dir).st_mode & 0o777 == 0o700
     assert os.stat(os.path.dirname(head.session_dir)).st_mode & 0o777 == 0o700
     assert re.fullmatch(rf"/tmp/.*/shoal-{os.getuid()}/[0-9a-f]{{8}}", head.session_dir)
@@ -194,7 +194,7 @@ def test_a_broken_import_of_workers_is_told_for_each_request(parent_dir: Path) -
 # ---------------------------------------------------------------- ends
 
 
-def test_stop_is_quick_idempotent_and_complete(head: HeadNode) -> None:
+def test_stop_is_quick_idempotent_and_complete(head: StartedNode) -> None:
     processes = family(head.pid)
     assert len(processes) == 5
     began = time.monotonic()
@@ -213,7 +213,7 @@ def name_of(process: psutil.Process) -> str:
         return ""  # it ended between being listed and being asked
 
 
-def test_what_a_worker_started_ends_too(head: HeadNode) -> None:
+def test_what_a_worker_started_ends_too(head: StartedNode) -> None:
     ask(head.node_socket, "spawn 10 subprocess")
     wait_until(lambda: any("sleep" in name_of(p) for p in family(head.pid)), "no sleep")
     processes = family(head.pid)
@@ -222,7 +222,7 @@ def test_what_a_worker_started_ends_too(head: HeadNode) -> None:
 
 
 @pytest.mark.parametrize("victims", [["daemon"], ["daemon", "zygote"], ["daemon", "gcs"]])
-def test_kill_of_the_daemon(head: HeadNode, victims: list[str]) -> None:
+def test_kill_of_the_daemon(head: StartedNode, victims: list[str]) -> None:
     processes = family(head.pid)
     facts = ask(head.node_socket, "facts") | {"daemon": head.pid}
     for victim in reversed(victims):
@@ -236,7 +236,7 @@ def test_kill_of_the_daemon(head: HeadNode, victims: list[str]) -> None:
     head.stop()
 
 
-def test_kill_of_the_zygote(head: HeadNode) -> None:
+def test_kill_of_the_zygote(head: StartedNode) -> None:
     before = ask(head.node_socket, "facts")
     hash_before = ask(head.node_socket, "spawn 29 wait")["hash"]
     os.kill(before["zygote"], signal.SIGKILL)
@@ -252,7 +252,7 @@ def test_kill_of_the_zygote(head: HeadNode) -> None:
     assert_nothing_left(head.session_dir, processes)
 
 
-def test_kill_of_the_daemon_after_the_zygote(head: HeadNode) -> None:
+def test_kill_of_the_daemon_after_the_zygote(head: StartedNode) -> None:
     os.kill(ask(head.node_socket, "facts")["zygote"], signal.SIGKILL)
     ask(head.node_socket, "spawn 30 wait")
     processes = family(head.pid)
@@ -272,7 +272,7 @@ DRIVER = """
 import sys, os, time
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_head import options, start_head
+from test_nodes import options, start_head
 node = start_head(options(Path({parent!r})))
 print(node.pid, node.session_dir, flush=True)
 {then}
@@ -362,7 +362,7 @@ def test_ctrl_c_while_starting_leaves_nothing(parent_dir: Path) -> None:
     assert [name for name in os.listdir(session_base(str(parent_dir))) if name != ".lock"] == []
 
 
-def test_stop_in_a_fork_of_the_driver_does_nothing(head: HeadNode) -> None:
+def test_stop_in_a_fork_of_the_driver_does_nothing(head: StartedNode) -> None:
     pid = os.fork()
     if pid == 0:
         head.stop()

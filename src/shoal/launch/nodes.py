@@ -1,16 +1,21 @@
-"""Start one head node (daemon, zygote, GCS server) from the driver, and end it.
+"""Start a node on this machine, and end it: a head (daemon, zygote, GCS server), or one that joins a head's cluster (daemon, zygote).
 
-Purpose: `start_head(HeadOptions())` returns in about 0.1 s with a node that listens, and `HeadNode.stop()` leaves nothing behind.
+Purpose: `start_head(HeadOptions())` returns in about 0.1 s with a node that listens, `start_node(NodeOptions(listen=...), address)` with one that
+belongs to the cluster at `address`; `StartedNode.stop()` leaves nothing behind.
 
 Design: the session's folder and its lock are made here and the lock is handed on, so there is no moment in which a living session looks dead.
 The node process tells by one JSON line that it listens; when it dies instead, its log's end becomes the error. Every process of the
 session holds the write end of a pipe whose read end is here: its end means that the last one is gone.
 
                      session folder, lock, log
-    driver --spawn--> node process --fork--> zygote --double fork--> workers
-       |                 |    `------fork--> GCS server
+    starter --spawn--> node process --fork--> zygote --double fork--> workers
+       |                 |    `------fork--> GCS server (of a head)
        |<-- ready line --'
        `<-- end of the alive pipe when all of them are gone
+
+A node that joins proves the token to the GCS from here first, so that a wrong address or token costs no process and is told at once; its ready
+line comes when it is registered. A cluster's token is made here if there is none; a head that is given no place for it keeps it in the session's
+folder, with which it goes.
 
 What it does not do: connect to the node (`runtime`), or register itself at exit (`api`).
 """
@@ -23,14 +28,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shoal.protocol.limits import SHUTDOWN_GRACE_S, START_TIMEOUT_S
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, SHUTDOWN_GRACE_S, START_TIMEOUT_S
 from shoal.system.interpreter import spawn_interpreter, this_interpreter
 from shoal.system.janitor import create_session, remove_session
 from shoal.system.process import exit_text, open_pidfd, reap, require_files, require_linux, wait_readable
 from shoal.system.start_plan import EntryPoints, InterpreterPlan, to_plain
+from shoal.system.token_file import cluster_token, make_token, token_path
+from shoal.wire.tcp import connect_authenticated, format_address, parse_address
 
 _LOG_TAIL_BYTES = 4000
 #: the name of a socket may have 107 bytes: this, /shoal-<uid>/<8>/w/<16>.sock
@@ -49,8 +56,8 @@ def default_parent_dir() -> str:
 
 
 @dataclass(slots=True)
-class HeadOptions:
-    """What a head node shall be. None means: find out from this machine."""
+class NodeOptions:
+    """What a node shall be. None means: find out from this machine."""
 
     num_cpus: float | None = None
     num_gpus: float | None = None
@@ -65,6 +72,14 @@ class HeadOptions:
     settings: dict[str, Any] = field(default_factory=dict)
     #: the node ends with this process, its starter; 0 for a node that stays until it is told to end
     driver_pid: int = field(default_factory=os.getpid)
+    #: it also ends when the session that this process has on it does
+    ends_with_session: bool = True
+    #: where it listens for other nodes, an address of this machine that they can reach; "" for a head that stays alone
+    listen: str = ""
+    #: where the cluster's token is; "" for the session's folder (a head) or `token_file.token_path()`
+    token_path: str = ""
+    #: what people call it; no two nodes of a cluster have the same. "" for its address
+    name: str = ""
     #: where the folder of all sessions is
     parent_dir: str = field(default_factory=default_parent_dir)
     #: the functions that make up the node
@@ -74,15 +89,26 @@ class HeadOptions:
     start_timeout_s: float = START_TIMEOUT_S
 
 
-class HeadNode:
-    """A running head node, as its starter sees it. All methods are safe from any thread.
+@dataclass(slots=True)
+class HeadOptions(NodeOptions):
+    """What a head node shall be."""
+
+    #: where its GCS server listens for other nodes, if `listen` says so; 0 for any port that is free
+    port: int = 0
+
+
+class StartedNode:
+    """A running node, as its starter sees it. All methods are safe from any thread.
 
     Attributes:
         pid: the node daemon's.
         session_dir: the private folder of the session.
         node_socket: where to connect.
-        gcs_socket: where the GCS server listens.
+        gcs_socket: where the GCS server listens; there is none on a node that joined.
         ready: what the daemon said when it was ready.
+        node_id: hexadecimal.
+        address: of the cluster, "HOST:PORT": what other nodes join; "" for a node that stays alone.
+        token_path: where the cluster's token is; "" for a node that stays alone.
     """
 
     def __init__(
@@ -93,6 +119,9 @@ class HeadNode:
         self.node_socket = os.path.join(session_dir, "node.sock")
         self.gcs_socket = os.path.join(session_dir, "gcs.sock")
         self.ready = ready
+        self.node_id: str = ready.get("node_id", "")
+        self.address: str = ready.get("address", "")
+        self.token_path: str = ready.get("token_path", "")
         self._pidfd = pidfd
         self._alive_fd = alive_fd
         self._log_fd = log_fd  #: of its own, so that the log can be read when a dead node's folder is gone
@@ -147,7 +176,7 @@ class HeadNode:
             self._status = reap(self.pid)
 
 
-def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None) -> HeadNode:
+def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None) -> StartedNode:
     """Start a head node on this machine and wait until it listens.
 
     Args:
@@ -155,9 +184,37 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
 
     Raises:
         UnsupportedSystemError: not this operating system, or not with so few open files.
-        PermissionError: the folder for sessions is another user's.
-        NodeStartError: the node died or did not listen in time.
+        PermissionError: the folder for sessions is another user's, or others may read the token.
+        NodeStartError: the node died or did not listen in time; or its port is taken.
     """
+    settings: dict[str, Any] = {}
+    if options.listen:
+        settings = {"gcs_listen": [options.listen, options.port]}
+        if options.token_path:
+            cluster_token(make_token(options.token_path))
+    return _start(options, settings, meanwhile)
+
+
+def start_node(options: NodeOptions, address: str) -> StartedNode:
+    """Start a node on this machine, let it join the cluster at `address` ("HOST:PORT") and wait until it belongs to it.
+
+    Raises:
+        ConnectionError: nobody answers there, or not this cluster; or other versions run there.
+        FileNotFoundError, PermissionError, ValueError: there is no token, or it is none, or others may read it; the address is none.
+        UnsupportedSystemError, NodeStartError: as for `start_head`.
+    """
+    host, port = parse_address(address)
+    options = replace(options, token_path=options.token_path or token_path())
+    gcs_address = format_address(host, port)
+    sock = connect_authenticated(gcs_address, cluster_token(options.token_path), CONNECT_TIMEOUT_S)
+    own_host = sock.getsockname()[0]
+    sock.close()
+    # The address by which this machine reaches the head is one by which the head's network reaches this machine.
+    options = replace(options, listen=options.listen or own_host)
+    return _start(options, {"gcs_address": gcs_address}, None)
+
+
+def _start(options: NodeOptions, settings: dict[str, Any], meanwhile: Callable[[], None] | None) -> StartedNode:
     require_linux()
     require_files()
     interpreter = options.interpreter or this_interpreter()
@@ -174,7 +231,7 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
             "log_path": log_path,
             "driver_pid": options.driver_pid,
             "entries": to_plain(options.entries),
-            "options": _plain_options(options),
+            "options": {**_plain_options(options, session_dir), **settings},
         }
         kept_fds = {"ready_fd": ready_write, "lock_fd": lock_fd, "alive_fd": alive_write}
         pid = spawn_interpreter(
@@ -203,7 +260,7 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
         raise
     finally:
         os.close(ready_read)
-    return HeadNode(pid, pidfd, alive_read, log_fd, session_dir, ready)
+    return StartedNode(pid, pidfd, alive_read, log_fd, session_dir, ready)
 
 
 def _make_folder(parent: str) -> tuple[str, int]:
@@ -224,8 +281,17 @@ def _make_folder(parent: str) -> tuple[str, int]:
         ) from None
 
 
-def _plain_options(options: HeadOptions) -> dict[str, Any]:
+def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
+    cluster: dict[str, Any] = {}
+    if options.listen:
+        cluster = {
+            "node_listen": options.listen,
+            "node_name": options.name,
+            "token_path": options.token_path or make_token(os.path.join(session_dir, "token")),
+        }
     return {
+        **cluster,
+        "ends_with_session": options.ends_with_session,
         **options.settings,
         "num_cpus": options.num_cpus,
         "num_gpus": options.num_gpus,
