@@ -166,8 +166,8 @@ def test_handles_that_travel_leave_no_templates_with_their_actor() -> None:
 
 def test_options_in_a_loop_leave_no_templates_with_the_worker() -> None:
     look = shoal.remote(templates_known_here)
-    most = max(shoal.get(look.options(num_cpus=1).remote(), timeout=WAIT_S) for _ in range(200))
-    assert most < 100
+    most = max(shoal.get(look.options(num_cpus=1).remote(), timeout=WAIT_S) for _ in range(3000))
+    assert most < 1000  # they are told at each tick: about a hundred calls, more on a busy machine
 
 
 def test_a_future_ends_with_the_session_and_so_does_what_is_submitted_after() -> None:

@@ -156,7 +156,7 @@ class WorkerPool:
         """
         target = wanted
         if pool is self.plain:
-            target += max(0, self.spares(running) - len(pool.idle))
+            target += max(0, self.spares(running + wanted) - len(pool.idle))  # those wanted will use CPUs themselves
         elif pool.waiting and not pool.idle:
             target = max(wanted, 1)
         if target <= pool.starting or now < pool.retry_at:

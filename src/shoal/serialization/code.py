@@ -28,6 +28,7 @@ from shoal.protocol.errors import ShoalError
 from shoal.serialization import custom, values
 
 _CAPSULES_MAX = 10_000
+_FILE_NAME_AT = 10  #: among the arguments of types.CodeType
 
 #: class -> (capsule, the attributes that it was made from)
 _capsule_of: WeakKeyDictionary[type, tuple[bytes, dict[str, Any]]] = WeakKeyDictionary()
@@ -47,6 +48,8 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        if kind is types.CodeType:
+            return _reduce_code(obj)
         if custom.registered and kind in custom.registered:
             return custom.reduce(obj)
         if kind.__name__ == "ndarray" and kind.__module__ == "numpy":
@@ -61,6 +64,13 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
                 _native.add(obj)
             return (*reduced[:5], _set_class_state)
         return reduced
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """Code with the name of its file, which tracebacks show; cloudpickle leaves it out from 3.1.3 on."""
+    make, arguments = _cloud._code_reduce(code)
+    place = _FILE_NAME_AT
+    return make, (*arguments[:place], "".join(code.co_filename), *arguments[place + 1 :])
 
 
 def pickle_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None) -> bytes:
