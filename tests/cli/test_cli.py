@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 import shoal
 from shoal.cli import main
-from shoal.cli.observer import Observer, SessionUnreachableError
 from shoal.cli.status import size
+from shoal.launch.observer import Observer, SessionUnreachableError
 from shoal.system.janitor import live_sessions
 
 
@@ -81,7 +81,7 @@ def test_a_daemon_that_is_silent_or_gone_is_an_error_not_a_hang(
             pytest.raises(SessionUnreachableError, match="stopped"),
         ):
             observer.call("node.ping")
-        monkeypatch.setattr("shoal.cli.observer.ANSWER_TIMEOUT_S", 0.1)
+        monkeypatch.setattr("shoal.launch.observer.ANSWER_TIMEOUT_S", 0.1)
         monkeypatch.setattr(Observer.__init__, "__defaults__", (0.1,))
         monkeypatch.setattr("shoal.cli.status.live_sessions", lambda parent: [str(tmp_path)])
         result = CliRunner().invoke(main, ["status"])

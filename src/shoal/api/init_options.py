@@ -8,6 +8,7 @@ What it does not do: find out what was left open (`launch`), or the rules for am
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,13 +129,30 @@ def check_address(address: str) -> None:
     """Raise for an address of a kind that there is not.
 
     Raises:
-        ConnectionError: it means a cluster of several machines.
+        ConnectionError: it is one of Ray's client.
     """
-    if not address.startswith("/") and ":" in address:
+    if "://" in address:
         raise ConnectionError(
-            f"address={address!r}: this version connects to nodes of this machine only; give the path of a node's socket, "
-            "or leave the address out to start a node here"
+            f"address={address!r}: there is no client that lives outside of the cluster. Run the program on a machine with a node (`shoal start "
+            "--address=HOST:PORT` starts one), and give HOST:PORT as the address"
         )
+
+
+def check_running_node(address: str, own: Mapping[str, Any], from_environment: bool) -> None:
+    """Raise for options (`own`) of a node that is to be started when the address means one that runs; warn when it came from the environment.
+
+    Raises:
+        ValueError: says which options.
+    """
+    given = ", ".join(f"{name}={value!r}" for name, value in own.items() if value is not None)
+    if not given:
+        return
+    text = f"{given}: the node at address={address!r} runs already and has what it was started with"
+    if not from_environment:
+        raise ValueError(
+            f'{text}. Leave these options out, or pass address="local" to start a node of this program\'s own'
+        )
+    warnings.warn(f"{text}; the address is from SHOAL_ADDRESS or RAY_ADDRESS, so they are ignored", stacklevel=4)
 
 
 def _check_amount(option: str, resource: Any, amount: Any) -> None:

@@ -111,8 +111,9 @@ class RuntimeContext:
 
     @property
     def gcs_address(self) -> str:
-        """Where the GCS listens."""
-        return core.current().session_dir + "/gcs.sock"
+        """Where the GCS listens: "HOST:PORT" in a cluster, else the path of a socket."""
+        runtime = core.current()
+        return str(runtime.config.get("cluster_address") or runtime.session_dir + "/gcs.sock")
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:

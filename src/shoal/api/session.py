@@ -21,6 +21,7 @@ from shoal.api.init_options import (
     check_folder,
     check_foreign_options,
     check_init_options,
+    check_running_node,
     check_system_settings,
 )
 from shoal.api.options import check_environment
@@ -97,9 +98,11 @@ def init(
     """Begin a session: start a node on this machine, or connect to a running one.
 
     Args:
-        address: "local" starts a node; "auto" connects to the only session of this user on this machine; anything else is the path of a
-            node's socket, as in `context["node_socket"]`. None: what SHOAL_ADDRESS or RAY_ADDRESS says, else "local".
-        num_cpus, num_gpus, resources, memory: what tasks can ask for; found out from this machine when None. Logical quantities.
+        address: "local" starts a node; "HOST:PORT" joins that cluster, through its node on this machine; "auto" the only cluster or session of
+            this user on this machine; or the path of a node's socket, as in `context["node_socket"]`. None: what SHOAL_ADDRESS or
+            RAY_ADDRESS says, else "local".
+        num_cpus, num_gpus, resources, memory: what tasks can ask for; found out from this machine when None. Logical quantities. They, and
+            the next, are for a node that this starts, not for one that runs.
         object_store_memory: size of the shared-memory store in bytes.
         namespace: where names of actors are looked up; a fresh one when None.
         local_mode: run everything in this process, one call after the other, for debugging.
@@ -112,10 +115,10 @@ def init(
 
     Raises:
         RuntimeError: there is a session already.
-        ConnectionError: no node answers at `address`.
+        ConnectionError: no node answers at `address`, or none of that cluster runs on this machine.
         ValueError, TypeError: a quantity makes no sense, or there is no such option.
     """
-    global _head, _context, _printer
+    global _context
     with _lock:
         if core.current_or_none() is not None:
             if ignore_reinit_error and _context is not None:
@@ -142,85 +145,89 @@ def init(
         )
         if local_mode:
             return _begin_local(num_cpus, num_gpus, memory, resources or {}, namespace or "")
-        address = address or os.environ.get("SHOAL_ADDRESS") or os.environ.get("RAY_ADDRESS") or None
-        if address in (None, "local"):
-            from shoal.launch.nodes import HeadOptions, default_parent_dir, start_head
-
-            _head = start_head(
-                HeadOptions(
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
-                    resources=resources or {},
-                    object_store_memory=object_store_memory,
-                    memory=memory,
-                    labels=labels or {},
-                    settings=check_system_settings(system.get("_system")),
-                    parent_dir=check_folder(system.get("_temp_dir")) or default_parent_dir(),
-                ),
-                meanwhile=_prepare,
-            )
-            node_socket = _head.node_socket
-        else:
-            assert address is not None, "tested above"
-            check_address(address)
-            node_socket = _only_session(system.get("_temp_dir")) if address == "auto" else address
-        runtime = core.Runtime("driver", new_worker_id())
-        printer = _printer = LogPrinter()
-
-        def take(connection: Any, message: Any) -> None:
-            printer.take(message)
-            runtime.reactor.later.append(printer.drain)
-
-        runtime.reactor.handlers[LogLines] = take
-        runtime.reactor.handlers[Notice] = take
-        runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.on_node_ends(message.reason)
-        if _head is not None:
-            runtime.explain_loss = _why_the_node_died
-        try:
-            connect(runtime, node_socket, job={"namespace": namespace or "", "log_to_driver": log_to_driver})
-        except BaseException:
-            runtime.close()
-            _stop_head()
-            raise
+        own = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "labels": labels,
+            "object_store_memory": object_store_memory,
+            "memory": memory,
+        }
+        node_socket = _start_or_find_node(address, own, system)
+        runtime = _connect(node_socket, {"namespace": namespace or "", "log_to_driver": log_to_driver})
         runtime.config[JOB_ENVIRONMENT] = environment
         core.set_current(runtime)
         _install_interrupt(runtime)
+        cluster_address = runtime.config.get("cluster_address", "")
         _context = SessionContext(
             {
-                "address": node_socket,
+                "address": cluster_address or node_socket,
                 "node_socket": node_socket,
-                "gcs_address": _head.gcs_socket if _head is not None else "",
+                "gcs_address": cluster_address or os.path.join(runtime.session_dir, "gcs.sock"),
                 "session_dir": runtime.session_dir,
                 "node_id": runtime.node_id.hex(),
-                "node_ip_address": "127.0.0.1",
+                "node_ip_address": runtime.config.get("node_host", "127.0.0.1"),
             }
         )
         return _context
 
 
-def _only_session(folder: object) -> str:
-    """The socket of the one session of this user that there is, for address="auto".
+def _start_or_find_node(address: str | None, own: dict[str, Any], system: dict[str, Any]) -> str:
+    """The socket of the node that the session is to use. `own` are the options of a node that is started."""
+    global _head
+    from shoal.launch.nodes import HeadOptions, default_parent_dir, start_head
+
+    wanted = address or os.environ.get("SHOAL_ADDRESS") or os.environ.get("RAY_ADDRESS") or "local"
+    parent_dir = check_folder(system.get("_temp_dir")) or default_parent_dir()
+    settings = check_system_settings(system.get("_system"))
+    if wanted != "local":
+        check_running_node(wanted, own, from_environment=not address)
+        return _find_node(wanted, parent_dir)
+    options = HeadOptions(
+        **{name: value for name, value in own.items() if value is not None}, settings=settings, parent_dir=parent_dir
+    )
+    _head = start_head(options, meanwhile=_prepare)
+    return str(_head.node_socket)
+
+
+def _connect(node_socket: str, job: dict[str, Any]) -> core.Runtime:
+    """A runtime that is registered with the node behind `node_socket`, and prints what it hears. A node that was just started ends if that fails."""
+    global _printer
+    runtime = core.Runtime("driver", new_worker_id())
+    printer = _printer = LogPrinter()
+
+    def take(connection: Any, message: Any) -> None:
+        printer.take(message)
+        runtime.reactor.later.append(printer.drain)
+
+    runtime.reactor.handlers[LogLines] = take
+    runtime.reactor.handlers[Notice] = take
+    runtime.reactor.handlers[Shutdown] = lambda connection, message: runtime.on_node_ends(message.reason)
+    if _head is not None:
+        runtime.explain_loss = _why_the_node_died
+    try:
+        connect(runtime, node_socket, job=job)
+    except BaseException:
+        runtime.close()
+        _stop_head()
+        raise
+    return runtime
+
+
+def _find_node(address: str, parent_dir: str) -> str:
+    """The socket of the node on this machine that `address` means: "auto", "HOST:PORT" of a cluster, or that socket's path.
 
     Raises:
-        ConnectionError: there is none, or there are several.
+        ConnectionError: there is none, or several.
+        ValueError: that is no address.
     """
-    from shoal.launch.nodes import default_parent_dir
-    from shoal.system.janitor import live_sessions
+    from shoal.launch.local_nodes import node_at, only_node
 
-    parent = check_folder(folder) or default_parent_dir()
-    sockets = [os.path.join(path, "node.sock") for path in live_sessions(parent)]
-    sockets = [path for path in sockets if os.path.exists(path)]  # others are starting or ending
-    if not sockets:
-        raise ConnectionError(
-            f'address="auto": no session of yours runs on this machine (looked in {parent}/shoal-{os.geteuid()}). '
-            "Start one with shoal.init() in another program, or leave the address out"
-        )
-    if len(sockets) > 1:
-        listed = "".join(f"\n    {path}" for path in sockets)
-        raise ConnectionError(
-            f'address="auto": {len(sockets)} sessions of yours run here; give the address of the one you mean:{listed}'
-        )
-    return sockets[0]
+    if address.startswith("/"):
+        return address
+    check_address(address)
+    node = only_node(parent_dir) if address == "auto" else node_at(address, parent_dir)
+    return node.node_socket
 
 
 def _prepare() -> None:

@@ -11,8 +11,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from shoal.cli.observer import Observer, SessionUnreachableError
 from shoal.launch.nodes import default_parent_dir
+from shoal.launch.observer import Observer, SessionUnreachableError
 from shoal.system.janitor import live_sessions
 
 SOCKET_NAME = "node.sock"  #: of a session's daemon; there is none while it starts or ends

@@ -32,6 +32,7 @@ from shoal.wire.tcp import connect_authenticated
 
 #: between attempts to connect: a server that is started again listens after 0.1 s
 PAUSE_MAX_S = 0.01
+TCP_PAUSE_MAX_S = 0.3
 
 
 class GcsCallError(Exception):
@@ -112,7 +113,7 @@ class GcsClient(asyncio.BufferedProtocol):
                 if loop.time() >= deadline:
                     raise GcsLostError(f"no GCS server at {address} within {timeout_s:g} s: {error}") from None
                 await asyncio.sleep(pause_s)
-                pause_s = min(PAUSE_MAX_S, pause_s * 1.5)
+                pause_s = min(TCP_PAUSE_MAX_S if address.startswith("tcp:") else PAUSE_MAX_S, pause_s * 1.5)
         client.send(Hello(PROTOCOL_VERSION, speaker_id, b"", os.getpid()))
         return client
 

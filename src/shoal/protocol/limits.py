@@ -69,7 +69,7 @@ GCS_QUEUE_MAX = (
 )
 GCS_DEATHS_MAX = 30  #: so many deaths of the GCS server within GCS_DEATHS_WITHIN_S end the node
 GCS_DEATHS_WITHIN_S = 60.0
-GCS_AWAY_S = 30.0  #: a node whose GCS server, on another machine, cannot be reached for so long ends
+GCS_AWAY_S = 30.0  #: a node that wants to join ends when the GCS server cannot be reached for so long
 GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
 # --- defaults of options

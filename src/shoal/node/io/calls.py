@@ -6,6 +6,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.resources                   -> total, available: {name: float}
     node.workers                     -> workers: list of rows
     node.stats                       -> one record per part of the daemon
+    node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
     node.ping                        -> {}
 
 How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse.
@@ -23,8 +24,9 @@ import msgspec
 from shoal.node.io.connections import Connection
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
+from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.processes import Process, ProcessTable, Worker
-from shoal.protocol.gcs_messages import TaskEventBatch
+from shoal.protocol.gcs_messages import NodeEntry, TaskEventBatch
 from shoal.protocol.messages import Answer, Call, TaskEvents
 from shoal.protocol.resources import to_floats
 
@@ -46,12 +48,14 @@ class Calls:
         table: ProcessTable,
         leases: Leases,
         gcs: GcsLink,
+        links: NodeLinks,
         statistics: dict[str, Callable[[], Any]],
     ) -> None:
         self._node_id = node_id
         self._table = table
         self._leases = leases
         self._gcs = gcs
+        self._links = links
         self._statistics = statistics
         #: batches of trace events sent for each process
         self._event_batches: dict[bytes, int] = {}
@@ -113,8 +117,27 @@ class Calls:
     def _stats(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {name: make() for name, make in self._statistics.items()}
 
+    def _cluster(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        return {
+            "nodes": [
+                {"node_id": self._node_id, "address": ""},
+                *(node_row(entry) for entry in self._links.nodes.values()),
+            ]
+        }
+
     def _ping(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {}
+
+
+def node_row(entry: NodeEntry) -> dict[str, Any]:
+    """What listings show of another node."""
+    return {
+        "node_id": entry.node_id,
+        "address": entry.address,
+        "name": entry.name,
+        "is_head": entry.is_head,
+        "draining": entry.draining,
+    }
 
 
 def worker_row(worker: Worker) -> dict[str, Any]:
@@ -138,5 +161,6 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.resources": Calls._resources,
     "node.workers": Calls._workers,
     "node.stats": Calls._stats,
+    "node.cluster": Calls._cluster,
     "node.ping": Calls._ping,
 }

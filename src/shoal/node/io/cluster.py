@@ -65,6 +65,7 @@ class Cluster:
         self._gcs = gcs
         self._store_used = store_used
         self.token = token
+        self.host = host
         self.draining = False
         self._heartbeats = 0
         self._told: NodeLoad | None = None

@@ -131,7 +131,7 @@ class NodeDaemon:
         self.cluster: Cluster | None = None
         if start.options.get("node_listen"):
             self._join_cluster(start.options["node_listen"])
-        self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self._statistics())
+        self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self.links, self._statistics())
         self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
 
     def _join_cluster(self, host: str) -> None:
@@ -379,7 +379,16 @@ class NodeDaemon:
             "log_path": self.start.log_path,
             "gcs_pid": self.gcs_process.pid,
             "options": options,
-            **({"cluster_token": self.cluster.token} if self.cluster is not None else {}),
+            **self._config_of_cluster(),
+        }
+
+    def _config_of_cluster(self) -> dict[str, Any]:
+        if self.cluster is None:
+            return {}
+        return {
+            "cluster_token": self.cluster.token,
+            "cluster_address": cluster_address(self.start).removeprefix("tcp:"),
+            "node_host": self.cluster.host,
         }
 
     # ---------------------------------------------------------------- ends of processes

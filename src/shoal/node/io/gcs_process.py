@@ -110,10 +110,11 @@ class GcsProcess:
 
 
 class GcsElsewhere:
-    """The GCS server of another node, in the place of `GcsProcess`: all that this node can do is to give it up.
+    """The GCS server of another node, in the place of `GcsProcess`. A node that never belonged to the cluster gives it up after GCS_AWAY_S; one that
+    did waits for it as long as it takes, and what runs goes on.
 
     Args:
-        on_failed: called once, with the reason, when it has not answered for GCS_AWAY_S.
+        on_failed: called with the reason when it is given up.
     """
 
     pid = 0
@@ -123,6 +124,7 @@ class GcsElsewhere:
         self._address = address
         self._loop = loop
         self._on_failed = on_failed
+        self._ever_answered = False
         #: when it was first in trouble since it answered last; None while it is not
         self._silent_since: float | None = None
 
@@ -131,6 +133,9 @@ class GcsElsewhere:
 
     def answered(self) -> None:
         """It is up: the node is registered there."""
+        if self._silent_since is not None and self._ever_answered:
+            log.info("the GCS server at %s is back after %.0f s", self._address, self._loop.time() - self._silent_since)
+        self._ever_answered = True
         self._silent_since = None
 
     def end(self, reason: str) -> None:
@@ -138,8 +143,8 @@ class GcsElsewhere:
         now = self._loop.time()
         if self._silent_since is None:
             self._silent_since = now
-            log.warning("the GCS server at %s is away: %s; trying again for %g s", self._address, reason, GCS_AWAY_S)
-        elif now - self._silent_since >= GCS_AWAY_S:
+            log.warning("the GCS server at %s is away: %s; trying again", self._address, reason)
+        elif not self._ever_answered and now - self._silent_since >= GCS_AWAY_S:
             self._on_failed(
                 f"the GCS server at {self._address} was away for {now - self._silent_since:.0f} s: {reason}"
             )

@@ -1,0 +1,263 @@
+"""A cluster on one machine: a head and nodes that join it, started and ended by a test.
+
+Purpose: what runs on many machines can be tried on one, with deaths of nodes.
+
+Design: nodes are started as `shoal start` starts them (`launch.nodes`), with a token of the cluster's own. They end with this process, however it
+ends; `shutdown` leaves nothing behind. Numbers are small unless said otherwise, because all nodes share one machine: 1 CPU, no GPU, a store of
+OBJECT_STORE_BYTES each.
+
+What it does not do: pretend a network (tests/cluster has one of namespaces).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import shoal
+from shoal.launch.nodes import HeadOptions, NodeOptions, StartedNode, default_parent_dir, start_head, start_node
+from shoal.launch.observer import Observer, SessionUnreachableError
+
+OBJECT_STORE_BYTES = 256 << 20
+WAIT_S = 30.0
+POLL_S = 0.005
+DRAIN_S = 30.0
+
+
+class ClusterNode:
+    """One node of a `Cluster`.
+
+    Attributes:
+        node_id: hexadecimal, as in `shoal.nodes()`.
+        name: what it is called; no two nodes have the same.
+        pid: its daemon's.
+        is_head: whether the GCS is here.
+        session_dir: its folder.
+        node_socket: for `shoal.init(address=...)`: join the cluster through this node.
+    """
+
+    def __init__(self, started: StartedNode, is_head: bool) -> None:
+        self._started = started
+        self.is_head = is_head
+        self.node_id = started.node_id
+        self.name: str = started.ready["name"]
+        self.pid = started.pid
+        self.session_dir = started.session_dir
+        self.node_socket = started.node_socket
+
+    def is_alive(self) -> bool:
+        """Whether its daemon runs."""
+        return self._started.is_alive()
+
+    def log(self) -> str:
+        """The end of what its daemon has logged."""
+        return self._started.log_tail()
+
+    def call(self, method: str, **body: Any) -> Any:
+        """The answer of its daemon to a question ("node.stats", "node.cluster", "gcs.nodes", ...).
+
+        Raises:
+            RuntimeError: it refused, or does not answer.
+        """
+        try:
+            with Observer(self.session_dir) as observer:
+                return observer.call(method, body)
+        except SessionUnreachableError as error:
+            raise RuntimeError(str(error)) from None
+
+    def __repr__(self) -> str:
+        return f"ClusterNode({self.name!r}, {self.node_id[:8]}{', head' if self.is_head else ''})"
+
+
+class Cluster:
+    """A head node, and as many more as are added. Usable in a `with` statement, which ends it.
+
+    Args:
+        connect: also begin a session of this process there (`connect`).
+        host: where the nodes listen, an address of this machine.
+        head_options: as for `add_node`, for the head; `port`, that of the GCS (default: any); `gcs_storage`, as in `shoal.init(_system=...)`.
+
+    Raises:
+        RuntimeError: the head cannot be started.
+    """
+
+    def __init__(self, *, connect: bool = False, host: str = "127.0.0.1", **head_options: Any) -> None:
+        self.host = host
+        self.nodes: list[ClusterNode] = []
+        self._connected = False
+        options = HeadOptions(**_node_options(host, head_options))
+        self.head = ClusterNode(start_head(options), is_head=True)
+        self.nodes.append(self.head)
+        atexit.register(self.shutdown)
+        if connect:
+            self.connect()
+
+    @property
+    def address(self) -> str:
+        """What `shoal.init(address=...)` and `shoal start --address` take."""
+        return self.head._started.address
+
+    @property
+    def token_path(self) -> str:
+        """The file with the cluster's token."""
+        return self.head._started.token_path
+
+    def connect(self, node: ClusterNode | None = None, **init_options: Any) -> Any:
+        """Begin a session of this process through `node` (default: the head); returns what `shoal.init` does."""
+        self._connected = True
+        return shoal.init(address=(node or self.head).node_socket, **init_options)
+
+    def add_node(
+        self,
+        *,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        resources: dict[str, float] | None = None,
+        labels: dict[str, str] | None = None,
+        object_store_memory: int = OBJECT_STORE_BYTES,
+        memory: int | None = None,
+        name: str = "",
+        host: str = "",
+        wait: bool = True,
+    ) -> ClusterNode:
+        """Start a node that joins the cluster.
+
+        Args:
+            num_cpus, num_gpus, resources, labels, object_store_memory, memory: as for `shoal.init`.
+            name: no other node's.
+            host: where it listens, if not where the others do.
+            wait: until all nodes know of it.
+
+        Raises:
+            ConnectionError: the head does not answer.
+            RuntimeError: it cannot be started or may not join (its name is taken); says why.
+        """
+        given = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "labels": labels,
+            "object_store_memory": object_store_memory,
+            "memory": memory,
+            "name": name,
+        }
+        options = NodeOptions(**_node_options(host or self.host, given), token_path=self.token_path)
+        node = ClusterNode(start_node(options, self.address), is_head=False)
+        self.nodes.append(node)
+        if wait:
+            self.wait_for_nodes()
+        return node
+
+    def add_nodes(self, count: int, **options: Any) -> list[ClusterNode]:
+        """Start `count` equal nodes, several at a time; see `add_node`."""
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            nodes = [
+                future.result() for future in [pool.submit(self.add_node, wait=False, **options) for _ in range(count)]
+            ]
+        self.wait_for_nodes()
+        return nodes
+
+    def remove_node(self, node: ClusterNode, *, kill: bool = False, timeout: float = DRAIN_S) -> None:
+        """End a node, and wait until it is gone.
+
+        Args:
+            kill: as if its machine lost power (SIGKILL); otherwise it is drained: it takes nothing new, and leaves when what runs there has ended.
+            timeout: seconds that draining may take, after which it ends all the same.
+
+        Raises:
+            ValueError: it is the head, or no node of this cluster.
+        """
+        if node.is_head:
+            raise ValueError("the head cannot be removed: the GCS is there; shutdown() ends all nodes")
+        if node not in self.nodes:
+            raise ValueError(f"{node!r} is no node of this cluster (any more)")
+        started = node._started
+        if kill:
+            os.kill(node.pid, signal.SIGKILL)
+        else:
+            self.head.call("gcs.drain_node", node_id=bytes.fromhex(node.node_id), deadline_s=timeout)
+            started.exit_reason(within_s=timeout + 1.0)
+        started.stop()
+        self.nodes.remove(node)
+
+    def wait_for_nodes(self, count: int | None = None, timeout: float = WAIT_S) -> None:
+        """Wait until every node knows that all (or `count`) nodes of this cluster live, and no others.
+
+        Raises:
+            TimeoutError: says who does not know whom.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            wanted = {node.node_id for node in self.nodes if node.is_alive()}
+            if count is not None and len(wanted) != count:
+                lacking = f"{len(wanted)} nodes run"
+            else:
+                lacking = _who_lacks_whom(self.nodes, wanted)
+            if not lacking:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout:g} s: {lacking}")
+            time.sleep(POLL_S)
+
+    def shutdown(self) -> None:
+        """End this process's session there, and all nodes. Idempotent."""
+        atexit.unregister(self.shutdown)
+        if self._connected:
+            self._connected = False
+            shoal.shutdown()
+        _stop_all([node._started for node in self.nodes if not node.is_head])
+        self.head._started.stop()
+        self.nodes.clear()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def _node_options(host: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `NodeOptions` for a node that poses as one of many on this machine."""
+    settings = {name: given[name] for name in ("gcs_storage",) if name in given}
+    known = {name: value for name, value in given.items() if name not in settings}
+    return {
+        "num_cpus": 1,
+        "num_gpus": 0,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        **known,
+        "resources": dict(given.get("resources") or {}),
+        "labels": dict(given.get("labels") or {}),
+        "settings": settings,
+        "listen": host,
+        "ends_with_session": False,
+        "parent_dir": default_parent_dir(),
+    }
+
+
+def _who_lacks_whom(nodes: list[ClusterNode], wanted: set[str]) -> str:
+    """Which node does not know exactly the `wanted` ones; "" when all do."""
+    for node in nodes:
+        if node.node_id not in wanted:
+            continue
+        try:
+            known = {row["node_id"].hex() for row in node.call("node.cluster")["nodes"]}
+        except RuntimeError as error:
+            return str(error)
+        if known != wanted:
+            missing, dead = wanted - known, known - wanted
+            return f"{node!r} " + (f"does not know {missing}" if missing else f"still believes that {dead} live")
+    return ""
+
+
+def _stop_all(nodes: list[StartedNode]) -> None:
+    if nodes:
+        with ThreadPoolExecutor(max_workers=min(16, len(nodes))) as pool:
+            for future in [pool.submit(node.stop) for node in nodes]:
+                future.result()
