@@ -76,6 +76,7 @@ def test_a_node_creates_an_actor(tmp_path: Path) -> None:
         assert answer.gcs_pid == os.getpid()
         made = await client.call("gcs.actor_create", {"spec": actor_spec(name="bob")})
         assert made == {"actor_id": actor_spec().actor_id, "existing": None}
+        assert [entry.node_id for entry in (await pushes.get()).nodes] == [NODE]
         start = await pushes.get()
         assert start == StartActor(actor_spec().actor_id, 1, actor_spec(name="bob"))
         client.send(SubscribeKey("actor", start.actor_id))
@@ -274,7 +275,7 @@ def test_another_session_on_the_same_storage_finds_keys_but_no_lives(tmp_path: P
 
 
 def test_a_node_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.gcs.shard.NODE_AWAY_S", 0.1)
+    monkeypatch.setattr("shoal.gcs.node_table.NODE_AWAY_S", 0.1)
     backend = MemoryBackend()
 
     async def first(server: GcsServer, path: str) -> None:

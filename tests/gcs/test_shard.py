@@ -20,6 +20,7 @@ from shoal.protocol.gcs_messages import (
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    ClusterNodes,
     FromGcs,
     GcsAnswer,
     GcsCall,
@@ -77,7 +78,8 @@ class Gcs:
     def node(self, connection: int = 1, node_id: bytes = NODE) -> Gcs:
         self.tell(connection, Hello(PROTOCOL_VERSION, node_id, b"", 5))
         sent = self.tell(connection, RegisterNode(node_id, 5, "host", "addr", {"CPU": 20_000}, {"zone": "a"}))
-        assert Send(connection, NodeRegistered(42)) in sent
+        [answer] = [e.message for e in sent if type(e) is Send and type(e.message) is NodeRegistered]
+        assert answer.gcs_pid == 42 and not answer.refused
         return self
 
     def call(self, method: str, connection: int = 1, **body: Any) -> Any:
@@ -209,13 +211,17 @@ def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> Non
     assert [row["state"] for row in gcs.call("actors_list", 2)["actors"]] == ["dead", "pending"]
     assert gcs.shard.statistics()["subscriptions"] == 0
     effects = gcs.tell(2, RegisterNode(b"o" * 16, 6, "host", "addr", {}))
-    assert [type(effect.message) for effect in effects if type(effect) is Send] == [NodeRegistered, StartActor]
+    assert [type(effect.message) for effect in effects if type(effect) is Send] == [
+        NodeRegistered,
+        ClusterNodes,
+        StartActor,
+    ]
 
 
 def test_a_node_that_connects_anew_replaces_its_former_connection() -> None:
     gcs = Gcs().node()
     gcs.tell(2, Hello(PROTOCOL_VERSION, NODE, b"", 6))
-    closed, *_ = gcs.tell(2, RegisterNode(NODE, 6, "host", "addr", {}))
+    [closed] = [e for e in gcs.tell(2, RegisterNode(NODE, 6, "host", "addr", {})) if type(e) is CloseConnection]
     assert closed == CloseConnection(1, "its node has connected anew")
     gcs.shard.handle(ConnectionLost(1, "closed"), NOW)
     assert gcs.shard.next_deadline() is None and gcs.call("statistics", 2)["nodes"] == 1

@@ -41,7 +41,8 @@ def test_what_is_refused_here_is_asked_of_the_cluster_and_alone_told() -> None:
     many.handle(fw.Requested(P, request(3)))
     assert many.handle(fw.RefusedHere(P, 0, "no GPU")) == [fw.AskGlobal(P, request(3), 3)]
     assert many.handle(fw.Placed(P, 0, [], "nobody has a GPU")) == [
-        fw.TellProcess(P, LeasesUnschedulable(0, "nobody has a GPU"))
+        fw.AskGlobal(P, request(3), 0),
+        fw.TellProcess(P, LeasesUnschedulable(0, "nobody has a GPU")),
     ]
 
 

@@ -1,6 +1,6 @@
 """One shard of the GCS as a pure machine: connections in, answers and pushes out.
 
-Purpose: compose the tables and the actor manager, serve calls, and keep subscriptions.
+Purpose: compose the tables, the actor manager and the global scheduler, serve calls, and keep subscriptions.
 
 Design: `handle(event, now) -> list[Effect]`. Of one returned batch every `Write` must be durable before any `Send` leaves: nobody learns of a
 change that a crash could undo. A connection says Hello first and, if it is a node's, RegisterNode; only nodes may report on actors. A request
@@ -8,7 +8,7 @@ that cannot be served is answered with an error and changes nothing; what is not
 
 The death of the server loses nothing: all that it ever answered is in storage, and a node says again what was not confirmed. So everything
 that a node says may come twice: reports carry incarnations or numbers of their own, calls are known again by their number (`tables.Answers`).
-A node whose connection ended, or that a new server has not seen yet, has NODE_AWAY_S to come back before it is dead.
+A node whose connection ended, or that a new server has not seen yet, has NODE_AWAY_S to come back before it is dead (`node_table`).
 
 How to extend: a call gets a method and a row in `_CALLS` (and in the table of `gcs_messages`); a message gets a row in `_MESSAGES`.
 
@@ -17,12 +17,14 @@ What it does not do: sockets, clocks, waiting for storage (`io.server`); decidin
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from shoal.gcs import global_scheduler
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
     ActorManager,
@@ -37,8 +39,18 @@ from shoal.gcs.actor_manager import (
     StoreActor,
 )
 from shoal.gcs.actor_manager import Event as ActorEvent
+from shoal.gcs.global_scheduler import (
+    GlobalScheduler,
+    NodeAway,
+    NodeDrains,
+    NodeGone,
+    NodeSpoke,
+    NodeUp,
+    Wanted,
+)
+from shoal.gcs.node_table import NodeTable
 from shoal.gcs.storage.backend import Write
-from shoal.gcs.tables import Answers, Functions, Jobs, KeyValues, Nodes, TableError, TaskEvents
+from shoal.gcs.tables import Answers, Functions, Jobs, KeyValues, TableError, TaskEvents
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
     CHANNEL_KV,
@@ -49,21 +61,30 @@ from shoal.protocol.gcs_messages import (
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    ClusterNodes,
+    DrainNode,
     FromGcs,
     GcsAnswer,
     GcsCall,
+    HeartbeatAcknowledged,
+    NodeEntry,
+    NodeLoad,
     NodeRegistered,
     NodeReport,
+    PlaceLeases,
     Published,
     RegisterNode,
     SubscribeKey,
     TaskEventBatch,
     ToGcs,
 )
-from shoal.protocol.limits import NODE_AWAY_S, PROTOCOL_VERSION, TASK_EVENTS_MAX
+from shoal.protocol.limits import PROTOCOL_VERSION, TASK_EVENTS_MAX
 from shoal.protocol.messages import ActorSpec, Hello
+from shoal.protocol.resources import add
+from shoal.scheduling.node_policy import Dice
 
 ACTORS_TABLE = "actors"
+DRAIN_S = 60.0  #: what a node that drains has, if the caller names no time
 LIST_ROWS_MAX = 10_000  #: rows of a listing whose caller names no limit
 
 
@@ -133,13 +154,15 @@ class GcsShard:
 
     Args:
         gcs_pid: told to nodes.
+        dice: breaks ties between nodes; by default seeded by `gcs_pid`.
     """
 
-    def __init__(self, gcs_pid: int) -> None:
+    def __init__(self, gcs_pid: int, dice: Dice | None = None) -> None:
         self.gcs_pid = gcs_pid
         self.actors = ActorManager()
         self.jobs = Jobs()
-        self.nodes = Nodes()
+        self.nodes = NodeTable()
+        self.scheduler = GlobalScheduler(random.Random(gcs_pid).randrange if dice is None else dice)
         self.functions = Functions()
         self.kv = KeyValues()
         self.task_events = TaskEvents()
@@ -148,23 +171,33 @@ class GcsShard:
         self._connections: dict[int, Connection] = {}
         #: node -> the connection it registered on
         self._node_connections: dict[bytes, int] = {}
-        #: nodes that are not connected -> (when they are given up, why they are away)
-        self._away: dict[bytes, tuple[float, str]] = {}
         #: (channel, key) -> connections, in the order of subscribing; never empty
         self._subscribers: dict[tuple[str, bytes], dict[int, None]] = {}
+        #: version of the last ClusterNodes: microseconds since the epoch, made to grow
+        self._nodes_version = 0
         #: version of the last publication outside the actors' channel: microseconds since the epoch, made to grow
         self._version = 0
 
     # ------------------------------------------------------------ start
 
     #: tables to read and hand to `restore` at start
-    STORED_TABLES = (Jobs.TABLE, Functions.TABLE, KeyValues.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
+    STORED_TABLES = (
+        NodeTable.TABLE,
+        Jobs.TABLE,
+        Functions.TABLE,
+        KeyValues.TABLE,
+        ACTORS_TABLE,
+        TaskEvents.TABLE,
+        Answers.TABLE,
+    )
     #: those that mean nothing to another session: what they tell of died with its nodes
-    SESSION_TABLES = (Jobs.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
+    SESSION_TABLES = (NodeTable.TABLE, Jobs.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take back a stored row; before the first event."""
-        if table == Jobs.TABLE:
+        if table == NodeTable.TABLE:
+            self.nodes.restore(key, value)
+        elif table == Jobs.TABLE:
             self.jobs.restore(value)
         elif table == Functions.TABLE:
             self.functions.restore(key, value)
@@ -178,16 +211,18 @@ class GcsShard:
             self.answers.restore(key, value)
 
     def begin(self, now: float) -> None:
-        """All rows are restored: nodes that something lives on have until NODE_AWAY_S from now to come back."""
-        nodes = [record.node_id for record in self.actors.records() if record.state != "dead"]
-        nodes += self.jobs.nodes()
-        for node_id in nodes:
-            if node_id:
-                self._away[node_id] = (now + NODE_AWAY_S, "it did not come back when the GCS server was started again")
+        """All rows are restored: nodes have until NODE_AWAY_S from now to come back."""
+        self.nodes.begin(now)
+        for record in self.nodes.records():
+            if record.alive:
+                node = record.node
+                self._schedule(NodeUp(node.node_id, record.shown(), node.resources, node.labels), now, [])
+                self._schedule(NodeAway(node.node_id), now, [])
 
     def next_deadline(self) -> float | None:
-        """When TimePassed is due (s since the epoch); None while all nodes are there."""
-        return min((deadline for deadline, _ in self._away.values()), default=None)
+        """When TimePassed is due (s since the epoch); None while there is nothing to wait for."""
+        deadlines = (self.nodes.next_deadline(), self.scheduler.next_deadline())
+        return min((each for each in deadlines if each is not None), default=None)
 
     # ------------------------------------------------------------ the door
 
@@ -198,7 +233,7 @@ class GcsShard:
             self._on_lost(event, now, effects)
             return effects
         if type(event) is TimePassed:
-            self._give_up_nodes(now, effects)
+            self._on_time(now, effects)
             return effects
         assert type(event) is MessageReceived
         number, message = event.connection, event.message
@@ -234,7 +269,8 @@ class GcsShard:
             "task_events": len(self.task_events),
             "task_events_dropped": self.task_events.dropped,
             "answers": len(self.answers),
-            "nodes_away": len(self._away),
+            "nodes_away": self.nodes.away(),
+            "scheduler": self.scheduler.statistics(),
         }
 
     # ------------------------------------------------------------ connections
@@ -248,17 +284,59 @@ class GcsShard:
         self._connections[number] = Connection(message.worker_id)
 
     def _on_register_node(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
-        former = self._node_connections.get(message.node_id)
+        writes: list[Write] = []
+        refused = self.nodes.register(message, now, writes)
+        if refused:
+            effects.append(Send(number, NodeRegistered(self.gcs_pid, 0, refused, now)))
+            return
+        effects.extend(writes)
+        node_id = message.node_id
+        former = self._node_connections.get(node_id)
         if former is not None:
             # Its end is not seen yet: a node dials again only when it has given up the connection that it had.
             self._connections[former].node_id = b""
             effects.append(CloseConnection(former, "its node has connected anew"))
-        self._connections[number].node_id = message.node_id
-        self._node_connections[message.node_id] = number
-        self._away.pop(message.node_id, None)
-        self.nodes.join(message, now)
-        effects.append(Send(number, NodeRegistered(self.gcs_pid)))
-        self._on_actor_event(NodeJoined(message.node_id), now, effects)
+        self._connections[number].node_id = node_id
+        self._node_connections[node_id] = number
+        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now)))
+        record = self.nodes.get(node_id)
+        assert record is not None, "it has just registered"
+        self._tell_nodes([record.entry()], now, effects, but=number)
+        effects.append(Send(number, ClusterNodes(self._nodes_version, self.nodes.entries())))
+        self._schedule(NodeUp(node_id, record.shown(), message.resources, message.labels), now, effects)
+        if record.draining:
+            self._schedule(NodeDrains(node_id), now, effects)
+        self._on_actor_event(NodeJoined(node_id), now, effects)
+
+    def _tell_nodes(self, entries: list[NodeEntry], now: float, effects: list[Effect], but: int = 0) -> None:
+        """Tell all nodes what has changed; except the connection `but`."""
+        self._nodes_version = max(self._nodes_version + 1, int(now * 1e6))
+        message = ClusterNodes(self._nodes_version, entries)
+        effects.extend(Send(number, message) for number in self._node_connections.values() if number != but)
+
+    def _on_load(self, number: int, message: NodeLoad, now: float, effects: list[Effect]) -> None:
+        node_id = self._connections[number].node_id
+        writes: list[Write] = []
+        if self.nodes.hear(node_id, message, now, writes):
+            self._tell_drained(node_id, now, writes, effects)
+        effects.append(Send(number, HeartbeatAcknowledged(message.count)))
+        self._schedule(NodeSpoke(node_id, message), now, effects)
+
+    def _tell_drained(self, node_id: bytes, now: float, writes: list[Write], effects: list[Effect]) -> None:
+        record = self.nodes.get(node_id)
+        assert record is not None, "it is known"
+        effects.extend(writes)
+        self._tell_nodes([record.entry()], now, effects)
+        self._schedule(NodeDrains(node_id), now, effects)
+
+    def _on_place_leases(self, number: int, message: PlaceLeases, now: float, effects: list[Effect]) -> None:
+        self._schedule(Wanted(self._connections[number].node_id, message), now, effects)
+
+    def _schedule(self, event: global_scheduler.Event, now: float, effects: list[Effect]) -> None:
+        for told in self.scheduler.handle(event, now):
+            number = self._node_connections.get(told.node_id)
+            if number is not None:  # a node that is away asks again
+                effects.append(Send(number, told.message))
 
     def _on_node_report(self, number: int, message: NodeReport, now: float, effects: list[Effect]) -> None:
         node_id = self._connections[number].node_id
@@ -272,19 +350,32 @@ class GcsShard:
             self._forget_subscriber(topic, event.connection)
         if connection.node_id:
             del self._node_connections[connection.node_id]
-            self._away[connection.node_id] = (now + NODE_AWAY_S, event.cause)
+            self.nodes.lose(connection.node_id, event.cause, now)
+            self._schedule(NodeAway(connection.node_id), now, effects)
 
-    def _give_up_nodes(self, now: float, effects: list[Effect]) -> None:
-        for node_id, (deadline, cause) in list(self._away.items()):
-            if deadline > now:
-                continue
-            del self._away[node_id]
-            self.nodes.leave(node_id, cause, now)
-            self.answers.forget(node_id)
-            # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost node goes nowhere.
-            for job_id in self.jobs.running_on(node_id):
-                self._end_job(job_id, f"the node of its driver died: {cause}", now, effects)
-            self._on_actor_event(NodeLost(node_id, cause), now, effects)
+    def _on_time(self, now: float, effects: list[Effect]) -> None:
+        for node_id, cause in self.nodes.overdue(now):
+            self._bury_node(node_id, cause, now, effects)
+        deadline = self.scheduler.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._schedule(global_scheduler.TimePassed(), now, effects)
+
+    def _bury_node(self, node_id: bytes, cause: str, now: float, effects: list[Effect]) -> None:
+        """A node is dead: those concerned take care of what was there."""
+        writes: list[Write] = []
+        record = self.nodes.bury(node_id, cause, now, writes)
+        effects.extend(writes)
+        number = self._node_connections.pop(node_id, None)
+        if number is not None:
+            self._connections[number].node_id = b""
+            effects.append(CloseConnection(number, f"this node was declared dead: {cause}"))
+        self._tell_nodes([record.entry()], now, effects)
+        self.answers.forget(node_id)
+        # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost node goes nowhere.
+        for job_id in self.jobs.running_on(node_id):
+            self._end_job(job_id, f"the node of its driver died: {cause}", now, effects)
+        self._on_actor_event(NodeLost(node_id, cause), now, effects)
+        self._schedule(NodeGone(node_id), now, effects)
 
     # ------------------------------------------------------------ publishing
 
@@ -442,6 +533,33 @@ class GcsShard:
     def _nodes(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         return {"nodes": self.nodes.rows()}
 
+    def _cluster_load(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        limit = int(body.get("limit") or LIST_ROWS_MAX)
+        total: dict[str, int] = {}
+        available: dict[str, int] = {}
+        rows = [row for row in self.nodes.rows() if row["alive"]]
+        for row in rows:
+            add(total, row["resources"])
+            add(available, row["available"])
+        return {"nodes": rows, "total": total, "available": available, "demands": self.scheduler.demands(limit)}
+
+    def _drain_node(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        node_id, deadline_s = _bytes(body, "node_id"), float(body.get("deadline_s") or DRAIN_S)
+        record = self.nodes.get(node_id)
+        if record is None or not record.alive:
+            raise TableError("NodeNotFound", f"there is no living node {node_id.hex()}")
+        if record.node.is_head:
+            text = f"{record.shown()} is the head node: the cluster ends with it; use `shoal stop` there"
+            raise TableError("BadRequest", text)
+        writes: list[Write] = []
+        if self.nodes.drain(node_id, writes):
+            self._tell_drained(node_id, now, writes, effects)
+        connection = self._node_connections.get(node_id)
+        if connection is None:
+            raise TableError("NodeAway", f"{record.shown()} is not connected now; it takes no new work when it returns")
+        effects.append(Send(connection, DrainNode(str(body.get("reason") or "it was asked to leave"), deadline_s)))
+        return {"draining": True}
+
     def _jobs(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         return {"jobs": self.jobs.rows()}
 
@@ -539,13 +657,15 @@ _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]]
     ActorWorkerDied: GcsShard._on_actor_message,
     ActorRefsGone: GcsShard._on_actor_message,
     NodeReport: GcsShard._on_node_report,
+    NodeLoad: GcsShard._on_load,
+    PlaceLeases: GcsShard._on_place_leases,
 }
 
 #: reports that a node keeps until they are acknowledged
 _ACKNOWLEDGED = frozenset(
     {ActorWorkerStarted, ActorConstructed, ActorPlacementRefused, ActorWorkerDied, ActorRefsGone, TaskEventBatch}
 )
-_FROM_NODES = _ACKNOWLEDGED | {NodeReport}
+_FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases}
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
     "gcs.actor_create": GcsShard._actor_create,
@@ -555,6 +675,8 @@ _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]],
     "gcs.actor_story": GcsShard._actor_story,
     "gcs.named_actors": GcsShard._named_actors,
     "gcs.nodes": GcsShard._nodes,
+    "gcs.cluster_load": GcsShard._cluster_load,
+    "gcs.drain_node": GcsShard._drain_node,
     "gcs.jobs": GcsShard._jobs,
     "gcs.register_job": GcsShard._register_job,
     "gcs.end_job": GcsShard._end_job_called,

@@ -1,15 +1,14 @@
-"""The plain tables of the GCS: jobs, nodes, functions, key-value pairs and trace events.
+"""The plain tables of the GCS: jobs, functions, key-value pairs and trace events.
 
 Purpose: each class owns one table and is its only writer; `shard` composes them.
 
 Design: rows live in memory. A mutating method appends the rows to store to `writes`, which the shard makes durable before it answers; `restore`
 takes a stored row back at start. Listings return plain dictionaries. Trace events stay in the bytes in which they came (a task's event costs
-the GCS nothing until someone asks), in a ring that drops the oldest and counts them; a row in storage is a batch. Nodes are not stored: they
-present themselves.
+the GCS nothing until someone asks), in a ring that drops the oldest and counts them; a row in storage is a batch.
 
 How to extend: a class with `TABLE`, `restore`, and methods; then give `shard` the calls.
 
-What it does not do: actors (`actor_manager`), answering, or publishing.
+What it does not do: actors (`actor_manager`), nodes (`node_table`), answering, or publishing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import msgspec
 
 from shoal.gcs.storage.backend import Write
-from shoal.protocol.gcs_messages import RegisterNode, TaskEventBatch
+from shoal.protocol.gcs_messages import TaskEventBatch
 from shoal.protocol.limits import JOBS_ENDED_MAX, TASK_EVENT_SENDERS_MAX, TASK_EVENTS_MAX
 
 JOB_ID_BYTES = 4
@@ -106,10 +105,6 @@ class Jobs:
         """All jobs, in the order of starting."""
         return [job.row() for job in self._rows.values()]
 
-    def nodes(self) -> list[bytes]:
-        """The nodes of the jobs that run."""
-        return [job.node_id for job in self._rows.values() if not job.ended_s]
-
     def running_on(self, node_id: bytes) -> list[bytes]:
         """Ids of the jobs whose driver runs on a node."""
         return [job.job_id for job in self._rows.values() if job.node_id == node_id and not job.ended_s]
@@ -118,55 +113,6 @@ class Jobs:
         self._rows[job.job_id] = job
         if len(job.job_id) == JOB_ID_BYTES:
             self._last_number = max(self._last_number, int.from_bytes(job.job_id, "big"))
-
-
-class NodeRecord(msgspec.Struct):
-    """One node, as it presented itself. Not stored: nodes present themselves again."""
-
-    node: RegisterNode
-    alive: bool
-    joined_s: float
-    left_s: float = 0.0
-    cause: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """What listings show."""
-        node = self.node
-        return {
-            "node_id": node.node_id,
-            "alive": self.alive,
-            "pid": node.pid,
-            "hostname": node.hostname,
-            "address": node.address,
-            "resources": node.resources,
-            "labels": node.labels,
-            "session_dir": node.session_dir,
-            "joined_s": self.joined_s,
-            "left_s": self.left_s,
-            "cause": self.cause,
-        }
-
-
-class Nodes:
-    """The table of nodes."""
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, NodeRecord] = {}
-
-    def join(self, node: RegisterNode, now: float) -> None:
-        """A node presents itself (again)."""
-        self._rows[node.node_id] = NodeRecord(node, True, now)
-
-    def leave(self, node_id: bytes, cause: str, now: float) -> None:
-        """A node is dead. One that has not come back since this server started has no row."""
-        record = self._rows.get(node_id)
-        if record is None:
-            return
-        record.alive, record.left_s, record.cause = False, now, cause
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All nodes, in the order of joining."""
-        return [record.row() for record in self._rows.values()]
 
 
 class Functions:

@@ -21,6 +21,8 @@ Calls, with their bodies and answers (`?` marks what may be left out):
     gcs.actor_story     actor_id                               -> story: list of lines                   (ActorNotFound)
     gcs.named_actors    namespace?: str (none: all of them)    -> actors: list of {name, namespace, actor_id}
     gcs.nodes                                                  -> nodes: list of records
+    gcs.cluster_load    limit?                                 -> nodes (alive), total, available (units), demands: who waits, and why
+    gcs.drain_node      node_id, reason?, deadline_s?          -> draining: bool            (NodeNotFound, NodeAway)
     gcs.register_job    job_id?, namespace, pid, config?       -> job_id   (a fresh one when none was given)
     gcs.end_job         job_id, reason?                        -> ended: bool
     gcs.jobs                                                   -> jobs: list of records

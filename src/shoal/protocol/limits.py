@@ -57,6 +57,7 @@ RESTART_DELAY_S = (
 RESTART_DELAY_MAX_S = 10.0
 ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
+NODES_DEAD_MAX = 1000  #: dead nodes remembered
 STORY_LINES_MAX = 64
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
 HEARTBEAT_S = 0.5

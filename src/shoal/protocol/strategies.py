@@ -26,6 +26,8 @@ KIND = "kind"
 SPREAD = "SPREAD"
 NODE_AFFINITY = "node_affinity"
 LABELS = "labels"
+#: kinds that a node cannot follow alone: the global scheduler places them
+GLOBAL_KINDS = frozenset({SPREAD, NODE_AFFINITY, LABELS})
 
 IN = "in"
 NOT_IN = "not_in"

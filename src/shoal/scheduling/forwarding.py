@@ -28,15 +28,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.protocol.messages import LeaseGranted, LeasesUnschedulable, RequestLeases, WorkerDied
-from shoal.protocol.strategies import LABELS, NODE_AFFINITY, SPREAD
+from shoal.protocol.strategies import GLOBAL_KINDS
 
 Key = tuple[bytes, int]  #: (process, class number)
 #: a node that died may have begun any task that it had
 ALL_STARTED = 1 << 62
 #: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
 REFUSALS_MAX = 5
-#: strategies that the local scheduler cannot follow alone
-GLOBAL_STRATEGIES = frozenset({SPREAD, NODE_AFFINITY, LABELS})
 
 
 # ---------------------------------------------------------------- events
@@ -290,7 +288,7 @@ class Forwarding:
                 self._withdraw(key, known, effects)
             return
         self._requests[key] = request
-        if self._in_cluster and request.strategy.get("kind") in GLOBAL_STRATEGIES:
+        if self._in_cluster and request.strategy.get("kind") in GLOBAL_KINDS:
             self._ask(key, request.backlog, effects)
         else:
             effects.append(RequestHere(event.process, request))
@@ -310,8 +308,8 @@ class Forwarding:
         abroad = self._abroad.pop(key, None)
         if abroad is None:
             return
-        if abroad.asked:
-            effects.append(AskGlobal(key[0], request, 0))
+        # Also when all was placed by now: what was asked and what was placed may have crossed on the way.
+        effects.append(AskGlobal(key[0], request, 0))
         for node_id, count in abroad.placed.items():
             if count:
                 effects.append(AskNode(node_id, key[0], request, 0))
@@ -333,7 +331,7 @@ class Forwarding:
     def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
         request = self._requests.get(key)
-        if self._in_cluster and request is not None and request.strategy.get("kind") not in GLOBAL_STRATEGIES:
+        if self._in_cluster and request is not None and request.strategy.get("kind") not in GLOBAL_KINDS:
             self._ask(key, event.backlog, effects)
 
     # ------------------------------------------------------------ answers
@@ -351,7 +349,7 @@ class Forwarding:
         for node_id, count in event.placements:
             abroad.asked = max(0, abroad.asked - count)
             if node_id == self._node_id:
-                if request.strategy.get("kind") in GLOBAL_STRATEGIES:  # else it waits here anyway
+                if request.strategy.get("kind") in GLOBAL_KINDS:  # else it waits here anyway
                     effects.append(RequestHere(event.process, request, count))
                 continue
             abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count

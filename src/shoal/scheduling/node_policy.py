@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.protocol.resources import Resources, fits, format_resources
-from shoal.protocol.strategies import KIND, LABELS, NODE_AFFINITY, SPREAD, describe, keeps
+from shoal.protocol.strategies import GLOBAL_KINDS, KIND, LABELS, NODE_AFFINITY, SPREAD, describe, keeps
 
 #: `dice(n)` is one of 0 ... n - 1
 Dice = Callable[[int], int]
@@ -192,7 +192,7 @@ def place(views: Sequence[NodeView], wish: Wish, count: int, dice: Dice) -> list
 def _by_waiting(able: list[NodeView], wish: Wish, count: int) -> list[tuple[NodeView, int]]:
     if wish.locality:
         return _by_inputs(able, wish, count)
-    if KIND not in wish.strategy:
+    if wish.strategy.get(KIND) not in GLOBAL_KINDS:
         able = [view for view in able if view.node_id != wish.asker]
     return _dealt(able, wish, count, level_rest)
 

@@ -15,6 +15,7 @@ What it does not do: decide anything (`shard`); prove tokens (`wire.tcp_listener
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
 from shoal.wire.tcp_listener import TcpListener
 
 LISTEN_BACKLOG = 128
+TIMER_MIN_S = 0.01
 #: one row: which session the tables are of
 SESSION_TABLE = "session"
 
@@ -105,6 +107,9 @@ class GcsServer:
         self._backend = backend
         self._session = session.encode()
         self._timer: asyncio.TimerHandle | None = None
+        #: when it is due; infinite without one
+        self._timer_at = math.inf
+        self._clock_offset_s = time.time() - time.monotonic()
         self.shard = GcsShard(os.getpid())
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0
@@ -158,18 +163,27 @@ class GcsServer:
         for table in GcsShard.STORED_TABLES:
             for key, value in await backend.scan(table):
                 self.shard.restore(table, key, value)
-        self.shard.begin(time.time())
+        self.shard.begin(self._now())
         self._set_timer()
 
     def _set_timer(self) -> None:
-        """See that nodes which are away are given up in time."""
+        """See that the shard hears in time that time has passed."""
         deadline = self.shard.next_deadline()
-        if deadline is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.01, deadline - time.time()), self._time_passed)
+        if deadline is None or deadline >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = asyncio.get_running_loop().call_later(max(TIMER_MIN_S, deadline - self._now()), self._time_passed)
+
+    def _now(self) -> float:
+        """Seconds since the epoch, as this process began to count them: a clock that is set kills no node."""
+        return self._clock_offset_s + time.monotonic()
 
     def _time_passed(self) -> None:
         self._timer = None
-        self._perform(self.shard.handle(TimePassed(), time.time()))
+        self._timer_at = math.inf
+        self._perform(self.shard.handle(TimePassed(), self._now()))
         self._set_timer()
 
     async def stop(self) -> None:
@@ -202,13 +216,13 @@ class GcsServer:
     def remove_peer(self, peer: _Peer, cause: str) -> None:
         """A connection ended."""
         del self._peers[peer.number]
-        self._perform(self.shard.handle(ConnectionLost(peer.number, cause), time.time()))
+        self._perform(self.shard.handle(ConnectionLost(peer.number, cause), self._now()))
         self._set_timer()
 
     def take(self, number: int, message: ToGcs) -> None:
         """A connection sent a message."""
         try:
-            effects = self.shard.handle(MessageReceived(number, message), time.time())
+            effects = self.shard.handle(MessageReceived(number, message), self._now())
         except Exception as error:  # a bug of ours: it must not take the other connections with it
             what = message.method if isinstance(message, GcsCall) else type(message).__name__
             print(f"shoal:gcs: internal error in {what}; please report it", file=sys.stderr)
@@ -218,6 +232,7 @@ class GcsServer:
                 self._perform([Send(number, GcsAnswer(message.request, None, ["InternalError", text]))])
             return
         self._perform(effects)
+        self._set_timer()
 
     # ------------------------------------------------------------ effects
 

@@ -1,0 +1,273 @@
+"""The table of nodes: who belongs to the cluster, under which number, and who is dead.
+
+Purpose: membership. The one writer of node records, of the time when a node is given up, and of what a node said last of its load.
+
+Design: a record is stored before anybody is told of it, so a new server knows all nodes of the old one, refuses none of them, and gives up those that
+do not come back. A node is
+
+    connected --connection ended--> away --NODE_AWAY_S--> dead
+        `--silent for HEARTBEATS_MISSED_S (once it has sent a heartbeat)--^
+
+Dead is for ever: a node that returns is *fenced*, its work is elsewhere by now; it must join as a new node. Numbers go up and are never used
+again, also not after their nodes are forgotten, because lease and job numbers are made from them.
+
+A server that was itself stopped for a while (LATE_S) must not take its own silence for that of others: all clocks begin anew then.
+
+How to extend: a fact of a node is a field of `NodeRecord` (stored), of `NodeEntry` (told to nodes) or of `row` (shown to users).
+
+What it does not do: decide what becomes of a dead node's actors, jobs and leases (`shard` tells those who do).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any
+
+import msgspec
+
+from shoal.gcs.storage.backend import Write
+from shoal.protocol.gcs_messages import NodeEntry, NodeLoad, RegisterNode
+from shoal.protocol.limits import HEARTBEATS_MISSED_S, NODE_AWAY_S, NODES_DEAD_MAX
+
+#: a timer that comes so late says that this process stood still, or that the clock was set
+LATE_S = 0.5
+#: what nodes get at least after that
+ANEW_S = 1.0
+
+_encode = msgspec.msgpack.encode
+
+
+class NodeRecord(msgspec.Struct):
+    """One node's life."""
+
+    node: RegisterNode
+    node_no: int
+    joined_s: float
+    alive: bool = True
+    draining: bool = False
+    left_s: float = 0.0
+    cause: str = ""
+
+    def entry(self) -> NodeEntry:
+        """What other nodes are told."""
+        node = self.node
+        return NodeEntry(
+            node.node_id,
+            self.node_no,
+            node.address,
+            node.hostname,
+            node.resources,
+            node.labels,
+            self.alive,
+            node.is_head,
+            self.draining,
+            self.cause,
+            node.name,
+        )
+
+    def shown(self) -> str:
+        """What texts call it."""
+        return self.node.name or self.node.node_id.hex()[:8]
+
+
+class NodeTable:
+    """All nodes that live, and the last NODES_DEAD_MAX that died."""
+
+    TABLE = "nodes"
+    #: a row of its own keeps the last number that was given out
+    NUMBER_KEY = b""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, NodeRecord] = {}
+        #: dead ones, oldest first; each is a key of `_rows`
+        self._dead: deque[bytes] = deque()
+        self._last_number = 0
+        #: living nodes that are not connected -> (when they are given up, why they are away)
+        self._away: dict[bytes, tuple[float, str]] = {}
+        #: connected nodes that send heartbeats -> when they sent the last one; the one silent for longest is first
+        self._heard: OrderedDict[bytes, float] = OrderedDict()
+        #: last heartbeats of connected nodes
+        self._loads: dict[bytes, NodeLoad] = {}
+
+    # ------------------------------------------------------------ start
+
+    def restore(self, key: bytes, stored: bytes) -> None:
+        """Take back a stored row."""
+        if key == self.NUMBER_KEY:
+            self._last_number = int.from_bytes(stored, "big")
+            return
+        record = msgspec.msgpack.decode(stored, type=NodeRecord)
+        self._rows[key] = record
+
+    def begin(self, now: float) -> None:
+        """All rows are restored: living nodes have NODE_AWAY_S from now to come back."""
+        order = sorted(self._rows.values(), key=lambda record: record.joined_s)
+        self._rows = {record.node.node_id: record for record in order}
+        dead = [record for record in order if not record.alive]
+        self._dead.extend(record.node.node_id for record in sorted(dead, key=lambda record: record.left_s))
+        for record in order:
+            if record.alive:
+                cause = "it did not come back when the GCS server was started again"
+                self._away[record.node.node_id] = (now + NODE_AWAY_S, cause)
+
+    # ------------------------------------------------------------ queries
+
+    def get(self, node_id: bytes) -> NodeRecord | None:
+        """The record of a node, None if unknown or forgotten."""
+        return self._rows.get(node_id)
+
+    def records(self) -> list[NodeRecord]:
+        """All nodes, in the order of joining."""
+        return list(self._rows.values())
+
+    def entries(self) -> list[NodeEntry]:
+        """What a node that joins is told: all that live and those that died lately."""
+        return [record.entry() for record in self._rows.values()]
+
+    def load_of(self, node_id: bytes) -> NodeLoad | None:
+        """A connected node's last heartbeat."""
+        return self._loads.get(node_id)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All nodes as listings show them, in the order of joining."""
+        return [self._row(record) for record in self._rows.values()]
+
+    def _row(self, record: NodeRecord) -> dict[str, Any]:
+        node, load = record.node, self._loads.get(record.node.node_id)
+        away = self._away.get(node.node_id)
+        return {
+            "node_id": node.node_id,
+            "node_no": record.node_no,
+            "name": node.name,
+            "alive": record.alive,
+            "state": "dead" if not record.alive else "suspect" if away else "draining" if record.draining else "alive",
+            "pid": node.pid,
+            "hostname": node.hostname,
+            "address": node.address,
+            "is_head": node.is_head,
+            "resources": node.resources if load is None else load.total,
+            "available": {} if load is None else load.available,
+            "waiting": [] if load is None else [list(each) for each in load.waiting],
+            "store_used_bytes": 0 if load is None else load.store_used_bytes,
+            "labels": node.labels,
+            "session_dir": node.session_dir,
+            "joined_s": record.joined_s,
+            "left_s": record.left_s,
+            "cause": record.cause or (away[1] if away else ""),
+        }
+
+    def next_deadline(self) -> float | None:
+        """When somebody may have to be given up; None while all is well."""
+        deadline = min((until for until, _ in self._away.values()), default=None)
+        if self._heard:
+            silent = next(iter(self._heard.values())) + HEARTBEATS_MISSED_S
+            deadline = silent if deadline is None else min(deadline, silent)
+        return deadline
+
+    def away(self) -> int:
+        """How many living nodes are not connected."""
+        return len(self._away)
+
+    # ------------------------------------------------------------ changes
+
+    def register(self, node: RegisterNode, now: float, writes: list[Write]) -> str:
+        """A node presents itself (again). Returns why it may not belong to the cluster; "" when it does."""
+        known = self._rows.get(node.node_id)
+        refusal = self._refusal(node, known)
+        if refusal:
+            return refusal
+        self._away.pop(node.node_id, None)
+        self._heard.pop(node.node_id, None)  # its heartbeats begin anew
+        if known is None:
+            number = 0
+            if not node.is_head:
+                self._last_number += 1
+                number = self._last_number
+                writes.append(Write(self.TABLE, self.NUMBER_KEY, number.to_bytes(8, "big")))
+            known = self._rows[node.node_id] = NodeRecord(node, number, now)
+        node.node_no = known.node_no
+        known.node = node
+        self._store(known, writes)
+        return ""
+
+    def _refusal(self, node: RegisterNode, known: NodeRecord | None) -> str:
+        if known is not None and not known.alive:
+            return (
+                f"it was declared dead: {known.cause}. What ran here has been started elsewhere since, so it must join as a new node: "
+                "start it again"
+            )
+        if known is not None:
+            return ""
+        if node.node_no:
+            return "it was declared dead long ago, or belongs to another cluster: start it again, as a new node"
+        for record in self._rows.values():
+            if not record.alive:
+                continue
+            if node.is_head and record.node.is_head:
+                return f"this cluster has a head node already: {record.shown()} at {record.node.address}"
+            if node.name and record.node.name == node.name:
+                return (
+                    f"the node name {node.name!r} is taken by a node at {record.node.address} (process {record.node.pid} on "
+                    f"{record.node.hostname}): choose another one, or leave it out"
+                )
+        return ""
+
+    def hear(self, node_id: bytes, load: NodeLoad, now: float, writes: list[Write]) -> bool:
+        """A heartbeat. Whether the others must be told of a change."""
+        self._heard[node_id] = now
+        self._heard.move_to_end(node_id)
+        self._loads[node_id] = load
+        return load.draining and self.drain(node_id, writes)
+
+    def drain(self, node_id: bytes, writes: list[Write]) -> bool:
+        """A node takes no new work. False if that was known."""
+        record = self._rows[node_id]
+        if record.draining:
+            return False
+        record.draining = True
+        self._store(record, writes)
+        return True
+
+    def lose(self, node_id: bytes, cause: str, now: float) -> None:
+        """A node's connection ended."""
+        self._heard.pop(node_id, None)
+        self._loads.pop(node_id, None)
+        if self._rows[node_id].alive:
+            self._away[node_id] = (now + NODE_AWAY_S, cause)
+
+    def overdue(self, now: float) -> list[tuple[bytes, str]]:
+        """Time has passed: the nodes to be given up, with the reason. `bury` them."""
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return []
+        if now - deadline > LATE_S:
+            for node_id, (until, cause) in self._away.items():
+                self._away[node_id] = (max(until, now + ANEW_S), cause)
+            for node_id, heard in self._heard.items():
+                self._heard[node_id] = max(heard, now - HEARTBEATS_MISSED_S + ANEW_S)
+            return []
+        given_up = [(node_id, cause) for node_id, (until, cause) in self._away.items() if until <= now]
+        for node_id, heard in self._heard.items():
+            if heard + HEARTBEATS_MISSED_S > now:
+                break
+            given_up.append((node_id, f"it said nothing for {now - heard:.1f} s"))
+        return given_up
+
+    def bury(self, node_id: bytes, cause: str, now: float, writes: list[Write]) -> NodeRecord:
+        """A living node is dead."""
+        record = self._rows[node_id]
+        assert record.alive, f"node {record.shown()} dies twice"
+        self._away.pop(node_id, None)
+        self._heard.pop(node_id, None)
+        self._loads.pop(node_id, None)
+        record.alive, record.left_s, record.cause = False, now, cause
+        self._store(record, writes)
+        self._dead.append(node_id)
+        if len(self._dead) > NODES_DEAD_MAX:
+            forgotten = self._dead.popleft()
+            del self._rows[forgotten]
+            writes.append(Write(self.TABLE, forgotten, None))
+        return record
+
+    def _store(self, record: NodeRecord, writes: list[Write]) -> None:
+        writes.append(Write(self.TABLE, record.node.node_id, _encode(record)))
