@@ -100,6 +100,13 @@ can be restored: True
 nothing is done twice: True
 Optuna is closer than 0\.5: True
 """,
+    "14_rl.py": r"""
+evolution balances the pole: True
+resumed at the same generation: True
+PPO learns: True
+True True
+100 100
+""",
 }
 
 NEEDS = {
@@ -107,6 +114,7 @@ NEEDS = {
     "03_actors.py": ["numpy"],
     "08_utilities.py": ["joblib", "numpy", "sklearn"],
     "10_tune.py": ["sklearn", "optuna", "pandas"],
+    "14_rl.py": ["gymnasium", "torch"],
 }
 
 

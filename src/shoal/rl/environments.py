@@ -1,0 +1,168 @@
+"""Environments: made from a name or a function, played in batches, and errors that say which one failed and how.
+
+Design: an environment is Gymnasium's id ("CartPole-v1") or a function without arguments that makes one. What it raises while it is made or
+played becomes `EnvironmentFailed`, with the seed that shows it again. `Environments` plays several side by side and begins an episode anew as soon
+as one ends; the observation with which an episode was cut off (not ended) is kept, because its value still counts.
+
+What it does not do: bound the time of a step: a hanging environment is its caller's to kill (`evolution`, `ppo`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+EnvironmentSpec = str | Callable[[], Any]
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment could not be made, raised while it was played, or did not answer in time. The text names it and its seed."""
+
+
+def name_of(spec: EnvironmentSpec) -> str:
+    """What people call it."""
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", repr(spec))
+
+
+def make_environment(spec: EnvironmentSpec) -> Any:
+    """One environment.
+
+    Raises:
+        ImportError: Gymnasium is not installed.
+        EnvironmentFailed: there is none of this name, or making it raised.
+    """
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ImportError("shoal.rl needs Gymnasium: pip install 'shoal[rl]'") from error
+    try:
+        return gymnasium.make(spec) if isinstance(spec, str) else spec()
+    except Exception as error:
+        raise EnvironmentFailed(f"{name_of(spec)} could not be made: {type(error).__name__}: {error}") from error
+
+
+@dataclass(slots=True)
+class Spaces:
+    """What a policy must know of an environment. Sizes are numbers of values."""
+
+    inputs: int
+    outputs: int
+    discrete: bool
+    #: bounds of continuous actions, shape (outputs,)
+    low: Floats | None = None
+    high: Floats | None = None
+
+    def action(self, output: Any) -> Any:
+        """What the environment is given for a policy's continuous output: cut to its bounds."""
+        return output if self.low is None else np.clip(output, self.low, self.high)
+
+
+def spaces_of(spec: EnvironmentSpec) -> Spaces:
+    """Look at an environment's spaces.
+
+    Raises:
+        EnvironmentFailed: it cannot be made, or its spaces are none that a policy here can serve.
+    """
+    from gymnasium.spaces import Box, Discrete
+
+    environment = make_environment(spec)
+    try:
+        seen, done = environment.observation_space, environment.action_space
+    finally:
+        environment.close()
+    if not isinstance(seen, Box):
+        raise EnvironmentFailed(
+            f"{name_of(spec)} is observed as {seen}; only Box is supported: wrap it (FlattenObservation)"
+        )
+    inputs = int(np.prod(seen.shape))
+    if isinstance(done, Discrete):
+        if done.start != 0:
+            raise EnvironmentFailed(f"{name_of(spec)} counts its actions from {done.start}; wrap it to count from 0")
+        return Spaces(inputs, int(done.n), True)
+    if isinstance(done, Box):
+        return Spaces(
+            inputs,
+            int(np.prod(done.shape)),
+            False,
+            done.low.ravel().astype(np.float32),
+            done.high.ravel().astype(np.float32),
+        )
+    raise EnvironmentFailed(f"{name_of(spec)} takes {done}; only Discrete and Box actions are supported: wrap it")
+
+
+@dataclass(slots=True)
+class Step:
+    """What a batch of actions brought. Arrays have one row an environment."""
+
+    rewards: Floats
+    #: the episode is over by its own rules: nothing comes after it
+    ended: npt.NDArray[np.bool_]
+    #: the episode was cut off: its last observation has a value
+    cut: npt.NDArray[np.bool_]
+    #: last observations of episodes that were cut, by row
+    last: dict[int, Floats]
+    #: (return, steps) of the episodes that are over
+    episodes: list[tuple[float, int]]
+
+
+class Environments:
+    """Several environments played side by side, each with a seed of its own.
+
+    Args:
+        spec: which.
+        count: how many.
+        seed: of the first; the others follow.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, count: int, seed: int) -> None:
+        self._spec = spec
+        self._seed = seed
+        self._made = [make_environment(spec) for _ in range(count)]
+        self._returns = [0.0] * count
+        self._steps = [0] * count
+        #: what is seen now, shape (count, inputs)
+        self.observations: Floats = np.stack([self._reset(row, seed + row) for row in range(count)])
+
+    def _reset(self, row: int, seed: int | None = None) -> Floats:
+        self._returns[row], self._steps[row] = 0.0, 0
+        try:
+            seen, _ = self._made[row].reset(seed=seed)
+        except Exception as error:
+            raise self._failed(row, "reset", error) from error
+        return np.asarray(seen, dtype=np.float32).ravel()
+
+    def _failed(self, row: int, doing: str, error: Exception) -> EnvironmentFailed:
+        return EnvironmentFailed(
+            f"{name_of(self._spec)} (seed {self._seed + row}) raised in {doing}, step {self._steps[row]}: "
+            f"{type(error).__name__}: {error}"
+        )
+
+    def step(self, actions: Any) -> Step:
+        """One step in each. `actions` has a row an environment. `observations` is new afterwards, of new episodes where one is over."""
+        count = len(self._made)
+        step = Step(
+            np.zeros(count, np.float32), np.zeros(count, np.bool_), np.zeros(count, np.bool_), last={}, episodes=[]
+        )
+        observations = np.empty_like(self.observations)
+        for row, environment in enumerate(self._made):
+            try:
+                seen, reward, ended, cut, _ = environment.step(actions[row])
+            except Exception as error:
+                raise self._failed(row, "step", error) from error
+            self._returns[row] += float(reward)
+            self._steps[row] += 1
+            step.rewards[row], step.ended[row], step.cut[row] = reward, ended, cut and not ended
+            observation = np.asarray(seen, dtype=np.float32).ravel()
+            if ended or cut:
+                step.episodes.append((self._returns[row], self._steps[row]))
+                if not ended:
+                    step.last[row] = observation
+                observation = self._reset(row)
+            observations[row] = observation
+        self.observations = observations
+        return step
