@@ -156,6 +156,8 @@ BETWEEN: dict[str, Route] = {
     "KeepStored": Route("daemon", "daemon"),
     "ExpectActor": Route("daemon", "daemon", "`ActorExpected`"),
     "ActorExpected": Route("daemon", "daemon"),
+    "JobLines": Route("daemon", "daemon", "nothing, or `JobLinesUnwanted`"),
+    "JobLinesUnwanted": Route("daemon", "daemon"),
 }
 SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Values", "How a user value stands inside a message; plain `bytes` are an inline value.", VALUES),

@@ -81,7 +81,7 @@ class LogPrinter:
                 self._tell(oldest, self._seen.pop(oldest))
             self._seen[line] = _Seen(message, now)
             return True
-        if seen.message.pid == message.pid:
+        if (seen.message.node, seen.message.pid) == (message.node, message.pid):
             return True
         seen.count += 1
         return False
@@ -105,7 +105,8 @@ class LogPrinter:
 
 
 def _prefix(message: LogLines) -> str:
-    return f"({message.name or 'worker'} pid={message.pid}) "
+    where = f", node={message.node}" if message.node else ""
+    return f"({message.name or 'worker'} pid={message.pid}{where}) "
 
 
 def _write(stream: int, text: str) -> None:

@@ -9,6 +9,8 @@ What it does not do: record (workers do, best effort: of very many short tasks a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from shoal.runtime import core
@@ -27,7 +29,9 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
         OSError: the file cannot be written.
     """
     time.sleep(SETTLE_S)
-    trace = trace_of(core.current().call("gcs.task_events")["events"])
+    runtime = core.current()
+    names = {row["node_id"]: row.get("name") or row["node_id"].hex()[:8] for row in runtime.call("gcs.nodes")["nodes"]}
+    trace = trace_of(runtime.call("gcs.task_events")["events"], names)
     if filename is None:
         return trace
     import json
@@ -37,7 +41,9 @@ def timeline(filename: str | None = None) -> list[dict[str, Any]] | None:
     return None
 
 
-def trace_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def trace_of(
+    rows: list[dict[str, Any]], node_names: Mapping[bytes, str] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Rows of the GCS's table of task events as a list of trace events."""
     trace: list[dict[str, Any]] = []
     node_numbers: dict[bytes, int] = {}
@@ -47,7 +53,7 @@ def trace_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         node = node_numbers.get(node_id)
         if node is None:
             node = node_numbers[node_id] = len(node_numbers) + 1
-            trace.append(_name("process_name", node, 0, f"node {node_id.hex()[:8]}"))
+            trace.append(_name("process_name", node, 0, f"node {node_names.get(node_id) or node_id.hex()[:8]}"))
         pid = int(row.get("pid") or 0)
         if (node, pid) not in seen_workers:
             seen_workers.add((node, pid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from shoal import serialization
@@ -9,10 +10,12 @@ from shoal.api.actors import ActorClass, ActorHandle
 from shoal.api.options import ActorOptions, TaskOptions
 from shoal.api.remote_function import RemoteFunction
 from shoal.protocol.messages import Failed
+from shoal.protocol.resources import to_floats
 from shoal.runtime import core
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
 from shoal.runtime.waiting import Rest, session_of_refs
+from shoal.wire.tcp import parse_address
 
 
 def remote(*args: Any, **options: Any) -> Any:
@@ -168,38 +171,47 @@ def kill(actor: Any, *, no_restart: bool = True) -> None:
 
 
 def cluster_resources() -> dict[str, float]:
-    """What all nodes have in total, by resource."""
-    return dict(core.current().call("node.resources")["total"])
+    """What all living nodes have in total, by resource."""
+    return _resources("total")
 
 
 def available_resources() -> dict[str, float]:
-    """What is free now, by resource; resources that are used up are left out."""
-    free = core.current().call("node.resources")["available"]
-    return {name: amount for name, amount in free.items() if amount > 0}
+    """What is free now on all living nodes, by resource; resources that are used up are left out. Other nodes say so when it changes, within
+    some tens of milliseconds."""
+    return {name: amount for name, amount in _resources("available").items() if amount > 0}
+
+
+def _resources(kind: str) -> dict[str, float]:
+    runtime = core.current()
+    if runtime.config.get("cluster_address"):
+        return to_floats(runtime.call("gcs.cluster_load")[kind])
+    return dict(runtime.call("node.resources")[kind])  # nobody between us and the truth
 
 
 def nodes() -> list[dict[str, Any]]:
-    """One row for each node: NodeID, Alive, NodeManagerAddress, Resources and more."""
-    runtime = core.current()
-    total = cluster_resources()
-    rows = []
-    for row in runtime.call("gcs.nodes")["nodes"]:
-        node_id = row.get("node_id", runtime.node_id)
-        alive = row.get("state", "alive") == "alive"
-        rows.append(
-            {
-                "NodeID": node_id.hex() if isinstance(node_id, bytes) else node_id,
-                "Alive": alive,
-                "alive": alive,
-                "NodeManagerAddress": "127.0.0.1",
-                "NodeSocket": row.get("address", ""),
-                "NodeManagerHostname": row.get("hostname", ""),
-                "NodeName": row.get("name") or "127.0.0.1",
-                "Resources": total,
-                "Labels": row.get("labels", {}),
-            }
-        )
-    return rows
+    """One row for each node of the cluster, also those that died lately: NodeID, Alive, NodeName, NodeManagerAddress, Resources, Labels and more."""
+    return [_node_row(row) for row in core.current().call("gcs.nodes")["nodes"]]
+
+
+def _node_row(row: dict[str, Any]) -> dict[str, Any]:
+    address = row.get("address", "")
+    host, port = parse_address(address) if address.startswith("tcp:") else ("127.0.0.1", 0)
+    alive = bool(row.get("alive", True))
+    return {
+        "NodeID": row["node_id"].hex() if isinstance(row["node_id"], bytes) else row["node_id"],
+        "Alive": alive,
+        "alive": alive,
+        "State": row.get("state", "alive"),
+        "NodeName": row.get("name") or host,
+        "NodeManagerAddress": host,
+        "NodeManagerPort": port,
+        "NodeManagerHostname": row.get("hostname", ""),
+        "NodeSocket": os.path.join(row["session_dir"], "node.sock") if row.get("session_dir") else "",
+        "IsHead": bool(row.get("is_head", True)),
+        "Resources": to_floats(row.get("resources", {})) if alive else {},
+        "Labels": row.get("labels", {}),
+        "DeathReasonMessage": "" if alive else row.get("cause", ""),
+    }
 
 
 def get_gpu_ids() -> list[int]:

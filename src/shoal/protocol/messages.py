@@ -322,12 +322,14 @@ class Shutdown(Message, tag=35):
 
 
 class LogLines(Message, tag=36):
-    """To a driver: complete lines that a worker of its job printed. `stream` is 1 (stdout) or 2 (stderr)."""
+    """To a driver: complete lines that a worker of its job printed. `stream` is 1 (stdout) or 2 (stderr); `node` is the name of the worker's node,
+    empty for the driver's own."""
 
     pid: int
     name: str
     stream: int
     lines: list[str]
+    node: str = ""
 
 
 class TaskEvents(Message, tag=37):

@@ -177,6 +177,23 @@ class ActorExpected(Message, tag=148):
     created: bool
 
 
+class JobLines(Message, tag=156):
+    """Complete lines that a worker of the sending node printed for a job whose driver is on the receiving one; as LogLines."""
+
+    job_id: bytes
+    pid: int
+    name: str
+    stream: int
+    lines: list[str]
+    node: str  #: the sender's name
+
+
+class JobLinesUnwanted(Message, tag=157):
+    """The answer when nobody on the sending node wants lines of this job (any more)."""
+
+    job_id: bytes
+
+
 BetweenNodes = (
     LinkHello
     | LinkWelcome
@@ -203,4 +220,6 @@ BetweenNodes = (
     | KeepStored
     | ExpectActor
     | ActorExpected
+    | JobLines
+    | JobLinesUnwanted
 )

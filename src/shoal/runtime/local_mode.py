@@ -267,11 +267,7 @@ class LocalRuntime(Runtime):
         if method == "node.resources":
             return {"total": to_floats(self.total), "available": to_floats(self.total)}
         if method == "gcs.nodes":
-            return {
-                "nodes": [
-                    {"node_id": self.node_id, "state": "alive", "address": _LOCALHOST, "hostname": os.uname().nodename}
-                ]
-            }
+            return {"nodes": [{"node_id": self.node_id, "hostname": os.uname().nodename, "resources": self.total}]}
         if method == "gcs.task_events":
             return {"events": []}
         if method == "gcs.named_actors":

@@ -91,9 +91,8 @@ class NodeDaemon:
             if start.gcs_pid
             else GcsElsewhere(start.options["gcs_address"], loop, self._on_gcs_lost)
         )
-        self.pool = WorkerPool(
-            start, self.watches, LogRouter(self.table.drivers), self._on_start_failed, self._on_worker_exit
-        )
+        self.log_router = LogRouter(self.table.drivers)
+        self.pool = WorkerPool(start, self.watches, self.log_router, self._on_start_failed, self._on_worker_exit)
         machine = LocalScheduler(self.resources)
         self.leases = Leases(
             machine,
@@ -137,6 +136,7 @@ class NodeDaemon:
     def _join_cluster(self, host: str) -> None:
         """Be one of many: listen for the others. A lone node need not even load this."""
         from shoal.node.io.cluster import Cluster
+        from shoal.node.io.foreign_logs import ForeignLogs
         from shoal.system.token_file import cluster_token
 
         self.cluster = Cluster(
@@ -153,6 +153,7 @@ class NodeDaemon:
             self.pool.kill,
         )
         self.actors.join_cluster(self.links, self.node_id)
+        self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
         self.leases.on_change = self.cluster.load_changed
 
     def _on_foreign_process_gone(self, process: bytes, reason: str) -> None:

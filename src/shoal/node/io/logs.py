@@ -220,21 +220,33 @@ class LogStream:
 class LogRouter:
     """Lines of workers to the drivers of their jobs. `drivers()` lists the drivers there are."""
 
-    __slots__ = ("_drivers",)
+    __slots__ = ("_drivers", "abroad")
 
     def __init__(self, drivers: Callable[[], Iterable[Driver]]) -> None:
         self._drivers = drivers
+        #: takes the lines of jobs that have no driver here; None on a node that is alone
+        self.abroad: Deliver | None = None
 
     def deliver(self, worker: Worker, name: str, stream: int, lines: list[str]) -> None:
-        """Send `lines` to every driver of the job that `worker` works (or worked last) for."""
+        """Send `lines` to the driver of the job that `worker` works (or worked last) for."""
         for driver in self._drivers():
-            if driver.job_id != worker.job_id or not driver.log_to_driver or driver.connection is None:
-                continue
-            if driver.connection.waiting_bytes > DRIVER_WAITING_BYTES_MAX:
-                driver.lines_dropped[worker.pid] = driver.lines_dropped.get(worker.pid, 0) + len(lines)
-                continue
-            dropped = driver.lines_dropped.pop(worker.pid, 0)
-            if dropped:
-                note = f"[{dropped} lines are not shown: they came faster than this program read them; the session's log file has them]"
-                lines = [note, *lines]
-            driver.send(LogLines(worker.pid, name, stream, lines))
+            if driver.job_id == worker.job_id:
+                send_lines(driver, LogLines(worker.pid, name, stream, lines))
+                return
+        if self.abroad is not None:
+            self.abroad(worker, name, stream, lines)
+
+
+def send_lines(driver: Driver, message: LogLines) -> None:
+    """Send lines to a driver that wants them; while it does not read, they are dropped and counted."""
+    if not driver.log_to_driver or driver.connection is None:
+        return
+    who = (message.node, message.pid)
+    if driver.connection.waiting_bytes > DRIVER_WAITING_BYTES_MAX:
+        driver.lines_dropped[who] = driver.lines_dropped.get(who, 0) + len(message.lines)
+        return
+    dropped = driver.lines_dropped.pop(who, 0)
+    if dropped:
+        note = f"[{dropped} lines are not shown: they came faster than this program read them; the session's log file has them]"
+        message.lines = [note, *message.lines]
+    driver.send(message)

@@ -181,6 +181,11 @@ class NodeLinks:
         """The living node with a number, b"" if there is none."""
         return next((entry.node_id for entry in self.nodes.values() if entry.node_no == number), b"")
 
+    def waiting_for(self, node_id: bytes) -> int:
+        """How many messages for a node it has not counted yet."""
+        line = self._lines.get(node_id)
+        return 0 if line is None else len(line.kept)
+
     # ---------------------------------------------------------------- speaking
 
     def send(self, node_id: bytes, message: Any) -> bool:

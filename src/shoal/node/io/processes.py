@@ -78,8 +78,8 @@ class Driver(Process):
     #: the process that started the node: the node ends with it
     is_home: bool = False
     log_to_driver: bool = True
-    #: lines withheld because it does not read, by worker's pid
-    lines_dropped: dict[int, int] = field(default_factory=dict)
+    #: lines withheld because it does not read, by worker's node ("": this one) and pid
+    lines_dropped: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
