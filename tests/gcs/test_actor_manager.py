@@ -62,14 +62,23 @@ class Machine:
     """A manager with one node, and short names for events."""
 
     def __init__(self, **changes: Any) -> None:
-        self.manager = ActorManager()
+        self.nodes: list[bytes] = []
+        self.manager = ActorManager(self.where)
         self.now = 0.0
         self.do(NodeJoined(NODE))
         self.spec = spec(**changes)
         self.first = self.do(ActorRequested(self.spec, NODE))
 
+    def where(self, spec: ActorSpec, near: bytes, stay: bool, now: float) -> tuple[bytes, str]:
+        """Where it was, or on the node that joined first."""
+        return (near if near in self.nodes else next(iter(self.nodes), b"")), ""
+
     def do(self, event: Any) -> list[Any]:
         """The effects, without those for storage."""
+        if type(event) is NodeJoined and event.node_id not in self.nodes:
+            self.nodes.append(event.node_id)
+        if type(event) is NodeLost and event.node_id in self.nodes:
+            self.nodes.remove(event.node_id)
         self.now += 1.0
         return [e for e in self.manager.handle(event, self.now) if type(e) is not StoreActor]
 
@@ -362,7 +371,7 @@ def test_what_is_always_true(events: list[Any]) -> None:
             nodes.add(event.node_id)
         elif type(event) is NodeLost:
             nodes.discard(event.node_id)
-        for effect in machine.manager.handle(event, 1.0):
+        for effect in machine.do(event):
             if type(effect) is SendToNode:
                 assert effect.node_id in nodes
             elif type(effect) is AnnounceActor:

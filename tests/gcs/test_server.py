@@ -228,7 +228,7 @@ def test_a_new_server_on_the_same_storage_knows_what_the_old_one_knew(tmp_path: 
 
     async def first(server: GcsServer, path: str) -> None:
         client = await GcsClient.connect(path, NODE)
-        await client.register(RegisterNode(NODE, 1, "host", "addr", {}))
+        await client.register(RegisterNode(NODE, 1, "host", "addr", {"CPU": 20_000}))
         await client.call("gcs.kv_put", {"namespace": "s", "key": b"k", "value": b"v"})
         await client.call("gcs.function_put", {"function_id": b"f" * 16, "code": b"code"})
         await client.call("gcs.register_job", {"namespace": "s", "pid": 5})
@@ -254,7 +254,7 @@ def test_another_session_on_the_same_storage_finds_keys_but_no_lives(tmp_path: P
         server = GcsServer(str(tmp_path / "gcs.sock"), backend, session)
         await server.start()
         client = await GcsClient.connect(str(tmp_path / "gcs.sock"), NODE)
-        await client.register(RegisterNode(NODE, 1, "host", "addr", {}))
+        await client.register(RegisterNode(NODE, 1, "host", "addr", {"CPU": 20_000}))
         await look(client)
         client.close()
         await server.stop()
@@ -280,7 +280,7 @@ def test_a_node_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch:
 
     async def first(server: GcsServer, path: str) -> None:
         client = await GcsClient.connect(path, NODE)
-        await client.register(RegisterNode(NODE, 1, "host", "addr", {}))
+        await client.register(RegisterNode(NODE, 1, "host", "addr", {"CPU": 20_000}))
         await client.call("gcs.register_job", {"namespace": "s", "pid": 5})
 
     async def second(server: GcsServer, path: str) -> None:

@@ -210,7 +210,7 @@ def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> Non
     assert job["state"] == "ended" and "killed" in job["end_reason"]
     assert [row["state"] for row in gcs.call("actors_list", 2)["actors"]] == ["dead", "pending"]
     assert gcs.shard.statistics()["subscriptions"] == 0
-    effects = gcs.tell(2, RegisterNode(b"o" * 16, 6, "host", "addr", {}))
+    effects = gcs.tell(2, RegisterNode(b"o" * 16, 6, "host", "addr", {"CPU": 20_000}))
     assert [type(effect.message) for effect in effects if type(effect) is Send] == [
         NodeRegistered,
         ClusterNodes,

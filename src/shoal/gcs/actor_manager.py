@@ -16,6 +16,9 @@ the actor's story and otherwise ignored, because nodes repeat themselves after a
 
 A process that dies in the actor's constructor again and again is restarted at growing intervals (`restart_delay_s`; the node waits).
 
+*Where* a life goes, a function says that the manager is made with (`Where`): a node, nowhere for now, or a refusal. A life without a node is
+offered again when `PlacingMayWork`, or a node joins or dies. `ActorMoved` takes a life that waits on one node to another.
+
 An incarnation is one life, numbered from 1. A graceful stop (the last handle went) leaves the state alone until the worker is gone, but takes
 the actor's name away at once and forbids a restart.
 
@@ -24,7 +27,8 @@ node and may, goes on; what may not is stopped; what should live there and does 
 
 How to extend: an event gets a row in `_HANDLERS`; if it changes the state, a trigger in `TRANSITIONS`.
 
-What it does not do: find workers (the node does), send (the shell does), know objects. Counting handles over several nodes is not here yet.
+What it does not do: choose nodes (`global_scheduler`), find workers (the node does),
+send (the shell does), know objects. Counting handles over several nodes is not here yet.
 """
 
 from __future__ import annotations
@@ -117,6 +121,19 @@ class JobEnded:
 
 
 @dataclass(slots=True)
+class ActorMoved:
+    """An actor that waits for a worker on one node is to begin on another one."""
+
+    actor_id: bytes
+    node_id: bytes
+
+
+@dataclass(slots=True)
+class PlacingMayWork:
+    """What had no place may have one now."""
+
+
+@dataclass(slots=True)
 class NodeJoined:
     """A node can take actors."""
 
@@ -143,6 +160,8 @@ Event = (
     ActorRequested
     | ActorKillAsked
     | JobEnded
+    | ActorMoved
+    | PlacingMayWork
     | NodeJoined
     | NodeReported
     | NodeLost
@@ -184,6 +203,9 @@ class StoreActor:
 
 Effect = SendToNode | AnnounceActor | StoreActor
 
+#: (spec, the node that asked or where it was, whether to stay there if possible, now) -> (the node, or b"" for none now; why there can be none ever)
+Where = Callable[[ActorSpec, bytes, bool, float], tuple[bytes, str]]
+
 
 class ActorRecord(msgspec.Struct):
     """One actor, as the GCS knows it. Written by `ActorManager` alone."""
@@ -203,6 +225,7 @@ class ActorRecord(msgspec.Struct):
     cause: str = ""
     death: str = ""
     creation_error: bytes = b""
+    waits: str = ""  #: why there is no node for its next life
     stillborn: int = 0  #: lives in a row whose process died before the constructor had returned
 
     def wire_state(self) -> ActorState:
@@ -218,6 +241,7 @@ class ActorRecord(msgspec.Struct):
             cause=self.cause,
             creation_error=self.creation_error,
             death=self.death,
+            node_id=self.node_id,
         )
 
     def row(self) -> dict[str, Any]:
@@ -241,15 +265,17 @@ class ActorRecord(msgspec.Struct):
             "changed_s": self.changed_s,
             "death": self.death,
             "cause": self.cause,
+            "waits": self.waits,
         }
 
 
 class ActorManager:
     """All actors of the cluster. Queries are free; only `handle` changes anything."""
 
-    __slots__ = ("_actors", "_dead", "_names", "_nodes", "_stories", "_unreported")
+    __slots__ = ("_actors", "_dead", "_names", "_nodes", "_stories", "_unreported", "_where")
 
-    def __init__(self) -> None:
+    def __init__(self, where: Where) -> None:
+        self._where = where
         #: every actor that lives, and the last ACTORS_DEAD_MAX dead ones
         self._actors: dict[bytes, ActorRecord] = {}
         #: ids of dead actors, oldest first; each is a key of `_actors`
@@ -331,7 +357,7 @@ class ActorManager:
             assert (spec.namespace, spec.name) not in self._names, f"the name {spec.name!r} is taken"
             self._names[spec.namespace, spec.name] = spec.actor_id
         self._note(record, now, f"requested: {spec.class_name}")
-        self._place(record, now, effects)
+        self._place(record, False, now, effects)
 
     def _on_worker_started(self, event: ActorWorkerStarted, now: float, effects: list[Effect]) -> None:
         record = self._live(event.actor_id, event.incarnation, "worker_started", now)
@@ -405,9 +431,24 @@ class ActorManager:
     def _on_node_joined(self, event: NodeJoined, now: float, effects: list[Effect]) -> None:
         self._nodes[event.node_id] = None
         self._unreported[event.node_id] = {}
-        for record in self._actors.values():
+        self._place_homeless(now, effects)
+
+    def _on_placing_may_work(self, event: PlacingMayWork, now: float, effects: list[Effect]) -> None:
+        self._place_homeless(now, effects)
+
+    def _place_homeless(self, now: float, effects: list[Effect]) -> None:
+        for record in self.records():
             if record.state in (PENDING, RESTARTING) and not record.node_id:
-                self._place(record, now, effects)
+                self._place(record, False, now, effects)
+
+    def _on_moved(self, event: ActorMoved, now: float, effects: list[Effect]) -> None:
+        record = self._actors.get(event.actor_id)
+        if record is None or record.state == DEAD or record.worker_id or record.stopping:
+            return
+        self._stop(record, True, "it begins on another node, which has room", effects)
+        record.node_id = event.node_id
+        self._announce(record, effects)
+        self._send_start(record, now, effects)
 
     def _on_node_reported(self, event: NodeReported, now: float, effects: list[Effect]) -> None:
         just_sent = self._unreported.pop(event.node_id, {})
@@ -430,7 +471,8 @@ class ActorManager:
                 self._lose_worker(record, "its worker ended while the GCS server was away", False, now, effects)
             elif just_sent.get(actor_id) != record.incarnation:
                 self._note(record, now, "the node had not heard of this life")
-                self._place(record, now, effects)
+                self._announce(record, effects)
+                self._send_start(record, now, effects)
 
     @staticmethod
     def _goes_on(record: ActorRecord, life: ActorLife) -> bool:
@@ -459,7 +501,8 @@ class ActorManager:
             if record.worker_id:
                 self._lose_worker(record, cause, False, now, effects)
             else:
-                self._place(record, now, effects)
+                self._place(record, False, now, effects)
+        self._place_homeless(now, effects)  # or refuse: that node may have been the last that could take them
 
     # ------------------------------------------------------------ steps
 
@@ -482,17 +525,24 @@ class ActorManager:
         record.changed_s = now
         self._note(record, now, f"{following}: {line}")
 
-    def _place(self, record: ActorRecord, now: float, effects: list[Effect]) -> None:
-        """Send the present life to a node: the one it was on if that lives, or the one that joined first."""
-        if record.node_id not in self._nodes:
-            record.node_id = next(iter(self._nodes), b"")
+    def _place(self, record: ActorRecord, stay: bool, now: float, effects: list[Effect]) -> None:
+        """Find a node for the present life and send it there."""
+        record.node_id, refusal = self._where(record.spec, record.node_id, stay, now)
+        if refusal and record.incarnation == 1:
+            self._end(record, DEATH_UNSCHEDULABLE, refusal, now, effects)
+            return
+        record.waits = refusal  # what lived once waits for a node like the one that died
         self._announce(record, effects)
         if record.node_id:
-            self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
-            start = StartActor(record.spec.actor_id, record.incarnation, record.spec, restart_delay_s(record.stillborn))
-            effects.append(SendToNode(record.node_id, start))
-            if record.node_id in self._unreported:
-                self._unreported[record.node_id][record.spec.actor_id] = record.incarnation
+            self._send_start(record, now, effects)
+
+    def _send_start(self, record: ActorRecord, now: float, effects: list[Effect]) -> None:
+        """Send the present life to its node."""
+        self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
+        start = StartActor(record.spec.actor_id, record.incarnation, record.spec, restart_delay_s(record.stillborn))
+        effects.append(SendToNode(record.node_id, start))
+        if record.node_id in self._unreported:
+            self._unreported[record.node_id][record.spec.actor_id] = record.incarnation
 
     def _lose_worker(self, record: ActorRecord, cause: str, intended: bool, now: float, effects: list[Effect]) -> None:
         spec = record.spec
@@ -507,7 +557,7 @@ class ActorManager:
             record.worker_id, record.address, record.pid, record.lease_id = b"", "", 0, 0
             record.cause = cause
             self._move(record, "restart", now, cause)
-            self._place(record, now, effects)
+            self._place(record, True, now, effects)
         else:
             if spec.max_restarts:
                 cause = f"{cause} (all {spec.max_restarts} restarts are used up)"
@@ -561,6 +611,8 @@ _HANDLERS: dict[type, Callable[[ActorManager, Any, float, list[Effect]], None]] 
     ActorRefsGone: ActorManager._on_refs_gone,
     ActorKillAsked: ActorManager._on_kill,
     JobEnded: ActorManager._on_job_ended,
+    ActorMoved: ActorManager._on_moved,
+    PlacingMayWork: ActorManager._on_placing_may_work,
     NodeJoined: ActorManager._on_node_joined,
     NodeReported: ActorManager._on_node_reported,
     NodeLost: ActorManager._on_node_lost,

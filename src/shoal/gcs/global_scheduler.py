@@ -16,6 +16,11 @@ node has spoken PROMISE_SEEN_S or more after it, or for PROMISED_S: a promise th
 QUEUED_AFTER_S, then of a second and a third one: there the local scheduler keeps room free for who has waited long. It goes on waiting here: a
 lease too many is returned at once.
 
+*Actors* are placed at once, with room or in a queue, since a node constructs many a second; one that has not begun MOVE_AFTER_S later is moved
+(`ActorPlaced` again) to a node that has room then.
+
+    ActorWanted -> ActorPlaced ... ActorSettled    (or ActorRefused; or nothing: only nodes that are away could take it)
+
 A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve.
 
 How to extend: an event gets a row in `_HANDLERS`; strategies belong into `scheduling.node_policy`.
@@ -28,18 +33,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from shoal.protocol.gcs_messages import LeasesPlaced, NodeLoad, PlaceLeases
-from shoal.protocol.resources import Resources, add, subtract
-from shoal.protocol.strategies import GLOBAL_KINDS, KIND
+from shoal.protocol.resources import Resources, add, fits, subtract
+from shoal.protocol.strategies import GLOBAL_KINDS, KIND, NODE_AFFINITY
 from shoal.scheduling.node_policy import Dice, NodeView, Wish, best_queue, can_ever, place, why_never, why_waiting
 
 PROMISE_SEEN_S = 0.02
 PROMISED_S = 0.25
 QUEUED_AFTER_S = 1.0
 QUEUES_MAX = 3
+MOVE_AFTER_S = 0.5
 LOOK_S = 0.1  #: while something waits
+MOVED_MAX = 100  #: actors looked at in one go
 
 Key = tuple[bytes, bytes, int]  #: (node that asks, process, class number)
 
@@ -97,11 +105,31 @@ class Wanted:
 
 
 @dataclass(slots=True)
+class ActorWanted:
+    """An actor (or its next life) is to be placed; `near` is the node that asked, or where it was: with `stay` it goes there if it can."""
+
+    actor_id: bytes
+    near: bytes
+    stay: bool
+    demand: Resources
+    strategy: dict[str, Any]
+    name: str
+    job_id: bytes
+
+
+@dataclass(slots=True)
+class ActorSettled:
+    """An actor has begun where it was placed, or is not wanted any more."""
+
+    actor_id: bytes
+
+
+@dataclass(slots=True)
 class TimePassed:
     """Promises may be over, and who waits may have waited long: said when `next_deadline` has come."""
 
 
-Event = NodeUp | NodeAway | NodeGone | NodeDrains | NodeSpoke | Wanted | TimePassed
+Event = NodeUp | NodeAway | NodeGone | NodeDrains | NodeSpoke | Wanted | ActorWanted | ActorSettled | TimePassed
 
 
 @dataclass(slots=True)
@@ -110,6 +138,25 @@ class TellPlaced:
 
     node_id: bytes
     message: LeasesPlaced
+
+
+@dataclass(slots=True)
+class ActorPlaced:
+    """Construct the actor on this node; not where it waits now."""
+
+    actor_id: bytes
+    node_id: bytes
+
+
+@dataclass(slots=True)
+class ActorRefused:
+    """No node can ever take the actor."""
+
+    actor_id: bytes
+    reason: str
+
+
+Effect = TellPlaced | ActorPlaced | ActorRefused
 
 
 @dataclass(slots=True)
@@ -126,6 +173,17 @@ class Demand:
 
 
 @dataclass(slots=True)
+class WaitingActor:
+    """An actor that was placed and has not begun."""
+
+    wish: Wish
+    name: str
+    job_id: bytes
+    node_id: bytes
+    since: float
+
+
+@dataclass(slots=True)
 class Promise:
     """What was placed on a node that may not know it yet."""
 
@@ -137,7 +195,7 @@ class Promise:
 class GlobalScheduler:
     """The machine. `dice(n)` is a number below n."""
 
-    __slots__ = ("_demands", "_dice", "_looked_at", "_placed", "_promises", "_refused", "_views")
+    __slots__ = ("_actors", "_demands", "_dice", "_looked_at", "_placed", "_promises", "_refused", "_views")
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
@@ -147,14 +205,16 @@ class GlobalScheduler:
         self._promises: dict[bytes, deque[Promise]] = {}
         #: what waits, in the order of asking
         self._demands: dict[Key, Demand] = {}
+        #: actors that were placed and have not begun, by id
+        self._actors: dict[bytes, WaitingActor] = {}
         #: when all that waits was looked at last
         self._looked_at = 0.0
         self._placed = 0
         self._refused = 0
 
-    def handle(self, event: Event, now: float) -> list[TellPlaced]:
+    def handle(self, event: Event, now: float) -> list[Effect]:
         """The one door. `now` in s since the epoch."""
-        effects: list[TellPlaced] = []
+        effects: list[Effect] = []
         _HANDLERS[type(event)](self, event, now, effects)
         return effects
 
@@ -162,7 +222,8 @@ class GlobalScheduler:
 
     def next_deadline(self) -> float | None:
         """When TimePassed is due; None while nothing waits."""
-        return self._looked_at + LOOK_S if self._demands else None
+        waits = self._demands or (self._actors and len(self._views) > 1)
+        return self._looked_at + LOOK_S if waits else None
 
     def views(self) -> list[NodeView]:
         """What is known of each node that is not dead."""
@@ -187,6 +248,21 @@ class GlobalScheduler:
                     "why": why_waiting(self.views(), demand.wish, demand.name),
                 }
             )
+        for actor_id, actor in self._actors.items():
+            if len(rows) == limit:
+                break
+            rows.append(
+                {
+                    "node_id": actor.node_id,
+                    "actor_id": actor_id,
+                    "job_id": actor.job_id,
+                    "name": actor.name,
+                    "demand": actor.wish.demand,
+                    "count": 1,
+                    "since_s": actor.since,
+                    "why": why_waiting(self.views(), actor.wish, actor.name),
+                }
+            )
         return rows
 
     def statistics(self) -> dict[str, int]:
@@ -194,13 +270,14 @@ class GlobalScheduler:
         return {
             "nodes": len(self._views),
             "waiting": sum(demand.backlog for demand in self._demands.values()),
+            "actors_waiting": len(self._actors),
             "placed": self._placed,
             "refused": self._refused,
         }
 
     # ------------------------------------------------------------ nodes
 
-    def _on_up(self, event: NodeUp, now: float, effects: list[TellPlaced]) -> None:
+    def _on_up(self, event: NodeUp, now: float, effects: list[Effect]) -> None:
         known = self._views.get(event.node_id)
         if known is None:
             self._views[event.node_id] = NodeView(event.node_id, event.name, event.total, {}, event.labels)
@@ -210,26 +287,28 @@ class GlobalScheduler:
         for key in list(self._demands):  # one may wait for this very node, full or not
             self._try(key, self.views(), now, effects)
 
-    def _on_away(self, event: NodeAway, now: float, effects: list[TellPlaced]) -> None:
+    def _on_away(self, event: NodeAway, now: float, effects: list[Effect]) -> None:
         view = self._views.get(event.node_id)
         if view is not None:
             view.alive = False
         for key in [key for key in self._demands if key[0] == event.node_id]:
             del self._demands[key]
 
-    def _on_gone(self, event: NodeGone, now: float, effects: list[TellPlaced]) -> None:
+    def _on_gone(self, event: NodeGone, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
         self._views.pop(event.node_id, None)
         self._promises.pop(event.node_id, None)
+        for actor_id in [each for each, actor in self._actors.items() if actor.node_id == event.node_id]:
+            del self._actors[actor_id]  # asked for again
         self._refuse_impossible(effects)
 
-    def _on_drains(self, event: NodeDrains, now: float, effects: list[TellPlaced]) -> None:
+    def _on_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
         view = self._views.get(event.node_id)
         if view is not None:
             view.draining = True
             self._refuse_impossible(effects)
 
-    def _on_spoke(self, event: NodeSpoke, now: float, effects: list[TellPlaced]) -> None:
+    def _on_spoke(self, event: NodeSpoke, now: float, effects: list[Effect]) -> None:
         view, load = self._views.get(event.node_id), event.load
         if view is None:
             return
@@ -237,6 +316,7 @@ class GlobalScheduler:
         view.total = load.total
         view.queued = sum(count for _, count in load.waiting)
         view.task_time_s = load.task_time_s
+        view.actors = load.actors
         view.available = dict(load.available)
         promises = self._promises.get(event.node_id)
         if promises is not None:
@@ -248,12 +328,14 @@ class GlobalScheduler:
                 self._take(view, promise)
         if load.draining and not view.draining:
             self._on_drains(NodeDrains(event.node_id), now, effects)
-        if self._demands and any(units > before.get(name, 0) for name, units in view.available.items()):
+        if (self._demands or self._actors) and any(
+            units > before.get(name, 0) for name, units in view.available.items()
+        ):
             self._offer(view, now, effects)
 
     # ------------------------------------------------------------ demands
 
-    def _on_wanted(self, event: Wanted, now: float, effects: list[TellPlaced]) -> None:
+    def _on_wanted(self, event: Wanted, now: float, effects: list[Effect]) -> None:
         message = event.message
         key = (event.node_id, message.process, message.class_no)
         if message.backlog <= 0:
@@ -281,7 +363,7 @@ class GlobalScheduler:
         self._end_promises(now)
         self._try(key, self.views(), now, effects)
 
-    def _try(self, key: Key, views: list[NodeView], now: float, effects: list[TellPlaced]) -> None:
+    def _try(self, key: Key, views: list[NodeView], now: float, effects: list[Effect]) -> None:
         """Place what can be placed of a demand on some of these nodes."""
         demand = self._demands[key]
         found = place(views, demand.wish, demand.backlog, self._dice)
@@ -297,33 +379,97 @@ class GlobalScheduler:
         if not demand.backlog:
             del self._demands[key]
 
-    def _offer(self, view: NodeView, now: float, effects: list[TellPlaced]) -> None:
+    def _offer(self, view: NodeView, now: float, effects: list[Effect]) -> None:
         """A node has more room than before: who waits is tried there."""
         if not view.alive or view.draining:
             return
         for key, demand in list(self._demands.items()):
             self._try(key, self.views() if demand.wish.locality else [view], now, effects)
+        self._move_actors([view], now, effects)
 
     def _possible(self, demand: Demand) -> bool:
         return any(can_ever(view, demand.wish) for view in self._views.values())
 
-    def _refuse_impossible(self, effects: list[TellPlaced]) -> None:
+    def _refuse_impossible(self, effects: list[Effect]) -> None:
         for key in [key for key, demand in self._demands.items() if not self._possible(demand)]:
             self._refuse(key, effects)
 
-    def _refuse(self, key: Key, effects: list[TellPlaced]) -> None:
+    def _refuse(self, key: Key, effects: list[Effect]) -> None:
         demand = self._demands.pop(key)
         self._refused += 1
         reason = why_never(self.views(), demand.wish, demand.name)
         effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], [], reason)))
 
+    # ------------------------------------------------------------ actors
+
+    def _on_actor_wanted(self, event: ActorWanted, now: float, effects: list[Effect]) -> None:
+        demand = {name: units for name, units in event.demand.items() if units > 0}
+        wish = Wish(demand, event.strategy, {}, event.near, True)
+        try:
+            able = [view for view in self._views.values() if can_ever(view, wish)]
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"the scheduling strategy {event.strategy!r} makes no sense: {error!r}"
+            effects.append(ActorRefused(event.actor_id, reason))
+            return
+        self._actors.pop(event.actor_id, None)
+        if not self._views:
+            return  # the cluster begins, or begins anew
+        if not able:
+            self._refused += 1
+            effects.append(ActorRefused(event.actor_id, why_never(self.views(), wish, event.name)))
+            return
+        view = self._choose(event, wish, now)
+        if view is None:  # only nodes that are away could take it
+            return
+        if not self._demands and not self._actors:
+            self._looked_at = now
+        self._actors[event.actor_id] = WaitingActor(wish, event.name, event.job_id, view.node_id, now)
+        self._settle_on(view, wish, now)
+        effects.append(ActorPlaced(event.actor_id, view.node_id))
+
+    def _choose(self, event: ActorWanted, wish: Wish, now: float) -> NodeView | None:
+        near = self._views.get(event.near)
+        if event.stay and near is not None and near.alive and can_ever(near, wish):
+            return near
+        self._end_promises(now)
+        found = place(self.views(), wish, 1, self._dice)
+        return found[0][0] if found else best_queue(self.views(), wish, self._dice)
+
+    def _settle_on(self, view: NodeView, wish: Wish, now: float) -> None:
+        """An actor goes to a node, whose next heartbeat says what came of it."""
+        promise = Promise(now, wish.demand, 1)
+        self._promises.setdefault(view.node_id, deque()).append(promise)
+        if not fits(wish.demand, view.available):
+            view.queued += 1
+        self._take(view, promise)
+        view.actors += 1
+        self._placed += 1
+
+    def _on_actor_settled(self, event: ActorSettled, now: float, effects: list[Effect]) -> None:
+        self._actors.pop(event.actor_id, None)
+
+    def _move_actors(self, views: list[NodeView], now: float, effects: list[Effect]) -> None:
+        """Actors that wait elsewhere for long go to nodes with room."""
+        stuck = ((actor_id, each) for actor_id, each in self._actors.items() if now - each.since >= MOVE_AFTER_S)
+        for actor_id, actor in list(islice(stuck, MOVED_MAX)):
+            if actor.wish.strategy.get(KIND) == NODE_AFFINITY:
+                continue
+            found = place([view for view in views if view.node_id != actor.node_id], actor.wish, 1, self._dice)
+            if found:
+                view = found[0][0]
+                actor.node_id, actor.since = view.node_id, now
+                self._settle_on(view, actor.wish, now)
+                effects.append(ActorPlaced(actor_id, view.node_id))
+
+    # ------------------------------------------------------------ answers
+
     @staticmethod
-    def _tell(key: Key, placements: list[tuple[bytes, int]], effects: list[TellPlaced]) -> None:
+    def _tell(key: Key, placements: list[tuple[bytes, int]], effects: list[Effect]) -> None:
         effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], placements)))
 
     # ------------------------------------------------------------ time
 
-    def _on_time(self, event: TimePassed, now: float, effects: list[TellPlaced]) -> None:
+    def _on_time(self, event: TimePassed, now: float, effects: list[Effect]) -> None:
         self._looked_at = now
         for view in self._end_promises(now):
             self._offer(view, now, effects)
@@ -333,8 +479,9 @@ class GlobalScheduler:
                 and len(demand.queued_at) < QUEUES_MAX
             ):
                 self._queue_somewhere(key, demand, effects)
+        self._move_actors(self.views(), now, effects)
 
-    def _queue_somewhere(self, key: Key, demand: Demand, effects: list[TellPlaced]) -> None:
+    def _queue_somewhere(self, key: Key, demand: Demand, effects: list[Effect]) -> None:
         others = [view for node_id, view in self._views.items() if node_id not in demand.queued_at]
         if demand.wish.strategy.get(KIND) not in GLOBAL_KINDS:  # at home it waits anyway
             others = [view for view in others if view.node_id != demand.wish.asker]
@@ -364,12 +511,14 @@ class GlobalScheduler:
         subtract(view.available, {name: units * promise.count for name, units in promise.demand.items()})
 
 
-_HANDLERS: dict[type, Callable[[GlobalScheduler, Any, float, list[TellPlaced]], None]] = {
+_HANDLERS: dict[type, Callable[[GlobalScheduler, Any, float, list[Effect]], None]] = {
     NodeUp: GlobalScheduler._on_up,
     NodeAway: GlobalScheduler._on_away,
     NodeGone: GlobalScheduler._on_gone,
     NodeDrains: GlobalScheduler._on_drains,
     NodeSpoke: GlobalScheduler._on_spoke,
     Wanted: GlobalScheduler._on_wanted,
+    ActorWanted: GlobalScheduler._on_actor_wanted,
+    ActorSettled: GlobalScheduler._on_actor_settled,
     TimePassed: GlobalScheduler._on_time,
 }

@@ -28,6 +28,7 @@ from shoal.gcs import global_scheduler
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
     ActorManager,
+    ActorMoved,
     ActorRecord,
     ActorRequested,
     AnnounceActor,
@@ -40,12 +41,17 @@ from shoal.gcs.actor_manager import (
 )
 from shoal.gcs.actor_manager import Event as ActorEvent
 from shoal.gcs.global_scheduler import (
+    ActorPlaced,
+    ActorRefused,
+    ActorSettled,
+    ActorWanted,
     GlobalScheduler,
     NodeAway,
     NodeDrains,
     NodeGone,
     NodeSpoke,
     NodeUp,
+    TellPlaced,
     Wanted,
 )
 from shoal.gcs.node_table import NodeTable
@@ -134,6 +140,10 @@ class CloseConnection:
 Effect = Write | Send | CloseConnection
 
 
+#: what a node says of a life that was sent there
+ActorReport = ActorWorkerStarted | ActorConstructed | ActorPlacementRefused | ActorWorkerDied
+
+
 class Connection:
     """What the shard knows of a connection. Written by GcsShard alone."""
 
@@ -159,7 +169,7 @@ class GcsShard:
 
     def __init__(self, gcs_pid: int, dice: Dice | None = None) -> None:
         self.gcs_pid = gcs_pid
-        self.actors = ActorManager()
+        self.actors = ActorManager(self._where)
         self.jobs = Jobs()
         self.nodes = NodeTable()
         self.scheduler = GlobalScheduler(random.Random(gcs_pid).randrange if dice is None else dice)
@@ -333,10 +343,26 @@ class GcsShard:
         self._schedule(Wanted(self._connections[number].node_id, message), now, effects)
 
     def _schedule(self, event: global_scheduler.Event, now: float, effects: list[Effect]) -> None:
-        for told in self.scheduler.handle(event, now):
-            number = self._node_connections.get(told.node_id)
-            if number is not None:  # a node that is away asks again
-                effects.append(Send(number, told.message))
+        for effect in self.scheduler.handle(event, now):
+            if type(effect) is ActorPlaced:
+                self._on_actor_event(ActorMoved(effect.actor_id, effect.node_id), now, effects)
+            else:
+                assert type(effect) is TellPlaced, "only who asks for an actor's place is refused"
+                number = self._node_connections.get(effect.node_id)
+                if number is not None:  # a node that is away asks again
+                    effects.append(Send(number, effect.message))
+
+    def _where(self, spec: ActorSpec, near: bytes, stay: bool, now: float) -> tuple[bytes, str]:
+        """Where an actor goes: a node, or nowhere now, or the reason why nowhere ever."""
+        wanted = ActorWanted(
+            spec.actor_id, near, stay, spec.placement, spec.strategy, spec.name or spec.class_name, spec.job_id
+        )
+        for effect in self.scheduler.handle(wanted, now):
+            if type(effect) is ActorPlaced:
+                return effect.node_id, ""
+            if type(effect) is ActorRefused:
+                return b"", effect.reason
+        return b"", ""
 
     def _on_node_report(self, number: int, message: NodeReport, now: float, effects: list[Effect]) -> None:
         node_id = self._connections[number].node_id
@@ -374,8 +400,8 @@ class GcsShard:
         # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost node goes nowhere.
         for job_id in self.jobs.running_on(node_id):
             self._end_job(job_id, f"the node of its driver died: {cause}", now, effects)
-        self._on_actor_event(NodeLost(node_id, cause), now, effects)
         self._schedule(NodeGone(node_id), now, effects)
+        self._on_actor_event(NodeLost(node_id, cause), now, effects)
 
     # ------------------------------------------------------------ publishing
 
@@ -411,7 +437,13 @@ class GcsShard:
 
     # ------------------------------------------------------------ actors
 
-    def _on_actor_message(self, number: int, message: ActorEvent, now: float, effects: list[Effect]) -> None:
+    def _on_actor_message(self, number: int, message: ActorReport, now: float, effects: list[Effect]) -> None:
+        record = self.actors.get(message.actor_id)
+        if record is not None and record.node_id != self._connections[number].node_id:
+            return  # it was moved to another node meanwhile
+        self._on_actor_event(message, now, effects)
+
+    def _on_refs_gone(self, number: int, message: ActorRefsGone, now: float, effects: list[Effect]) -> None:
         self._on_actor_event(message, now, effects)
 
     def _on_actor_event(self, event: ActorEvent, now: float, effects: list[Effect]) -> None:
@@ -425,6 +457,8 @@ class GcsShard:
                     effects.append(Send(number, effect.message))
             elif type(effect) is AnnounceActor:
                 actor_id = effect.state.actor_id
+                if effect.state.worker_id or effect.final:
+                    self._schedule(ActorSettled(actor_id), now, effects)
                 self._publish(CHANNEL_ACTOR, actor_id, ActorChanged(effect.version, effect.state), effects)
                 if effect.final:
                     topic = (CHANNEL_ACTOR, actor_id)
@@ -655,7 +689,7 @@ _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]]
     ActorConstructed: GcsShard._on_actor_message,
     ActorPlacementRefused: GcsShard._on_actor_message,
     ActorWorkerDied: GcsShard._on_actor_message,
-    ActorRefsGone: GcsShard._on_actor_message,
+    ActorRefsGone: GcsShard._on_refs_gone,
     NodeReport: GcsShard._on_node_report,
     NodeLoad: GcsShard._on_load,
     PlaceLeases: GcsShard._on_place_leases,

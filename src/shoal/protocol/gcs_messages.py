@@ -250,6 +250,7 @@ class NodeLoad(Message, tag=117):
     task_time_s: float = 0.0
     store_used_bytes: int = 0
     draining: bool = False
+    actors: int = 0  #: that live or wait there
 
 
 class HeartbeatAcknowledged(Message, tag=118):

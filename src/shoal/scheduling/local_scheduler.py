@@ -84,6 +84,7 @@ from shoal.scheduling.worker_pool import WORKERS_MAX, EnvironmentPool, WorkerPoo
 
 TICK_S = 0.005  #: between ticks while somebody waits
 TICK_SLOW_S = 0.16  #: the same after a long time in which nothing changed
+LEASE_TIME_WEIGHT = 0.1  #: of the newest lease in the average
 QUIET_TICKS = 16  #: ticks without an effect before they slow down: more than the longest slice
 
 #: events after which somebody may lack what others hold
@@ -144,6 +145,8 @@ class LocalScheduler:
         self._running = 0  #: unblocked leases that hold CPU
         self._blocked = 0
         self._actors = 0
+        #: how long tasks' leases last, an exponential average; 0 before the first one ended
+        self.lease_time_s = 0.0
         self._granted_total = 0
         self._revoked_total = 0
         self._quiet_ticks = 0
@@ -359,6 +362,9 @@ class LocalScheduler:
         lease = self._leases.get(event.lease_id)
         if lease is None:
             return
+        if not lease.holder.is_actor:
+            held_s = now - lease.granted_at
+            self.lease_time_s += (held_s - self.lease_time_s) * (LEASE_TIME_WEIGHT if self.lease_time_s else 1)
         self._free(lease)
         # an actor's process is never another's, whatever it says
         self._pool.give_back(lease.worker, event.exiting or lease.holder.is_actor, now)
@@ -562,6 +568,10 @@ class LocalScheduler:
                 break
             found.append((dict(waiter.need), waiter.backlog))
         return found
+
+    def actors(self) -> int:
+        """How many actors live or wait here."""
+        return self._actors + sum(each.is_actor for each in self._queue.waiting.values())
 
     def backlog_of(self, process: bytes, class_no: int) -> int:
         """How many leases a class waits for."""

@@ -16,6 +16,8 @@ the leases are dealt out so that the *room left* is level: a node that is nearly
 *SPREAD*: equal shares for all nodes with room, the least used ones first. *Affinity*: the node, full or not, since nobody else will do.
 *Labels*: the default among those that keep the hard rules, and among those that keep the soft ones too as long as they have room.
 
+An *actor* goes where the most room is, among equals where the fewest actors are, then to the node that asked for it.
+
 Ties: candidates are turned by a throw of the dice, and sorting is stable. Dice are an argument (`dice(n)` is a number below n).
 
 How to extend: a strategy gets a constant in `protocol.strategies` and a branch in `can_ever` and `place`.
@@ -53,6 +55,7 @@ class NodeView:
     labels: dict[str, str] = field(default_factory=dict)
     queued: int = 0  #: how many wait there
     task_time_s: float = 0.0  #: exponential average; 0: not known
+    actors: int = 0  #: how many live or wait there
     alive: bool = True  #: connected; one that is not may come back
     draining: bool = False
 
@@ -67,6 +70,8 @@ class Wish:
     locality: dict[bytes, int] = field(default_factory=dict)
     #: the node that cannot serve it at once: not asked again, unless its strategy or inputs say so
     asker: bytes = b""
+    #: an actor: one, for long. The asker is as good as others, and preferred to its equals
+    is_actor: bool = False
 
 
 # ---------------------------------------------------------------- single nodes
@@ -176,6 +181,8 @@ def place(views: Sequence[NodeView], wish: Wish, count: int, dice: Dice) -> list
         return []
     turn = dice(len(able))
     able = able[turn:] + able[:turn]
+    if wish.is_actor:
+        able.sort(key=lambda view: (view.actors, view.node_id != wish.asker))
     if kind == SPREAD:
         able.sort(key=used_share)
         return _dealt(able, wish, count, equal_shares)
@@ -192,7 +199,7 @@ def place(views: Sequence[NodeView], wish: Wish, count: int, dice: Dice) -> list
 def _by_waiting(able: list[NodeView], wish: Wish, count: int) -> list[tuple[NodeView, int]]:
     if wish.locality:
         return _by_inputs(able, wish, count)
-    if wish.strategy.get(KIND) not in GLOBAL_KINDS:
+    if wish.strategy.get(KIND) not in GLOBAL_KINDS and not wish.is_actor:
         able = [view for view in able if view.node_id != wish.asker]
     return _dealt(able, wish, count, level_rest)
 

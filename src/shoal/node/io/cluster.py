@@ -112,9 +112,10 @@ class Cluster:
             machine.available(),
             machine.total(),
             machine.demands(WAITING_TOLD_MAX),
-            0.0,
+            machine.lease_time_s,
             self._store_used(),
             self.draining,
+            machine.actors(),
         )
         self._heartbeats += 1
         load.count = self._heartbeats

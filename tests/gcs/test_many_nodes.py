@@ -1,4 +1,4 @@
-"""Membership: joining, numbers, refusals, heartbeats, death, fencing; on a shard, and over restarts of it."""
+"""Many nodes on a shard, and over restarts of it: membership, leases and actors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import pytest
 from shoal.gcs.node_table import ANEW_S, NodeTable
 from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
+from shoal.protocol import strategies
 from shoal.protocol.gcs_messages import (
+    CHANNEL_ACTOR,
+    ActorChanged,
+    ActorConstructed,
+    ActorWorkerDied,
+    ActorWorkerStarted,
     ClusterNodes,
     DrainNode,
     GcsAnswer,
@@ -20,9 +26,12 @@ from shoal.protocol.gcs_messages import (
     NodeRegistered,
     PlaceLeases,
     RegisterNode,
+    StartActor,
+    StopActor,
+    SubscribeKey,
 )
 from shoal.protocol.limits import HEARTBEATS_MISSED_S, NODE_AWAY_S, NODES_DEAD_MAX, PROTOCOL_VERSION
-from shoal.protocol.messages import Hello
+from shoal.protocol.messages import ActorSpec, Hello
 
 CPU = 10_000
 
@@ -300,3 +309,123 @@ def test_draining(world: World) -> None:
     world.join(1)
     assert world.heard_of(0, 1)[-1].draining
     assert CloseConnection not in map(type, world.told[1])
+
+
+# ---------------------------------------------------------------- actors over nodes
+
+
+def actor(number: int, cpus: int = 1, **changes: Any) -> ActorSpec:
+    units = {"CPU": cpus * CPU} if cpus else {}
+    return ActorSpec(node_id(100 + number), b"c" * 16, "Counter", b"job1", "", "space", {}, units, b"", None, **changes)
+
+
+def starts(world: World) -> dict[int, list[tuple[int, int]]]:
+    """(actor, incarnation) that each node was told to start."""
+    return {
+        number: [
+            (int.from_bytes(message.actor_id, "big") - 100, message.incarnation)
+            for message in messages
+            if type(message) is StartActor
+        ]
+        for number, messages in world.told.items()
+    }
+
+
+def begins(world: World, number: int, which: int, incarnation: int = 1) -> None:
+    world.say(number, ActorWorkerStarted(node_id(100 + which), incarnation, b"w" * 16, "addr", 5, 7))
+    world.say(number, ActorConstructed(node_id(100 + which), incarnation))
+
+
+def test_actors_are_spread_over_rooms_then_by_count_then_near(world: World) -> None:
+    for number in range(3):
+        world.beat(number)
+    for which in range(6):
+        world.call(1, "actor_create", spec=actor(which))
+    assert {number: len(each) for number, each in starts(world).items()} == {0: 2, 1: 2, 2: 2}
+    for which in range(6, 12):
+        world.call(1, "actor_create", spec=actor(which, 0))
+    assert {number: len(each) for number, each in starts(world).items()} == {0: 4, 1: 4, 2: 4}
+    assert starts(world)[1][0] == (0, 1)  # among equals the node that asked
+
+
+def test_an_actor_without_room_queues_and_moves_to_who_has_room_first(world: World) -> None:
+    world.beat(0, 0, waiting=2)
+    world.beat(1, 0, waiting=1)
+    world.beat(2, 0, waiting=9)
+    world.call(0, "actor_create", spec=actor(1))
+    assert starts(world)[1] == [(1, 1)]
+    world.sleep(0.4)
+    world.beat(2, 1)
+    assert starts(world)[2] == []  # give the first one a moment
+    world.sleep(0.2)
+    assert StopActor(node_id(101), 1, True, "it begins on another node, which has room") in world.told[1]
+    assert starts(world)[2] == [(1, 1)]
+    begins(world, 1, 1)  # too late: node 1 had not heard of it
+    assert world.call(0, "actors_list")["actors"][0]["state"] == "pending"
+    begins(world, 2, 1)
+    world.say(1, ActorWorkerDied(node_id(101), 1, "killed"))
+    [row] = world.call(0, "actors_list")["actors"]
+    assert (row["state"], row["node_id"]) == ("alive", node_id(2))
+    assert world.call(0, "cluster_load")["demands"] == []
+
+
+def test_actors_of_a_dead_node_live_elsewhere(world: World) -> None:
+    for number in range(3):
+        world.beat(number)
+    pinned = strategies.node_affinity(node_id(2), True)
+    world.call(0, "actor_create", spec=actor(1, max_restarts=1, strategy=pinned))
+    world.call(0, "actor_create", spec=actor(2, strategy=pinned))
+    world.say(0, SubscribeKey(CHANNEL_ACTOR, node_id(101)))
+    begins(world, 2, 1)
+    begins(world, 2, 2)
+    world.lose(2, "killed")
+    world.sleep(NODE_AWAY_S)
+    assert (1, 2) in starts(world)[0] + starts(world)[1]
+    states = [each.state for each in world.told[0] if type(each) is ActorChanged]
+    assert [state.state for state in states][-1] == "restarting" and states[-1].node_id != node_id(2)
+    assert [row["state"] for row in world.call(0, "actors_list")["actors"]] == ["restarting", "dead"]
+
+
+def test_an_actor_that_no_node_can_take_is_refused_but_a_restart_waits(world: World) -> None:
+    world.call(0, "actor_create", spec=actor(1, 9))
+    assert "asks for 9 CPU" in world.call(0, "actors_list")["actors"][0]["cause"]
+    world.join(5, name="big")
+    world.say(5, NodeLoad(1, {"CPU": 9 * CPU}, {"CPU": 9 * CPU}))
+    world.call(0, "actor_create", spec=actor(2, 9, max_restarts=-1))
+    begins(world, 5, 2)
+    world.lose(5)
+    world.sleep(NODE_AWAY_S)
+    row = world.call(0, "actors_list")["actors"][1]
+    assert row["state"] == "restarting" and "asks for 9 CPU" in row["waits"]
+    world.connection += 1
+    world.connections[6] = world.connection
+    world.say(6, Hello(PROTOCOL_VERSION, node_id(6), b"", 1))
+    world.say(6, RegisterNode(node_id(6), 1, "host", "tcp:h:6", {"CPU": 9 * CPU}))
+    assert starts(world)[6] == [(2, 2)]
+
+
+def test_an_actor_waits_for_a_node_that_is_away(world: World) -> None:
+    pinned = strategies.node_affinity(node_id(2), False)
+    world.lose(2)
+    world.call(0, "actor_create", spec=actor(1, strategy=pinned))
+    world.call(0, "actor_create", spec=actor(2, strategy=pinned))
+    world.join(2)
+    assert starts(world)[2] == [(1, 1), (2, 1)]
+    world.restart()
+    world.join(0)
+    world.lose(0)
+    world.sleep(NODE_AWAY_S)
+    assert [record.state for record in world.shard.actors.records()] == ["dead", "dead"]
+
+
+def test_jobs_end_with_the_node_of_their_driver(world: World) -> None:
+    job_id = world.call(1, "register_job", namespace="s", pid=7)["job_id"]
+    spec = actor(1, strategy=strategies.node_affinity(node_id(2), False))
+    spec.job_id = job_id
+    world.call(1, "actor_create", spec=spec)
+    begins(world, 2, 1)
+    world.lose(1)
+    world.sleep(NODE_AWAY_S)
+    [job] = world.call(0, "jobs")["jobs"]
+    assert job["state"] == "ended" and "node of its driver died" in job["end_reason"]
+    assert any(type(message) is StopActor for message in world.told[2])
