@@ -75,6 +75,7 @@ OBJECTS: dict[str, Route] = {
     "Publish": Route("process", "daemon", "`Resolved` to everybody who asked"),
     "Hold": Route("process", "daemon"),
     "Release": Route("process", "daemon"),
+    "RefsReceived": Route("process", "daemon"),
     "Resolve": Route("process", "daemon", "`Resolved` for each, when it is known"),
     "Resolved": Route("daemon", "process"),
     "Sealed": Route("process", "daemon"),

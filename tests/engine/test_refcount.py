@@ -612,6 +612,50 @@ def test_workers_killed_while_they_hand_over_refs(freed: None) -> None:
         assert [len(shoal.get(text, timeout=30)) for text, _ in pairs] == sizes
 
 
+def _die_after(owner: Any, name: str) -> None:
+    """Have this worker killed once it has done `owner.name(...)` and the node has heard of it, before any reply."""
+    done = getattr(owner, name)
+
+    def do_and_die(*args: Any) -> None:
+        done(*args)
+        core.current().reactor.flush_dirty()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, do_and_die)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_dies_between_holding_refs_for_its_submitter_and_the_reply(
+    retries: int, tmp_path: Any, freed: None
+) -> None:
+    mark = str(tmp_path / "tried")
+
+    @shoal.remote(max_retries=retries)
+    def hand_over() -> Any:
+        refs = [shoal.put(BIG), shoal.put(SMALL)]
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            _die_after(core.current().objects, "hold_for")
+        return refs
+
+    result = hand_over.remote()
+    if retries:
+        assert shoal.get(shoal.get(result, timeout=20)) == [BIG, SMALL]
+    else:
+        with pytest.raises(WorkerCrashedError):
+            shoal.get(result, timeout=20)
+
+
+def test_a_worker_dies_between_storing_its_result_and_the_reply(freed: None) -> None:
+    @shoal.remote(max_retries=0)
+    def store() -> bytes:
+        _die_after(core.current(), "store_blob")
+        return BIG
+
+    with pytest.raises(WorkerCrashedError):
+        shoal.get(store.remote(), timeout=20)
+
+
 def test_refs_of_another_cluster_are_lost() -> None:
     from shoal.runtime.objects import restore_ref
 

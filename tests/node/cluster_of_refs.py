@@ -49,6 +49,7 @@ class Queue:
             messages.Publish: shell.on_publish,
             messages.Hold: shell.on_hold,
             messages.Release: shell.on_release,
+            messages.RefsReceived: shell.on_refs_received,
             messages.Resolve: shell.on_resolve,
             messages.FreeObjects: shell.on_free,
         }
@@ -101,6 +102,8 @@ class Process:
         #: tasks that run here: (submitter, number)
         self.jobs: list[tuple[Process, int]] = []
         self.puts = 0
+        #: refs that came in results, by worker
+        self.received: dict[bytes, int] = {}
 
     def send(self, message: Any) -> None:
         """From the daemon."""
@@ -183,7 +186,12 @@ class Process:
         self.write_notes()
         self.world.replies[self, submitter].append((self.reactor.holds_written, number, oid, sent(value)))
 
-    def take_reply(self, number: int, oid: bytes, value: Value) -> None:
+    def take_reply(self, worker: Process, number: int, oid: bytes, value: Value) -> None:
+        if type(value) in (Containing, Stored):
+            giver = worker.worker_id
+            self.received[giver] = self.received.get(giver, 0) + len(value.nested)  # type: ignore[union-attr]
+            if self.world.dice.random() < 0.3:
+                self.tell_received(giver)
         if number not in self.lent:
             return
         entry = ObjectEntry(oid)
@@ -193,6 +201,12 @@ class Process:
             self.table.contain(entry, self.table.adopt_held(nested))
         entry.value = value.blob if type(value) is Containing else value
         self.table.unuse(self.lent.pop(number)[1])
+
+    def tell_received(self, giver: bytes, last: bool = False) -> None:
+        """How many refs came from a worker; `last` when it is dead."""
+        self.queue.send(messages.RefsReceived(giver, self.received.get(giver, 0), last))
+        if last:
+            self.received.pop(giver, None)
 
     def get(self, ref: ObjectRef) -> None:
         """Unpickle what is known; ask for what is not."""
@@ -460,7 +474,7 @@ class World:
     def take_reply(self, worker: Process, submitter: Process) -> None:
         _, number, oid, value = self.replies[worker, submitter].popleft()
         if submitter.alive:
-            self.run(submitter, submitter.take_reply, number, oid, value)
+            self.run(submitter, submitter.take_reply, worker, number, oid, value)
 
     def act(self) -> None:
         """A living process does something."""
@@ -501,10 +515,23 @@ class World:
             process.queue.read()
         del process.node.by_id[process.worker_id]
         process.node.shell.process_died(process, "killed")  # type: ignore[arg-type]
+        self.tell_of_death(process.node, process.worker_id)
         for node in self.nodes:
             if node.alive and node is not process.node:
                 # As the daemons tell each other, behind everything said before on that line.
                 self.lines[process.node.node_id, node.node_id].append(_Gone(process.worker_id))
+
+    def tell_of_death(self, node: Node, worker_id: bytes) -> None:
+        """The processes of a node hear of a worker's death, whose sockets they have read to the end."""
+        for process in node.processes:
+            if process.alive:
+                process.tell_received(worker_id, last=True)
+
+    def hear_of_death(self, node: Node, worker_id: bytes) -> None:
+        """A daemon is told that a process of another node is dead."""
+        node.gone.add(worker_id)
+        node.shell.owner_gone(worker_id)
+        self.tell_of_death(node, worker_id)
 
     def bury(self, process: Process) -> None:
         process.alive = False
@@ -567,8 +594,7 @@ class World:
                 for died in other.links.on_died:
                     died(node.node_id, "killed")
                 for process in node.processes:
-                    other.gone.add(process.worker_id)
-                    other.shell.owner_gone(process.worker_id)
+                    self.hear_of_death(other, process.worker_id)
 
     # -------- the end
 
@@ -595,12 +621,25 @@ class World:
                 for entry in process.table.table.values():
                     assert entry.shared is None or not entry.shared.resolving, f"no answer for {entry.oid.hex()}"
                 self.run(process, process.refs.clear)
+                for giver in process.received:
+                    process.tell_received(giver)
         self.settle()
-        if self.deaths:  # holds in the name of a process whose reply was lost end with that process
+        if all(node.alive for node in self.nodes):
+            self.check_directories()
+        # What a dead node's lines had not brought (HoldFor), and results that dead workers had stored on other nodes, end with the receiver.
+        if self.deaths:
             for process in self.processes:
                 if process.alive:
                     self.kill(process)
             self.settle()
+        self.check_directories()
+        for node in self.nodes:
+            if node.alive:
+                assert not node.stored, "blocks are left in the store"
+                assert not node.shell._kept_for
+
+    def check_directories(self) -> None:
+        """Nobody refers to anything any more."""
         for process in self.processes:
             assert not process.table.table, "the processes leak"
         for node in self.nodes:
@@ -610,8 +649,6 @@ class World:
                 assert not any(left.values()), (
                     f"{left}, {[(o.hex(), r.rows, r.known) for o, r in node.machine._objects.items()]}"
                 )
-                assert not node.stored, "blocks are left in the store"
-                assert not node.shell._kept_for
 
 
 class _Gone(messages.Message):

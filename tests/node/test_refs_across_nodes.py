@@ -12,8 +12,7 @@ def live(seed: int, nodes: int, processes: int, steps: int, deadly: bool) -> Wor
     for node in world.nodes:
 
         def gone(_sender: bytes, message: _Gone, node: object = node) -> None:
-            node.gone.add(message.process)  # type: ignore[attr-defined]
-            node.shell.owner_gone(message.process)  # type: ignore[attr-defined]
+            world.hear_of_death(node, message.process)  # type: ignore[arg-type]
 
         node.links.handlers[_Gone] = gone
     dice = world.dice

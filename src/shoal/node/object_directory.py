@@ -8,6 +8,7 @@ Design: one pure machine, `handle(event, now) -> list[Effect]`. Events are the o
     Published   the value; the refs inside it are held by the object itself until it is freed (`nested`)
     Held, Released     a row of the table process x object goes up or down; negative for a moment when two sockets race
     ResolveAsked       the value is sent when it is known; an id still unknown after a sweep is lost
+    RefsReceived       refs that a worker held in another's name, and died before it told: those holds end (`handed_refs`)
     ProcessDied        its rows vanish; what it owed (owned, not published) fails, what it published stays
 
 An object is freed when all its rows are zero, no object contains it, and a *sweep* issued after that found it untouched. A sweep is the
@@ -38,6 +39,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shoal.node.foreign_holds import ForeignHolds
+from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
     ActorHandleGone,
     Effect,
@@ -60,6 +62,7 @@ from shoal.node.object_events import (
     ProcessDied,
     ProcessJoined,
     Published,
+    RefsReceived,
     Released,
     RequestSweep,
     ResolveAsked,
@@ -142,6 +145,7 @@ class ObjectDirectory:
         "_objects",
         "_owed",
         "_sweeping",
+        "_underway",
     )
 
     def __init__(self, dump_error: Callable[[BaseException], bytes], node_id: bytes = b"") -> None:
@@ -153,6 +157,8 @@ class ObjectDirectory:
         #: refs handed on to other nodes, kept here until these hold them: number -> (node, oids)
         self._handed: dict[int, tuple[bytes, list[bytes]]] = {}
         self._handed_count = 0
+        #: refs in results for processes of this node, until they are known to have come
+        self._underway = HandedRefs()
         self._objects: dict[bytes, ObjectRow] = {}
         #: process -> oid -> count, never 0; the keys are the processes that live
         self._held: dict[bytes, dict[bytes, int]] = {}
@@ -178,6 +184,7 @@ class ObjectDirectory:
             "candidates": len(self._candidates),
             "sweeps": self._issued,
             "handed": len(self._handed),
+            "underway": self._underway.underway(),
             **self._holds_abroad.statistics(),
         }
 
@@ -232,6 +239,7 @@ class ObjectDirectory:
             return
         self._fail_unpublished(event, effects)
         self._holds_abroad.process_died(event.process)
+        self._underway.forget(event.process)
         self._drop_holds(held)
 
     def _drop_holds(self, held: dict[bytes, int]) -> None:
@@ -284,6 +292,17 @@ class ObjectDirectory:
                 self._hold_abroad(event, held, effects)
             elif held is not None:
                 self._count(held, event.oids, 1)
+            if event.holder and held is not None:
+                self._underway.give(event.sender, event.holder, event.oids)
+
+    def _on_refs_received(self, event: RefsReceived, effects: list[Effect]) -> None:
+        held = self._held.get(event.receiver)
+        if held is None:
+            return
+        if event.last:
+            self._count(held, self._underway.close(event.giver, event.receiver, event.count), -1)
+        else:
+            self._underway.receive(event.giver, event.receiver, event.count)
 
     def _on_released(self, event: Released, effects: list[Effect]) -> None:
         if event.sender in self._held:
@@ -617,13 +636,13 @@ class ObjectDirectory:
         if home == self._node_id:
             if node in self._nodes:
                 self._count(self._held[node], oids, 1)
-                effects.append(SendHoldFor(node, 0, event.process, oids, home))
+                effects.append(SendHoldFor(node, 0, event.process, oids, home, event.sender))
             return
         if node in self._nodes:
             for oid in oids:
                 self._foreign_row(oid, home, effects)
             if home == node:
-                effects.append(SendHoldFor(node, 0, event.process, oids, home))
+                effects.append(SendHoldFor(node, 0, event.process, oids, home, event.sender))
             else:
                 self._handed_count += 1
                 self._handed[self._handed_count] = (node, oids)
@@ -632,11 +651,13 @@ class ObjectDirectory:
                     row.rows += 1
                     row.stamp = self._issued
                 number = self._take(home, oids, effects)
-                effects.append(SendHoldFor(node, self._handed_count, event.process, oids, home))
+                effects.append(SendHoldFor(node, self._handed_count, event.process, oids, home, event.sender))
         self._holds_abroad.confirm_later(event.sender, number, effects)
 
     def _on_hold_for(self, event: HoldForArrived, effects: list[Effect]) -> None:
         held = self._held.get(event.process)
+        if held is not None and event.giver:
+            self._underway.give(event.giver, event.process, event.oids)
         if event.home == self._node_id:
             if held is not None:
                 self._count(held, event.oids, 1)
@@ -714,6 +735,7 @@ class ObjectDirectory:
 _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Held: ObjectDirectory._on_held,
     Released: ObjectDirectory._on_released,
+    RefsReceived: ObjectDirectory._on_refs_received,
     Escaped: ObjectDirectory._on_escaped,
     Published: ObjectDirectory._on_published,
     ResolveAsked: ObjectDirectory._on_resolve_asked,

@@ -70,6 +70,16 @@ class Released:
 
 
 @dataclass(slots=True)
+class RefsReceived:
+    """`receiver` has had `count` refs in results of `giver`; `last`: which is dead, and no more will come."""
+
+    receiver: bytes
+    giver: bytes
+    count: int
+    last: bool = False
+
+
+@dataclass(slots=True)
 class ResolveAsked:
     """A process wants the values. With `stale_generation` the place it knew, of that generation, holds the object no more; then the object
     may also be one that never escaped."""
@@ -131,13 +141,14 @@ class HandedAbroad:
 
 @dataclass(slots=True)
 class HoldForArrived:
-    """`process` of this node was handed refs by a process of `node`."""
+    """`process` of this node was handed refs by `giver`, a process of `node`."""
 
     node: bytes
     number: int
     process: bytes
     oids: list[bytes]
     home: bytes
+    giver: bytes = b""
 
 
 @dataclass(slots=True)
@@ -189,6 +200,7 @@ Event = (
     | Published
     | Held
     | Released
+    | RefsReceived
     | ResolveAsked
     | Moved
     | Lost
@@ -265,13 +277,14 @@ class SendNodeHeld:
 
 @dataclass(slots=True)
 class SendHoldFor:
-    """Tell `node` that its `process` was handed these refs; answered by HoldForConfirmed(number) unless that is 0."""
+    """Tell `node` that its `process` was handed these refs by `giver`; answered by HoldForConfirmed(number) unless that is 0."""
 
     node: bytes
     number: int
     process: bytes
     oids: list[bytes]
     home: bytes
+    giver: bytes = b""
 
 
 @dataclass(slots=True)

@@ -409,6 +409,15 @@ class Release(Message, tag=53):
     holder: bytes = b""
 
 
+class RefsReceived(Message, tag=65):
+    """The sender has had `count` refs in results of the worker `giver` so far. With `last` the worker is dead and everything that it wrote was
+    read: holds in the sender's name on refs beyond `count` end."""
+
+    giver: bytes
+    count: int
+    last: bool = False
+
+
 class Resolve(Message, tag=54):
     """Send the value of each of `oids` when it is known. With `stale_generation` the place known before is not valid any more."""
 
@@ -629,6 +638,7 @@ ToDaemon = (
     | Publish
     | Hold
     | Release
+    | RefsReceived
     | Resolve
     | Sealed
     | FreeObjects

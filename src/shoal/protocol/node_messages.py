@@ -123,13 +123,14 @@ class NodeRelease(Message, tag=140):
 
 
 class HoldFor(Message, tag=141):
-    """A process of the sending node hands refs on to `process` of the receiving one, which from now on holds them. The sending node keeps them alive
-    at their `home` until HoldForDone. When the sender is itself their home it counts the receiving node once for each already."""
+    """`giver`, a worker of the sending node, hands refs on to `process` of the receiving one, which from now on holds them. The sending node
+    keeps them alive at their `home` until HoldForDone. When it is their home itself it counts the receiving node once for each already."""
 
     number: int
     process: bytes
     oids: list[bytes]
     home: bytes
+    giver: bytes = b""
 
 
 class HoldForDone(Message, tag=142):

@@ -458,6 +458,7 @@ class Runtime:
 
     def _on_stream_item(self, connection: Connection, message: StreamItem) -> None:
         lease = connection.attachment.leases.get(message.lease_id)
+        self.submitter.count_refs(connection.attachment, message.value)
         task = lease.inflight.get(message.seq) if lease is not None else None
         if task is not None and type(task.result) is StreamState:
             add_item(self, task.result, task, message.index, message.value)

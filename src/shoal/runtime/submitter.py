@@ -25,19 +25,24 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
-from shoal.protocol import errors
+from shoal.protocol import errors, ids
 from shoal.protocol.limits import FLUSH_TASKS, FRAME_BYTES_MAX, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
 from shoal.protocol.messages import (
+    Containing,
     DefineFunction,
     Failed,
     ForgetFunction,
+    FreeObjects,
     Hello,
     LeaseGranted,
     LeasesUnschedulable,
+    Many,
     PushTasks,
     RecallTasks,
+    RefsReceived,
     RequestLeases,
     ReturnLease,
+    Stored,
     TaskReplies,
     TasksBounced,
     WorkerDied,
@@ -75,6 +80,8 @@ class Submitter:
         self.pending = 0  #: submitted tasks whose result is not known
         #: connections that ended, before the daemon said how their workers did
         self._unexplained: list[Connection] = []
+        #: workers from whom refs have come since the daemon was told how many
+        self._givers: dict[WorkerPeer, None] = {}
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
         #: tasks that fail because of an input and are to be told, by whoever began to
         self._failing: deque[tuple[PendingTask, Failed]] = deque()
@@ -246,6 +253,8 @@ class Submitter:
         complete = self.complete
         for seq, value in items:
             task = inflight.pop(seq, None)
+            if type(value) is not bytes:
+                self.count_refs(peer, value)
             if task is None:
                 continue
             lease.load_s -= task.estimate_s
@@ -274,6 +283,31 @@ class Submitter:
         elif lease.out and len(inflight) <= len(lease.out):
             self.send_pushes(lease)  # the worker has nothing left but what is gathered here
         self.reopen(lease)
+
+    def count_refs(self, peer: WorkerPeer, value: Any) -> None:
+        """Count the refs in a result: the daemon must know which of those that the worker held in our name have come. Caller holds the lock."""
+        if type(value) is Many:
+            for part in value.values:
+                self.count_refs(peer, part)
+        elif type(value) is Containing or type(value) is Stored:
+            nested = value.nested
+            if nested:
+                peer.refs += len(nested)
+                self._givers[peer] = None
+
+    def _tell_refs(self) -> None:
+        """Tell the daemon how many refs have come from whom. Caller holds the lock."""
+        givers, self._givers = self._givers, {}
+        daemon = self.reactor.causal
+        if daemon is not None:
+            for peer in givers:
+                daemon.send(RefsReceived(peer.worker_id, peer.refs))
+
+    def _end_refs(self, worker_id: bytes, count: int) -> None:
+        """All that a worker has written was read. Caller holds the lock."""
+        daemon = self.reactor.causal
+        if daemon is not None:
+            daemon.send(RefsReceived(worker_id, count, True))
 
     def reopen(self, lease: WorkerLease) -> None:
         """A lease may have room again. Caller holds the lock."""
@@ -518,7 +552,8 @@ class Submitter:
     def on_worker_died(self, connection: Connection, message: WorkerDied) -> None:
         """The daemon says how a worker ended; its replies may still stand in the socket."""
         peer_connection = self._peers.get(message.worker_id)
-        if peer_connection is None:
+        if peer_connection is None:  # given up before
+            self._end_refs(message.worker_id, 0)
             return
         peer: WorkerPeer = peer_connection.attachment
         peer.death = message
@@ -578,6 +613,8 @@ class Submitter:
         death: WorkerDied | None = peer.death
         if self._peers.get(peer.worker_id) is connection:
             del self._peers[peer.worker_id]
+        self._givers.pop(peer, None)
+        self._end_refs(peer.worker_id, peer.refs)
         for lease in list(peer.leases.values()):
             self.forget_lease(lease)
             tasks = sorted(lease.inflight.values(), key=lambda task: task.seq)
@@ -599,6 +636,7 @@ class Submitter:
                 self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled"))
             elif task.retries_left == 0:
                 assert death is not None, "a started task's worker was declared dead"
+                self._free_results(task)
                 self.fail(task, crash_error(task, death))
             else:
                 # Also one that had ended, if its reply was lost: it will have run once more.
@@ -608,6 +646,17 @@ class Submitter:
                 again.append(task)
         self.requeue(again)
 
+    def _free_results(self, task: PendingTask) -> None:
+        """The dead worker may have stored results in our name, of which it could not tell. Caller holds the lock."""
+        daemon = self.reactor.causal
+        count = task.template.wire.num_returns
+        if (
+            daemon is not None
+            and count > 0
+            and not (task.lease and is_abroad(task.lease.connection.attachment.address))
+        ):
+            daemon.send(FreeObjects([ids.result_id(task.task_id, index + 1) for index in range(count)]))
+
     # ------------------------------------------------------------ time
 
     def tick(self, now: float) -> None:
@@ -616,6 +665,8 @@ class Submitter:
             self.flush()
         if self._unexplained:
             self._give_up_unexplained(now)
+        if self._givers:
+            self._tell_refs()
         if self.gone_templates:
             self.forget_templates()
         for klass in self.classes:

@@ -547,6 +547,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Publish: lambda d: d.objects.on_publish,
     messages.Hold: lambda d: d.objects.on_hold,
     messages.Release: lambda d: d.objects.on_release,
+    messages.RefsReceived: lambda d: d.objects.on_refs_received,
     messages.Resolve: lambda d: d.objects.on_resolve,
     messages.CancelObject: lambda d: d.objects.on_cancel,
     messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),

@@ -114,6 +114,10 @@ class Objects:
         """One hold fewer on each."""
         self.handle(events.Released(process.worker_id, message.oids, message.holder))
 
+    def on_refs_received(self, process: Process, message: messages.RefsReceived) -> None:
+        """Refs have come from a worker, or will never."""
+        self.handle(events.RefsReceived(process.worker_id, message.giver, message.count, message.last))
+
     def on_resolve(self, process: Process, message: messages.Resolve) -> None:
         """A process wants values."""
         if message.home:
@@ -215,7 +219,9 @@ class Objects:
     def _on_hold_for(self, node: bytes, message: node_messages.HoldFor) -> None:
         self._meet(node)
         self._expect(message.home)
-        self.handle(events.HoldForArrived(node, message.number, message.process, message.oids, message.home))
+        self.handle(
+            events.HoldForArrived(node, message.number, message.process, message.oids, message.home, message.giver)
+        )
 
     def _on_hold_for_done(self, node: bytes, message: node_messages.HoldForDone) -> None:
         self.handle(events.HoldForConfirmed(node, message.number))
@@ -279,7 +285,9 @@ class Objects:
         self._links.send(effect.node, node_messages.NodeRelease(effect.items))
 
     def _send_hold_for(self, effect: events.SendHoldFor) -> None:
-        self._links.send(effect.node, node_messages.HoldFor(effect.number, effect.process, effect.oids, effect.home))
+        self._links.send(
+            effect.node, node_messages.HoldFor(effect.number, effect.process, effect.oids, effect.home, effect.giver)
+        )
 
     def _send_hold_for_done(self, effect: foreign_holds.SendHoldForDone) -> None:
         self._links.send(effect.node, node_messages.HoldForDone(effect.number))
