@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from shoal.gcs.node_table import ANEW_S, NodeTable
-from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
+from shoal.gcs.shard import (
+    CloseConnection,
+    ConnectionLost,
+    GcsShard,
+    MessageReceived,
+    NodeRefuses,
+    ProbeNode,
+    Send,
+    TimePassed,
+)
 from shoal.gcs.storage.backend import Write
 from shoal.protocol import strategies
 from shoal.protocol.gcs_messages import (
@@ -62,7 +71,7 @@ class World:
                     self.disk.pop((effect.table, effect.key), None)
                 else:
                     self.disk[effect.table, effect.key] = effect.value
-            elif effect.connection in node_of:
+            elif type(effect) is not ProbeNode and effect.connection in node_of:
                 number = node_of[effect.connection]
                 if type(effect) is Send:
                     self.told.setdefault(number, []).append(effect.message)
@@ -429,3 +438,17 @@ def test_jobs_end_with_the_node_of_their_driver(world: World) -> None:
     [job] = world.call(0, "jobs")["jobs"]
     assert job["state"] == "ended" and "node of its driver died" in job["end_reason"]
     assert any(type(message) is StopActor for message in world.told[2])
+
+
+def test_a_node_whose_process_is_gone_is_dead_at_once(world: World) -> None:
+    connection = world.connections.pop(1)
+    [probe] = [
+        each
+        for each in world.shard.handle(ConnectionLost(connection, "it was closed"), world.now)
+        if type(each) is ProbeNode
+    ]
+    assert probe == ProbeNode(node_id(1), "tcp:h:1")
+    world.perform(world.shard.handle(NodeRefuses(node_id(1)), world.now))
+    assert "process is gone (it was closed)" in world.heard_of(0, 1)[-1].cause
+    assert world.shard.handle(NodeRefuses(node_id(1)), world.now) == []
+    assert world.shard.handle(NodeRefuses(node_id(2)), world.now) == []  # it has come back meanwhile

@@ -5,7 +5,7 @@ Purpose: membership. The one writer of node records, of the time when a node is 
 Design: a record is stored before anybody is told of it, so a new server knows all nodes of the old one, refuses none of them, and gives up those that
 do not come back. A node is
 
-    connected --connection ended--> away --NODE_AWAY_S--> dead
+    connected --connection ended--> away --NODE_AWAY_S, or at once when nobody listens at its address any more--> dead
         `--silent for HEARTBEATS_MISSED_S (once it has sent a heartbeat)--^
 
 Dead is for ever: a node that returns is *fenced*, its work is elsewhere by now; it must join as a new node. Numbers go up and are never used
@@ -163,6 +163,10 @@ class NodeTable:
             silent = next(iter(self._heard.values())) + HEARTBEATS_MISSED_S
             deadline = silent if deadline is None else min(deadline, silent)
         return deadline
+
+    def why_away(self, node_id: bytes) -> str:
+        """Why a living node is not connected; "" if it is, or does not live."""
+        return self._away.get(node_id, (0.0, ""))[1]
 
     def away(self) -> int:
         """How many living nodes are not connected."""

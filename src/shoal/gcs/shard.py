@@ -118,7 +118,14 @@ class TimePassed:
     """It may be time to give up nodes that are away: said when `next_deadline` has come."""
 
 
-Event = MessageReceived | ConnectionLost | TimePassed
+@dataclass(slots=True)
+class NodeRefuses:
+    """The answer to ProbeNode, if nobody listens there: the node's process is gone."""
+
+    node_id: bytes
+
+
+Event = MessageReceived | ConnectionLost | NodeRefuses | TimePassed
 
 
 @dataclass(slots=True)
@@ -137,7 +144,15 @@ class CloseConnection:
     reason: str
 
 
-Effect = Write | Send | CloseConnection
+@dataclass(slots=True)
+class ProbeNode:
+    """See whether anybody listens at a node's address, "tcp:HOST:PORT"; if not, NodeRefuses follows, otherwise nothing."""
+
+    node_id: bytes
+    address: str
+
+
+Effect = Write | Send | CloseConnection | ProbeNode
 
 
 #: what a node says of a life that was sent there
@@ -244,6 +259,9 @@ class GcsShard:
             return effects
         if type(event) is TimePassed:
             self._on_time(now, effects)
+            return effects
+        if type(event) is NodeRefuses:
+            self._on_refuses(event, now, effects)
             return effects
         assert type(event) is MessageReceived
         number, message = event.connection, event.message
@@ -378,6 +396,14 @@ class GcsShard:
             del self._node_connections[connection.node_id]
             self.nodes.lose(connection.node_id, event.cause, now)
             self._schedule(NodeAway(connection.node_id), now, effects)
+            record = self.nodes.get(connection.node_id)
+            if record is not None and record.node.address.startswith("tcp:"):
+                effects.append(ProbeNode(connection.node_id, record.node.address))
+
+    def _on_refuses(self, event: NodeRefuses, now: float, effects: list[Effect]) -> None:
+        cause = self.nodes.why_away(event.node_id)
+        if cause:
+            self._bury_node(event.node_id, f"its process is gone ({cause})", now, effects)
 
     def _on_time(self, now: float, effects: list[Effect]) -> None:
         for node_id, cause in self.nodes.overdue(now):

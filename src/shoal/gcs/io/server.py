@@ -26,7 +26,17 @@ from typing import Any, cast
 
 import uvloop
 
-from shoal.gcs.shard import CloseConnection, ConnectionLost, Effect, GcsShard, MessageReceived, Send, TimePassed
+from shoal.gcs.shard import (
+    CloseConnection,
+    ConnectionLost,
+    Effect,
+    GcsShard,
+    MessageReceived,
+    NodeRefuses,
+    ProbeNode,
+    Send,
+    TimePassed,
+)
 from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
 from shoal.protocol.limits import FRAME_BYTES_MAX
@@ -34,10 +44,15 @@ from shoal.system.janitor import remove_session
 from shoal.system.process import open_pidfd, set_process_title, wait_readable
 from shoal.system.token_file import cluster_token
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+from shoal.wire.tcp import parse_address
 from shoal.wire.tcp_listener import TcpListener
 
 LISTEN_BACKLOG = 128
 TIMER_MIN_S = 0.01
+#: asking whether a node whose connection ended still listens
+PROBE_TIMEOUT_S = 1.0
+PROBE_PAUSES_S = (0.02, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
+PROBE_REFUSALS = 2  #: in a row
 #: one row: which session the tables are of
 SESSION_TABLE = "session"
 
@@ -119,7 +134,9 @@ class GcsServer:
         self._arriving: set[asyncio.Task[Any]] = set()
         #: gathered while a commit runs
         self._writes: list[Write] = []
-        self._after_writes: list[Send | CloseConnection] = []
+        self._after_writes: list[Send | CloseConnection | ProbeNode] = []
+        self._stopping = False
+        self._probes: set[asyncio.Task[None]] = set()
         self._commit: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
 
@@ -188,6 +205,7 @@ class GcsServer:
 
     async def stop(self) -> None:
         """Stop listening, finish what is being committed, close everything."""
+        self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
@@ -196,6 +214,8 @@ class GcsServer:
             self._tcp.close()
         if self._commit is not None:
             await asyncio.wait([self._commit])
+        for probe in self._probes:
+            probe.cancel()
         for peer in list(self._peers.values()):
             if peer.transport is not None:
                 peer.transport.abort()
@@ -264,7 +284,35 @@ class GcsServer:
             return  # `_commit` stays set: nothing is sent any more
         self._commit = None
 
-    def _emit(self, effect: Send | CloseConnection) -> None:
+    async def _probe(self, effect: ProbeNode) -> None:
+        """Does anybody listen there? A process that dies closes its sockets one after the other, so the answer may be yes at first."""
+        refusals = 0
+        for pause_s in PROBE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            try:
+                host, port = parse_address(effect.address)
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+                refusals = 0
+            except ConnectionRefusedError:
+                refusals += 1
+                if refusals == PROBE_REFUSALS:
+                    self._perform(self.shard.handle(NodeRefuses(effect.node_id), self._now()))
+                    return
+            except (OSError, ValueError):  # no answer, no route: that says nothing of the node
+                return
+
+    def _start_probe(self, effect: ProbeNode) -> None:
+        if not self._stopping:
+            probe = asyncio.get_running_loop().create_task(self._probe(effect))
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+
+    def _emit(self, effect: Send | CloseConnection | ProbeNode) -> None:
+        if isinstance(effect, ProbeNode):
+            self._start_probe(effect)
+            return
         peer = self._peers.get(effect.connection)
         if peer is None:
             return

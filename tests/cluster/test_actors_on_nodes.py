@@ -1,0 +1,138 @@
+"""Actors and overload over several nodes, and what dies: nodes, the GCS server, connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import shoal
+from shoal.testing import Cluster, ClusterNode
+
+StartCluster = Callable[..., Cluster]
+SOON_S = 20.0
+
+
+@shoal.remote
+class Place:
+    """Where it lives, and a number that dies with the process."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def node(self) -> str:
+        return str(shoal.get_runtime_context().get_node_id())
+
+    def count(self) -> int:
+        self.number += 1
+        return self.number
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.fixture
+def three(start_cluster: StartCluster) -> tuple[Cluster, list[ClusterNode]]:
+    """A head with 1 CPU, where the driver is, and two nodes of 2 CPUs."""
+    cluster = start_cluster(num_cpus=1)
+    nodes = [cluster.add_node(num_cpus=2, resources={"out": 10}) for _ in range(2)]
+    cluster.connect(log_to_driver=False)
+    return cluster, nodes
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float = SOON_S) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+    return found
+
+
+def test_actors_are_spread_over_the_nodes(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    cluster, nodes = three
+    actors = [Place.options(num_cpus=1).remote() for _ in range(5)]
+    counts = Counter(shoal.get([actor.node.remote() for actor in actors], timeout=SOON_S))
+    assert counts == {cluster.head.node_id: 1, nodes[0].node_id: 2, nodes[1].node_id: 2}
+
+
+def test_an_actor_restarts_on_another_node(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    cluster, nodes = three
+    actor = Place.options(num_cpus=1, max_restarts=1, max_task_retries=-1, resources={"out": 1}).remote()
+    home = shoal.get(actor.node.remote(), timeout=SOON_S)
+    [dying] = [node for node in nodes if node.node_id == home]
+    [other] = [node for node in nodes if node.node_id != home]
+    assert shoal.get(actor.count.remote(), timeout=SOON_S) == 1
+    begun = time.monotonic()
+    cluster.remove_node(dying, kill=True)
+    assert shoal.get(actor.count.remote(), timeout=SOON_S) == 1
+    assert time.monotonic() - begun < 5.0  # no heartbeats need be missed: nobody listens there any more
+    assert shoal.get(actor.node.remote(), timeout=SOON_S) == other.node_id
+    cluster.remove_node(other, kill=True)
+    with pytest.raises(shoal.exceptions.ActorDiedError, match="its process is gone"):
+        shoal.get(actor.count.remote(), timeout=SOON_S)
+
+
+def test_named_actors_are_found_from_other_nodes(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    @shoal.remote(resources={"out": 1})
+    def use(name: str) -> int:
+        return int(shoal.get(shoal.get_actor(name).count.remote()))
+
+    bob = Place.options(name="bob", num_cpus=0).remote()
+    assert sorted(shoal.get([use.remote("bob") for _ in range(6)], timeout=SOON_S)) == [1, 2, 3, 4, 5, 6]
+    assert shoal.get(bob.count.remote(), timeout=SOON_S) == 7
+
+
+def test_more_work_than_one_node_can_do_goes_to_others(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    @shoal.remote
+    def busy(_number: int) -> str:
+        time.sleep(0.1)
+        return str(shoal.get_runtime_context().get_node_id())
+
+    begun = time.monotonic()
+    counts = Counter(shoal.get([busy.remote(number) for number in range(50)], timeout=SOON_S))
+    assert len(counts) == 3 and time.monotonic() - begun < 4.0
+
+
+def test_the_gcs_dies_and_nobody_else(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    cluster, _ = three
+    actors = [Place.options(num_cpus=0, resources={"out": 1}).remote() for _ in range(4)]
+    pids = shoal.get([actor.pid.remote() for actor in actors], timeout=SOON_S)
+    os.kill(cluster.head.call("node.stats")["gcs"]["pid"], signal.SIGKILL)
+    assert shoal.get([actor.pid.remote() for actor in actors], timeout=SOON_S) == pids
+    late = Place.options(num_cpus=0, resources={"out": 1}).remote()
+    assert shoal.get(late.count.remote(), timeout=SOON_S) == 1
+    rows = wait_for(lambda: [row for row in cluster.head.call("gcs.nodes")["nodes"] if row["state"] == "alive"])
+    wait_for(lambda: len([row for row in cluster.head.call("gcs.nodes")["nodes"] if row["state"] == "alive"]) == 3)
+    assert {row["node_no"] for row in rows} <= {0, 1, 2}
+    assert shoal.get([actor.pid.remote() for actor in actors], timeout=SOON_S) == pids
+
+
+def test_a_node_that_stood_still_for_long_is_fenced(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    cluster, nodes = three
+    actor = Place.options(num_cpus=0, max_restarts=1, max_task_retries=1, resources={"out": 1}).remote()
+    home = shoal.get(actor.node.remote(), timeout=SOON_S)
+    [frozen] = [node for node in nodes if node.node_id == home]
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        rows = lambda: {row["node_id"].hex(): row for row in cluster.head.call("gcs.nodes")["nodes"]}  # noqa: E731
+        wait_for(lambda: rows()[home]["state"] == "dead")
+        assert "said nothing" in rows()[home]["cause"]
+        wait_for(lambda: shoal.get(actor.node.remote(), timeout=SOON_S) != home)
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    wait_for(lambda: not frozen.is_alive())
+    assert "declared dead" in frozen.log()
+
+
+def test_a_join_is_seen_everywhere_soon(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    cluster.add_nodes(2, num_cpus=1)
+    cluster.add_node(num_cpus=1, wait=False)
+    begun = time.monotonic()
+    cluster.wait_for_nodes()
+    assert time.monotonic() - begun < 1.0  # 0.2 s without the questions that this test asks
