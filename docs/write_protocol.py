@@ -78,6 +78,8 @@ OBJECTS: dict[str, Route] = {
     "RefsReceived": Route("process", "daemon"),
     "Resolve": Route("process", "daemon", "`Resolved` for each, when it is known"),
     "Resolved": Route("daemon", "process"),
+    "Remake": Route("daemon", "process", "`Publish`: the value, or why there is none"),
+    "BeingRemade": Route("daemon", "process"),
     "Sealed": Route("process", "daemon"),
     "FreeObjects": Route("process", "daemon", "`FreeBlocks` to the writer, in time"),
     "HoldsConfirmed": Route("daemon", "process"),

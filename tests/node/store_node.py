@@ -111,7 +111,7 @@ class StoreNode:
             capacity_bytes,
             lambda process, message: self._sends.get(process, lambda message: None)(message),
             on_moved=lambda oid, stored: self.moves.append((oid, stored)),
-            on_lost=self.lost.__setitem__,
+            on_lost=lambda oid, reason, owner: self.lost.__setitem__(oid, reason),
             **options,
         )
 

@@ -27,6 +27,7 @@ from shoal.node.object_events import (
     Released,
     RequestSweep,
     ResolveAsked,
+    SendBeingRemade,
     SendResolved,
     Swept,
 )
@@ -265,9 +266,40 @@ def test_a_stale_place_is_brought_back() -> None:
     assert node.tell(Moved(X, moved)) == [SendResolved(B, X, Stored(X, 2, 64, 100, 9, [Y]))]
     assert node.tell(ResolveAsked(B, [X], stale_generation=1)) == [SendResolved(B, X, Stored(X, 2, 64, 100, 9, [Y]))]
     assert node.tell(Moved(X, None), ResolveAsked(B, [X])) == [EnsureResident(X, B)]
+    [ask, tell] = node.tell(Lost(X, "the disk is gone"))
+    assert (ask.process, ask.oid, ask.held) == (A, X, False) and "disk is gone" in ask.reason
+    assert tell == SendBeingRemade(B, X)
+    assert node.tell(Lost(X, "said twice")) == [], "it is being made anew"
+    again = stored(X, 2, nested=[Y])
+    assert node.tell(Published(A, X, again)) == [SendResolved(B, X, again)]
+
+
+def test_what_is_lost_after_its_owner_is_an_error() -> None:
+    node = Node(A, B)
+    node.tell(Escaped(A, [X]), Published(A, X, stored(X)), Held(B, [X]), ProcessDied(A, "killed"))
+    node.tell(Moved(X, None), ResolveAsked(B, [X]))
     [answer] = node.tell(Lost(X, "the disk is gone"))
     assert b"disk" in answer.value.error
     assert node.tell(ResolveAsked(B, [X])) == [answer]
+
+
+def test_an_owner_that_is_to_make_an_object_anew_dies() -> None:
+    node = Node(A, B)
+    node.tell(Escaped(A, [X]), Published(A, X, stored(X)), Held(B, [X]), Moved(X, None), ResolveAsked(B, [X]))
+    node.tell(Lost(X, "the disk is gone"))
+    [answer] = node.tell(ProcessDied(A, "killed"))
+    assert answer.process == B and answer.value.error.startswith(b"OwnerDiedError")
+
+
+def test_a_lost_object_that_never_escaped() -> None:
+    node = Node(A, B)
+    assert node.tell(ResolveAsked(B, [X], stale_generation=1)) == [EnsureResident(X, B)]
+    [ask, tell] = node.tell(Lost(X, "the file is gone", A))
+    assert (ask.process, ask.held) == (A, True) and tell == SendBeingRemade(B, X)
+    assert node.settle() == [] and node.tell(ResolveAsked(B, [X], stale_generation=1)) == [tell]
+    assert node.tell(Published(A, X, stored(X, 2))) == [SendResolved(B, X, stored(X, 2))]
+    assert node.tell(Released(A, [X])) == [] and node.settle() == [FreeStored(X)]
+    assert empty(node)
 
 
 def test_a_stale_place_of_an_object_that_never_escaped() -> None:

@@ -67,8 +67,10 @@ from shoal.node.object_events import (
     RequestSweep,
     ResolveAsked,
     ResolvedAbroad,
+    SendBeingRemade,
     SendHoldFor,
     SendNodeHeld,
+    SendRemake,
     SendResolved,
     SendResolveFor,
     Swept,
@@ -411,8 +413,11 @@ class ObjectDirectory:
                 effects.append(SendResolved(process, oid, value))
             else:
                 self._wait(row, process)
-                if event.stale_generation and not row.known:
-                    effects.append(EnsureResident(oid, process))
+                if event.stale_generation:
+                    if not row.known:
+                        effects.append(EnsureResident(oid, process))
+                    elif process != row.owner:  # it was stored, and is not: it was lost
+                        effects.append(SendBeingRemade(process, oid))
                 elif not row.known:
                     self._asked[oid] = self._issued
 
@@ -454,14 +459,35 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         if row is None:
             return
+        value = row.value
+        if value is None:
+            if row.owner and oid in self._owed.get(row.owner, ()):
+                return  # it is being made (anew) already
+        elif type(value) is not Stored or value.node != self._node_id:
+            return  # a copy of it
+        owner = row.owner or event.owner
+        if owner in self._held and owner not in self._nodes and row.abroad is None:
+            self._remake(oid, row, owner, event.reason, effects)
+            return
         failed = self._lost(oid, event.reason)
-        if type(row.value) is Stored:
-            if row.value.node != self._node_id:
-                return
+        if value is not None:
             row.value = failed
         self._answer_waiters(oid, row, failed, effects)
         if not row.known:
             self._drop_if_idle(oid, row)
+
+    def _remake(self, oid: bytes, row: ObjectRow, owner: bytes, reason: str, effects: list[Effect]) -> None:
+        """A lost object's owner lives: it owes the value again."""
+        row.value = None
+        row.owner = owner
+        self._owed[owner][oid] = None
+        held = not row.known
+        if held:  # it had never left its owner, who holds it
+            row.known = True
+            self._asked.pop(oid, None)
+            self._count(self._held[owner], (oid,), 1)
+        effects.append(SendRemake(owner, oid, f"{reason} (node {self._node_id.hex()[:8]})", held))
+        effects.extend(SendBeingRemade(process, oid) for process in row.waiters or () if process != owner)
 
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))

@@ -100,10 +100,11 @@ class Moved:
 
 @dataclass(slots=True)
 class Lost:
-    """From the store table: the object's bytes are gone for good (or it never had any)."""
+    """From the store table: the object's bytes are gone for good (or it never had any). `owner` is who owns them, as far as the store knows."""
 
     oid: bytes
     reason: str
+    owner: bytes = b""
 
 
 @dataclass(slots=True)
@@ -230,6 +231,24 @@ class SendResolved:
 
 
 @dataclass(slots=True)
+class SendRemake:
+    """Have a lost object made anew by `process`, which owns it; answered by Published. `held`: a hold was counted in its name."""
+
+    process: bytes
+    oid: bytes
+    reason: str
+    held: bool = False
+
+
+@dataclass(slots=True)
+class SendBeingRemade:
+    """Tell a process that waits for a value that it is lost, and being made anew."""
+
+    process: bytes
+    oid: bytes
+
+
+@dataclass(slots=True)
 class FreeStored:
     """To the store table, here or (`node`) of another node: nobody refers to this stored object any more."""
 
@@ -297,6 +316,8 @@ class SendResolveFor:
 
 Effect = (
     SendResolved
+    | SendRemake
+    | SendBeingRemade
     | FreeStored
     | KeepStored
     | EnsureResident

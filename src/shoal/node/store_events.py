@@ -293,6 +293,7 @@ class ReportAbsent:
     oid: bytes
     lost: bool
     reason: str
+    owner: bytes = b""  #: of what is lost
 
 
 @dataclass(slots=True)

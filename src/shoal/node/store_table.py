@@ -591,7 +591,7 @@ class StoreTable:
         row.segment = row.offset = 0
         row.state = SPILLED
         row.asked = False
-        self._effects.append(ev.ReportAbsent(row.oid, event.lost, event.reason))
+        self._effects.append(ev.ReportAbsent(row.oid, event.lost, event.reason, row.owner))
         if event.lost or row.freed:
             self._delete_file(row)
             self._drop(row)

@@ -39,6 +39,7 @@ PAGE_HEADER_BYTES = 4096
 EVICTION_GRACE_S = 0.010
 STORE_SHARE_OF_MEMORY = 0.3
 RELEASE_SWEEP_S = 0.02
+LINEAGE_BYTES_MAX = 256 << 20  #: what a process keeps of finished tasks, so that their stored results can be made anew
 
 # --- life and death
 START_TIMEOUT_S = 30.0

@@ -100,6 +100,7 @@ class TaskTemplate(Message, tag=7):
     backpressure: int = -1
     method: str = ""
     concurrency_group: str = ""
+    #: "wanted": the ObjectIDs that are lost and that this run is to make anew, all else it makes being there
     options: dict[str, Any] = {}
     #: a task that may run once only (max_retries=0) is answered at once: a crash of the next one must not take its result along
     prompt_reply: bool = False
@@ -446,6 +447,21 @@ class FreeObjects(Message, tag=57):
     node: bytes = b""
 
 
+class Remake(Message, tag=66):
+    """To the owner of a lost object: make it anew, for `reason`, and publish it, or the error that says why that cannot be. With `held` the object
+    had never escaped: from now on it has, and a hold is counted in the owner's name."""
+
+    oid: bytes
+    reason: str
+    held: bool = False
+
+
+class BeingRemade(Message, tag=67):
+    """To a process that has asked for a value: it is lost and being made anew, which may take as long as a task does."""
+
+    oid: bytes
+
+
 class Pull(Message, tag=64):
     """From a process: bring a value that lies on another node into this node's store. Answered by Answer with the body {"stored": the place of the
     copy}, valid until it is evicted. With `background` it is only made ready and request is 0."""
@@ -610,6 +626,8 @@ FromDaemon = (
     | Notice
     | CancelObject
     | Resolved
+    | Remake
+    | BeingRemade
     | HoldsConfirmed
     | FreeBlocks
     | SegmentBudget

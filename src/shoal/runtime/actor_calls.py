@@ -406,9 +406,7 @@ class ActorCalls:
             elif not started:
                 again.append(task)
             elif task.retries_left != 0:
-                if task.retries_left > 0:
-                    task.retries_left -= 1
-                task.attempt += 1
+                task.count_retry()
                 again.append(task)
             else:
                 self._fail(

@@ -26,6 +26,7 @@ from shoal.protocol.limits import (
     GOODBYE_S,
     INLINE_ARGUMENT_BYTES_MAX,
     INLINE_RESULT_BYTES_MAX,
+    LINEAGE_BYTES_MAX,
 )
 from shoal.protocol.messages import (
     KIND_TASK,
@@ -34,28 +35,27 @@ from shoal.protocol.messages import (
     Answer,
     Call,
     CancelObject,
-    CancelTask,
     Containing,
     Failed,
     FreeBlocks,
-    KillWorker,
     Many,
     Resolved,
     SegmentBudget,
     Shutdown,
-    SignalWorker,
     Stored,
     StreamItem,
     TaskTemplate,
     TrimBudget,
     Value,
 )
-from shoal.runtime import awaiting, stored, unread_errors, waiting
+from shoal.runtime import awaiting, cancelling, stored, unread_errors, waiting
 from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.exports import Exports, forgotten
+from shoal.runtime.lineage import LineageTable
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
 from shoal.runtime.reactor import Connection, Reactor, Waiter
+from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import PendingTask, TaskContext, Template
@@ -130,9 +130,16 @@ class Runtime:
         self.session_dir = ""
         self.config: dict[str, Any] = {}
         self.reactor = Reactor()
-        self.objects = ObjectTable(self.reactor, lambda entry: stored.free(self, entry), self._on_unread)
+        self.objects = ObjectTable(
+            self.reactor,
+            lambda entry: stored.free(self, entry),
+            self._on_unread,
+            lambda oid: self.lineage.forget(oid),
+        )
+        self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse)
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
+        self.remaker = Remaker(self)
         self.store: StoreClient | None = None
         self.root = TaskContext(
             os.urandom(16),
@@ -197,14 +204,17 @@ class Runtime:
         klass = more.pop("klass", None)
         max_retries = more.pop("max_retries", 0)
         retry_exceptions = more.pop("retry_exceptions", False)
-        with self.reactor.lock:
-            self._template_numbers += 1
-            number = self._template_numbers
         more["prompt_reply"] = kind == KIND_TASK and max_retries == 0
-        wire = TaskTemplate(number, function_id, name, kind, num_returns, self.job_id, **more)
+        wire = TaskTemplate(self.new_number(), function_id, name, kind, num_returns, self.job_id, **more)
         template = Template(wire, code, klass, max_retries, retry_exceptions, self.submitter.gone_templates)
         template.exported = self.exports.code_of(function_id) if function_id else None
         return template
+
+    def new_number(self) -> int:
+        """A number for one more template."""
+        with self.reactor.lock:
+            self._template_numbers += 1
+            return self._template_numbers
 
     def submit(
         self,
@@ -375,6 +385,8 @@ class Runtime:
         elif type(result) is StreamState:
             assert not isinstance(value, Many), "a stream ends with one value"
             end_stream(self, result, task, value)
+        elif type(result) is Rerun:
+            self.remaker.finished(result, value)
         elif isinstance(value, Many):
             for entry, part in zip(result, value.values, strict=True):
                 self.store_value(entry, part)
@@ -405,15 +417,17 @@ class Runtime:
 
     def store_value(self, entry: ObjectEntry, value: Value) -> None:
         """An object's value is known. Caller holds the lock."""
-        entry.task = None
+        task, entry.task = entry.task, None
         nested: list[bytes] = []
         if type(value) is Containing:
             nested = value.nested
             value = value.blob
         elif type(value) is Stored:
             nested = value.nested
+            if task is not None:
+                self.lineage.keep(task, entry)
         if nested:
-            self.objects.contain(entry, self.objects.adopt_held(nested))
+            self.objects.replace_nested(entry, self.objects.adopt_held(nested))
         entry.value = value
         self.announce(entry)
         if entry.count <= 0:
@@ -443,7 +457,8 @@ class Runtime:
             return
         shared = entry.shared
         assert shared is not None, "entries in the table are shared"
-        shared.resolving = False
+        shared.resolving = shared.being_remade = False
+        shared.place = None
         value = message.value
         nested = value.nested if type(value) is Containing or type(value) is Stored else []
         if nested and shared.nested is None:
@@ -460,8 +475,12 @@ class Runtime:
         lease = connection.attachment.leases.get(message.lease_id)
         self.submitter.count_refs(connection.attachment, message.value)
         task = lease.inflight.get(message.seq) if lease is not None else None
-        if task is not None and type(task.result) is StreamState:
+        if task is None:
+            return
+        if type(task.result) is StreamState:
             add_item(self, task.result, task, message.index, message.value)
+        elif type(task.result) is Rerun:
+            self.remaker.on_item(task.result, message.index, message.value)
 
     # ------------------------------------------------------------ waiting
 
@@ -642,70 +661,10 @@ class Runtime:
 
     # ------------------------------------------------------------ cancelling
 
-    def cancel(self, ref: ObjectRef | ObjectRefGenerator, force: bool, recursive: bool) -> None:
-        """Cancel the task that makes `ref`, queued or running; no effect when it has ended.
-
-        A task of another process is cancelled by its owner, who is told through the daemon.
-        """
-        if isinstance(ref, ObjectRefGenerator):
-            task: PendingTask | None = ref._state.task
-        else:
-            task = ref._entry.task
-            shared = ref._entry.shared
-            if task is None and ref._entry.value is None and shared is not None and not shared.owned:
-                with self.reactor.lock:
-                    daemon = self.reactor.causal
-                    if daemon is not None:
-                        daemon.send_now(CancelObject(ref._entry.oid, force, recursive, shared.home))
-                return
-        if task is not None:
-            self.submitter.flush()
-            with self.reactor.lock:
-                self.cancel_task(task, force, recursive)
-
-    def _on_cancel_object(self, connection: Connection, message: CancelObject) -> None:
-        """Another process cancels a task of ours."""
-        for task in self.submitter.tasks_of(message.oid[: ids.TASK_ID_BYTES]):
-            self.cancel_task(task, message.force and task.queue is None, message.recursive)
-
-    def cancel_task(self, task: PendingTask, force: bool, recursive: bool) -> None:
-        """Cancel one task of this process. Caller holds the lock."""
-        if force and task.queue is not None:
-            raise ValueError("force=True is for tasks: to end an actor, use shoal.kill")
-        if task.cancelled and not force:
-            return
-        task.cancelled = True
-        lease = task.lease
-        if lease is not None and task.seq in lease.inflight:
-            self.submitter.send_pushes(lease)
-            daemon = self.reactor.causal
-            lease.connection.send_now(CancelTask(lease.lease_id, task.seq, recursive, force))
-            if daemon is not None:
-                message = KillWorker(lease.lease_id, task.seq) if force else SignalWorker(lease.lease_id, task.seq)
-                daemon.send_now(message)
-            return
-        if task.queue is not None:
-            if task in task.queue.unsent:
-                task.queue.unsent.remove(task)
-                self.actor_calls.advance(task.queue)  # it may have held back others
-            else:
-                return
-        elif task.template.klass is not None and not task.missing:
-            try:
-                task.template.klass.queue.remove(task)
-            except ValueError:
-                return
-        self.submitter.fail(
-            task,
-            errors.TaskCancelledError(
-                f"{task.template.wire.name}() was cancelled before it ran", task_id=task.task_id.hex()
-            ),
-        )
-
-    def cancel_children(self, prefix: bytes) -> None:
-        """Cancel every task of this process whose parent's prefix is `prefix`. Caller holds the lock."""
-        for task in self.submitter.tasks_of(prefix):
-            self.cancel_task(task, False, True)
+    cancel = cancelling.cancel
+    _on_cancel_object = cancelling.on_cancel_object
+    cancel_task = cancelling.cancel_task
+    cancel_children = cancelling.cancel_children
 
     # ------------------------------------------------------------ time and end
 

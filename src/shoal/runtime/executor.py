@@ -580,6 +580,12 @@ class Executor:
 
     # ------------------------------------------------------------ blocking
 
+    def wait_as_a_task(self) -> None:
+        """What this thread's task reads as an argument will take long: from now on its wait lends the CPU, as any other."""
+        context = running_task.get()
+        if context is not None:
+            context.loads_arguments = False
+
     def runs_here(self) -> bool:
         """Whether this thread runs a task's own code, whose waits lend its CPU."""
         context = running_task.get()

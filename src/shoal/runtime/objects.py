@@ -80,7 +80,19 @@ def attend_to_dropped() -> None:
 class SharedState:
     """The part of an entry that only objects known to other processes, or containing refs, need."""
 
-    __slots__ = ("contained", "escaped", "handle", "holds", "home", "nested", "owned", "resolving", "shown")
+    __slots__ = (
+        "being_remade",
+        "contained",
+        "escaped",
+        "handle",
+        "holds",
+        "home",
+        "nested",
+        "owned",
+        "place",
+        "resolving",
+        "shown",
+    )
 
     def __init__(self, owned: bool) -> None:
         self.owned = owned
@@ -93,6 +105,9 @@ class SharedState:
         self.nested: list[ObjectEntry] | None = None
         self.resolving = False
         self.shown = False  #: its place in the store was told to another process, which may have it pinned
+        #: where it lay last, while nobody here knows where it is now
+        self.place: Stored | None = None
+        self.being_remade = False  #: it was lost, says the daemon
 
 
 class ObjectEntry:
@@ -211,7 +226,11 @@ class ObjectTable:
     """All objects of this process that other processes know, and what is to be told about them. Guarded by the reactor's lock."""
 
     def __init__(
-        self, reactor: Reactor, free_stored: Callable[[ObjectEntry], None], on_unread: Callable[[str, Failed], None]
+        self,
+        reactor: Reactor,
+        free_stored: Callable[[ObjectEntry], None],
+        on_unread: Callable[[str, Failed], None],
+        forget_lineage: Callable[[bytes], None] = lambda oid: None,
     ) -> None:
         global _attend, _here
         self.reactor = reactor
@@ -219,6 +238,7 @@ class ObjectTable:
         self.table: dict[bytes, ObjectEntry] = {}
         self._free_stored = free_stored
         self._on_unread = on_unread
+        self._forget_lineage = forget_lineage
         self._holds: list[bytes] = []
         self._releases: list[bytes] = []
         self._frees: list[bytes] = []
@@ -264,8 +284,10 @@ class ObjectTable:
         while stack:
             entry = stack.pop()
             shared = entry.shared
-            value = entry.value
+            value: Any = entry.value
             if shared is not None:
+                if value is None and shared.place is not None:
+                    value, shared.place, shared.shown = shared.place, None, True
                 if self.table.get(entry.oid) is entry:
                     del self.table[entry.oid]
                 if shared.holds:
@@ -284,6 +306,8 @@ class ObjectTable:
                             self._free_stored(entry)
                         self._frees.append(entry.oid)
                     self.reactor.has_notes = True
+                if shared is None or shared.owned:
+                    self._forget_lineage(entry.oid)
                 entry.value = None
             elif type(value) is Failed:
                 name = unread_errors.take(entry.oid)
@@ -457,6 +481,16 @@ class ObjectTable:
             entries.append(entry)
         return entries
 
+    def hold_again(self, entry: ObjectEntry) -> None:
+        """A borrowed entry that was freed is used again. Caller holds the lock."""
+        shared = entry.shared
+        assert shared is not None and not shared.owned, "a borrowed object"
+        self.table[entry.oid] = entry
+        shared.resolving = False
+        if not shared.holds:
+            shared.holds = 1
+            self._note_hold(entry.oid, shared.home)
+
     def let_go(self, value: Value) -> None:
         """A value that nobody here wants: end the holds that came with it. Caller holds the lock."""
         if (type(value) is Containing or type(value) is Stored) and value.nested:
@@ -502,21 +536,41 @@ class ObjectTable:
         """A place in the store was stale (spilled, moved): ask where the object is now. Caller holds the lock."""
         stored = entry.value
         assert type(stored) is Stored, "only stored values become stale"
-        if entry.shared is None:
-            entry.shared = SharedState(owned=True)
-        entry.value = None
-        self.table[entry.oid] = entry
+        self.displace(entry)
+        assert entry.shared is not None, "made by `displace`"
         entry.shared.resolving = True
         daemon = self.daemon
         if daemon is not None:
             daemon.send(Resolve([entry.oid], stored.generation))
 
+    def displace(self, entry: ObjectEntry) -> None:
+        """A stored value is not where it was: the entry has no value until its new place is known. Caller holds the lock."""
+        shared = entry.shared
+        if shared is None:
+            shared = entry.shared = SharedState(owned=True)
+        if type(entry.value) is Stored:
+            shared.place = entry.value
+        entry.value = None
+        self.table[entry.oid] = entry
+
+    def replace_nested(self, entry: ObjectEntry, nested: list[ObjectEntry]) -> None:
+        """As `contain`, for a container that may have been made anew: what it had inside before is let go. Caller holds the lock."""
+        former = entry.shared.nested if entry.shared is not None else None
+        self.contain(entry, nested)
+        if former is not None:
+            gone: list[ObjectEntry] = []
+            self._uncontain(former, gone)
+            for inner in gone:
+                self.free(inner)
+
 
 def sendable(entry: ObjectEntry) -> Value:
     """The entry's value as it is written in a message: with the list of refs inside."""
-    value = entry.value
-    assert value is not None, "only known values are sent"
+    value: Value | None = entry.value
     shared = entry.shared
+    if value is None and shared is not None:
+        value = shared.place  # stale: the receiver asks the daemon, and waits there
+    assert value is not None, "only known values are sent"
     if type(value) is Stored:
         if shared is None:
             shared = entry.shared = SharedState(owned=True)

@@ -85,7 +85,10 @@ class ResultWriter:
                     return blob
             elif blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
                 return blob.to_bytes()
-            return self.runtime.store_blob(ids.result_id(job.task_id, index), blob, job.held_lease.started.submitter_id)
+            oid = ids.result_id(job.task_id, index)
+            if job.template.wanted is not None and oid not in job.template.wanted:
+                return self.runtime.none_blob  # it is there, and others may be reading it
+            return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
         return self._hand_over(job, blob, nested, index)
 
     def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
@@ -99,7 +102,11 @@ class ResultWriter:
             if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
                 result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
             else:
-                result = runtime.store_blob(ids.result_id(job.task_id, index), blob, submitter, oids)
+                oid = ids.result_id(job.task_id, index)
+                if job.template.wanted is not None and oid not in job.template.wanted:
+                    result = Containing(runtime.none_blob, oids)
+                else:
+                    result = runtime.store_blob(oid, blob, submitter, oids)
             with self.reactor.lock:
                 runtime.objects.hold_for(entries, submitter)
         finally:
@@ -123,8 +130,16 @@ class ResultWriter:
         connection = job.connection
         last_flush = perf_counter()
         index = 0
+        wanted = job.template.wanted
         for item in items:
             index += 1
+            if wanted is not None:
+                if not wanted:
+                    break
+                oid = ids.result_id(job.task_id, index)
+                if oid not in wanted:
+                    continue
+                wanted = wanted - {oid}
             value = self.encode_value(job, item, index)
             with self.reactor.lock:
                 connection.send(StreamItem(lease_id, job.seq, index, value))
@@ -132,7 +147,13 @@ class ResultWriter:
                 if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
                     last_flush = now
                     connection.flush()
-            while limit > 0 and index - job.credit >= limit and not connection.closed and not job.cancelled:
+            while (
+                limit > 0
+                and wanted is None
+                and index - job.credit >= limit
+                and not connection.closed
+                and not job.cancelled
+            ):
                 self._await_credit(job, index - limit)
             if connection.closed or job.cancelled:
                 raise KeyboardInterrupt("the consumer of the stream is gone")

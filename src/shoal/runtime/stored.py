@@ -20,6 +20,8 @@ from shoal.runtime import unread_errors
 from shoal.runtime.objects import ObjectEntry, SharedState, dropped
 from shoal.store.client import StaleBlock
 
+REMADE_LOOK_S = 0.02  #: how often a reader of arguments looks whether they are being made anew
+
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.reactor import Connection
@@ -43,7 +45,12 @@ def load_stored(runtime: Runtime, value: Stored) -> Any:
         entry.value = value
         runtime.objects.resolve_again(entry)
     try:
-        runtime.wait_entries((entry,), None)
+        while not runtime.wait_entries((entry,), REMADE_LOOK_S):
+            if entry.shared is not None and entry.shared.being_remade and runtime.executor is not None:
+                # Its task needs a CPU, and may get the one that this one has.
+                runtime.executor.wait_as_a_task()
+                runtime.wait_entries((entry,), None)
+                break
         return load(runtime, entry)
     finally:
         with runtime.reactor.lock:

@@ -59,7 +59,7 @@ def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int
         give_credit(state, task)  # and waits for room that nobody would make by taking them
         return
     state.produced = index
-    entry = ObjectEntry(result_id(task.task_id, index))
+    entry = ObjectEntry(result_id(task.task_id, index), task)
     if state.abandoned:
         entry.count = 0  # freed at once
         runtime.store_value(entry, value)

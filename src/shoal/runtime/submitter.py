@@ -344,9 +344,7 @@ class Submitter:
 
     def retry(self, task: PendingTask) -> None:
         """Run the task again, as a new attempt. Caller holds the lock."""
-        if task.retries_left > 0:
-            task.retries_left -= 1
-        task.attempt += 1
+        task.count_retry()
         self.requeue([task])
 
     def requeue(self, tasks: list[PendingTask]) -> None:
@@ -640,9 +638,7 @@ class Submitter:
                 self.fail(task, crash_error(task, death))
             else:
                 # Also one that had ended, if its reply was lost: it will have run once more.
-                if task.retries_left > 0:
-                    task.retries_left -= 1
-                task.attempt += 1
+                task.count_retry()
                 again.append(task)
         self.requeue(again)
 

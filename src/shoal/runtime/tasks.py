@@ -104,6 +104,13 @@ class PendingTask:
         self.cancelled = False
         self.estimate_s = 0.0
 
+    def count_retry(self) -> None:
+        """It is run again. A retry is a new attempt, whose children get new names; a re-run after a loss repeats the recorded one."""
+        if self.retries_left > 0:
+            self.retries_left -= 1
+        if not self.template.wire.options:
+            self.attempt += 1
+
 
 class SchedulingClass:
     """Tasks that may run on each other's leases: same resources, strategy, environment and depth. Written by the submitter."""

@@ -111,7 +111,7 @@ class NodeDaemon:
             int(start.options["object_store_memory"]),
             self.table.send,
             lambda oid, stored: self.objects.moved(oid, stored),
-            lambda oid, reason: self.objects.lost(oid, reason),
+            lambda oid, reason, owner: self.objects.lost(oid, reason, owner),
             start.options.get("object_spilling_directory") or "",
             bool(start.options.get("object_spilling", True)),
         )

@@ -251,9 +251,9 @@ class Objects:
         """An object lies somewhere else, or (None) on disk only."""
         self.handle(events.Moved(oid, stored))
 
-    def lost(self, oid: bytes, reason: str) -> None:
+    def lost(self, oid: bytes, reason: str, owner: bytes) -> None:
         """An object's bytes are gone."""
-        self.handle(events.Lost(oid, reason))
+        self.handle(events.Lost(oid, reason, owner))
 
     # ---------------------------------------------------------------- effects
 
@@ -265,6 +265,12 @@ class Objects:
                 self._store.used(effect.oid)
         elif self.machine.knows_node(effect.process):
             self._links.send(effect.process, messages.Resolved(effect.oid, effect.value))
+
+    def _send_remake(self, effect: events.SendRemake) -> None:
+        self._table.send(effect.process, messages.Remake(effect.oid, effect.reason, effect.held))
+
+    def _send_being_remade(self, effect: events.SendBeingRemade) -> None:
+        self._table.send(effect.process, messages.BeingRemade(effect.oid))
 
     def _free(self, effect: events.FreeStored) -> None:
         if effect.node:
@@ -306,8 +312,8 @@ class Objects:
     async def _bring(self, oid: bytes, process_id: bytes) -> None:
         try:
             stored = await self._store.ensure_resident(oid)
-        except ObjectLostError as error:
-            self.lost(oid, str(error))
+        except ObjectLostError:
+            pass  # the store has told of it (`lost`)
         except ShoalError as error:
             # No room for it now: an answer for who asked, not the object's end.
             process = self._table.by_id.get(process_id)
@@ -337,6 +343,8 @@ class Objects:
 
 _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendResolved: Objects._send_resolved,
+    events.SendRemake: Objects._send_remake,
+    events.SendBeingRemade: Objects._send_being_remade,
     events.FreeStored: Objects._free,
     events.EnsureResident: Objects._ensure_resident,
     events.RequestSweep: Objects._request_sweep,

@@ -54,7 +54,7 @@ class StoreShell:
         capacity_bytes: the pool.
         send: sends a message to a process of this node.
         on_moved: told when an object's place changes: the new one, or None while it is on disk only (`ensure_resident` brings it back).
-        on_lost: told when an object that the store had is gone for good, and why.
+        on_lost: told when an object is gone for good, why, and who owns it (if the store knows).
         spill_dir: another folder for spilled objects.
         spill_allowed: False keeps everything in memory; then a full store is an error at once.
     """
@@ -66,7 +66,7 @@ class StoreShell:
         capacity_bytes: int,
         send: Callable[[bytes, Any], None],
         on_moved: Callable[[bytes, Stored | None], None] = lambda oid, stored: None,
-        on_lost: Callable[[bytes, str], None] = lambda oid, reason: None,
+        on_lost: Callable[[bytes, str, bytes], None] = lambda oid, reason, owner: None,
         spill_dir: str = "",
         spill_allowed: bool = True,
     ) -> None:
@@ -259,7 +259,7 @@ class StoreShell:
     def _report_absent(self, effect: ev.ReportAbsent) -> None:
         waiters = self._waiters.pop(effect.oid, ())
         if effect.lost:
-            self._on_lost(effect.oid, effect.reason)
+            self._on_lost(effect.oid, effect.reason, effect.owner)
         for future in waiters:
             if not future.done():
                 future.set_exception(_absence(effect))

@@ -1,0 +1,369 @@
+"""Making lost objects anew: their tasks run again, under the same names.
+
+Purpose: whoever holds a ref to a lost object gets its value all the same, or an error that says why not.
+
+Design: the daemon tells the owner of a loss (`Remake`). The owner's record of the task says what it was given; a `Rerun` is one repetition:
+
+    checking    every input is looked at: a place in the store is asked for anew (the daemon brings it back from disk, or tells that it is
+                lost, too), a freed input is remade or escapes again. So are the task's other stored results: what is lost together is remade
+                together. Each answer is an event; nothing recurses, so chains may be of any length.
+    pushed      the task goes to a worker with a template of its own, which names the objects that are wanted. The worker writes nothing else.
+    finished    the wanted entries get their values; whoever waits for them is told as for any result.
+
+A re-run uses one of the task's retries, and repeats the attempt that made the object: what the task puts and submits gets the same names.
+
+What it does not do: keep records (`lineage`), or decide who is told of a loss (`node.object_directory`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import LINEAGE_BYTES_MAX
+from shoal.protocol.messages import (
+    NUM_RETURNS_STREAMING,
+    BeingRemade,
+    Failed,
+    Many,
+    Publish,
+    Release,
+    Remake,
+    Stored,
+    Value,
+)
+from shoal.runtime import unread_errors
+from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState
+from shoal.runtime.tasks import PendingTask, Template
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.lineage import Record
+    from shoal.runtime.reactor import Connection
+
+FREED = "it was freed, as nobody referred to it any more"
+
+
+class Rerun:
+    """One repetition of a task; stands in the place of its result. Written by the remaker under the reactor's lock."""
+
+    __slots__ = ("checking", "deps", "later", "pushed", "reason", "record", "task", "used", "wanted")
+
+    def __init__(self, record: Record, reason: str) -> None:
+        self.record = record
+        self.reason = reason  #: of the loss that began it
+        #: what it is to make, by id
+        self.wanted: dict[bytes, ObjectEntry] = {}
+        #: inputs and other results whose state is not known yet
+        self.checking: dict[bytes, ObjectEntry] = {}
+        #: lost since it was pushed
+        self.later: dict[bytes, str] = {}
+        #: inputs, each counted once
+        self.used: list[ObjectEntry] = []
+        self.deps: list[tuple[int | str, ObjectEntry]] | None = None
+        self.pushed = False
+        self.task: PendingTask | None = None
+
+
+class Remaker:
+    """Remakes what this process owns, and what it is asked to."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.reruns = 0  #: begun so far
+        #: what is to be done next: a chain may be longer than the stack is deep
+        self._steps: deque[Callable[[], None]] = deque()
+        self._stepping = False
+        runtime.reactor.handlers[Remake] = self.on_remake
+        runtime.reactor.handlers[BeingRemade] = self._on_being_remade
+
+    # ------------------------------------------------------------ asked
+
+    def on_remake(self, connection: Connection, message: Remake) -> None:
+        """The daemon says that an object of ours is lost."""
+        oid = message.oid
+        objects = self.runtime.objects
+        entry = objects.table.get(oid)
+        if entry is None:
+            record = self.runtime.lineage.records.get(oid[: ids.TASK_ID_BYTES])
+            entry = record.entries.get(oid) if record is not None else None
+        if entry is None:
+            # Freed here meanwhile, or never known by its name: who asked for it is told.
+            connection.send(Publish(oid, self._failed(oid, None, message.reason)))
+            if message.held:
+                connection.send(Release([oid]))
+            return
+        shared = entry.shared
+        if shared is None:
+            shared = entry.shared = SharedState(owned=True)
+        if message.held and not shared.escaped:
+            shared.escaped = True
+            shared.holds += 1
+            objects.table[oid] = entry
+        if entry.value is None or type(entry.value) is Stored:
+            objects.displace(entry)
+            self.request(entry, message.reason)
+        else:
+            objects.publish(entry)
+
+    def _on_being_remade(self, connection: Connection, message: BeingRemade) -> None:
+        entry = self.runtime.objects.table.get(message.oid)
+        if entry is not None and entry.shared is not None:
+            entry.shared.being_remade = True
+
+    def _soon(self, step: Callable[[], None]) -> None:
+        """Do something now, or after what is being done."""
+        self._steps.append(step)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._steps:
+                self._steps.popleft()()
+        finally:
+            self._stepping = False
+
+    # ------------------------------------------------------------ beginning
+
+    def request(self, entry: ObjectEntry, reason: str) -> None:
+        """An entry of ours is displaced, and lost: see that it gets a value, or an error. Caller holds the lock."""
+        self._soon(lambda: self._request(entry, reason))
+
+    def _request(self, entry: ObjectEntry, reason: str) -> None:
+        oid = entry.oid
+        record = self.runtime.lineage.records.get(oid[: ids.TASK_ID_BYTES])
+        run: Rerun | None = record.run if record is not None else None
+        if run is not None:
+            if run.pushed and oid not in run.wanted:
+                run.later[oid] = reason
+            elif not run.pushed:
+                run.wanted[oid] = entry
+                self._checked(run, oid)
+            return
+        if record is None or _cannot_run(record):
+            self._give(entry, self._failed(oid, record, reason))
+            return
+        self._begin(record, entry, reason)
+
+    def _begin(self, record: Record, entry: ObjectEntry, reason: str) -> None:
+        task = record.task
+        run = record.run = Rerun(record, reason)
+        run.wanted[entry.oid] = entry
+        self.reruns += 1
+        self.runtime.submitter.pending += 1
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        # All that is to be checked is noted before the first answer can come.
+        run.checking[b""] = entry
+        live = {inner.oid: self._live(inner) for inner in record.inputs}
+        run.deps = [(key, live[dependency.oid]) for key, dependency in task.deps] if task.deps is not None else None
+        direct = {dependency.oid for _, dependency in run.deps or ()}
+        for inner in live.values():
+            self._use(run, inner, inner.oid in direct, nested=inner.oid not in direct)
+        for other in list(record.entries.values()):
+            if other is not entry and type(other.value) is Stored:
+                self._check(run, other)
+        self._checked(run, b"")
+
+    def _checked(self, run: Rerun, oid: bytes) -> None:
+        if run.checking.pop(oid, None) is not None and not run.checking:
+            self._soon(lambda: self._push(run))
+
+    def _live(self, entry: ObjectEntry) -> ObjectEntry:
+        """The entry that stands for an object now: one that was freed may have come back as another."""
+        return self.runtime.objects.table.get(entry.oid, entry)
+
+    def _use(self, run: Rerun, entry: ObjectEntry, direct: bool, nested: bool) -> None:
+        """Count an input, and see that it can be had."""
+        objects = self.runtime.objects
+        run.used.append(entry)
+        freed = entry.count <= 0
+        entry.count = max(entry.count, 0) + 1
+        shared = entry.shared
+        owned = shared is None or shared.owned
+        if freed and not owned and (nested or entry.value is None):
+            assert shared is not None, "borrowed objects are shared"
+            objects.hold_again(entry)
+        elif freed and owned and nested:
+            # The worker asks the daemon for it: it must be known there again.
+            if shared is not None:
+                shared.escaped = False
+            ref = ObjectRef(entry)
+            entry.count += 1
+            objects.unuse(objects.escape([ref]))
+        if direct and type(entry.value) is Stored:
+            self._check(run, entry)
+        elif entry.value is None:
+            if freed and owned:
+                objects.displace(entry)
+                self._watch(run, entry)
+                self.request(entry, FREED)
+            elif direct:
+                self._watch(run, entry)
+
+    def _check(self, run: Rerun, entry: ObjectEntry) -> None:
+        """A stored value may be lost as well: ask for its place anew."""
+        value = entry.value
+        assert type(value) is Stored, "only what is stored can be lost"
+        if value.node and value.node != self.runtime.node_id:
+            return  # whoever reads it pulls it, and tells of its loss
+        self.runtime.objects.resolve_again(entry)
+        self._watch(run, entry)
+
+    def _watch(self, run: Rerun, entry: ObjectEntry) -> None:
+        run.checking[entry.oid] = entry
+        self.runtime.when_known(entry, lambda entry: self._checked(run, entry.oid))
+
+    # ------------------------------------------------------------ running
+
+    def _push(self, run: Rerun) -> None:
+        """All inputs are there: run the task."""
+        record = run.record
+        task = record.task
+        run.pushed = True
+        again = run.task = PendingTask(
+            self._template_for(task.template, list(run.wanted)), task.task_id, task.args, run.deps, run.used
+        )
+        again.attempt = task.attempt
+        again.retries_left = task.retries_left
+        again.result = run
+        for entry in run.wanted.values():
+            entry.task = again
+        for _, dependency in run.deps or ():
+            if type(dependency.value) is Failed:
+                self._fail_on_input(run, again, dependency)
+                return
+        if task.queue is not None:
+            self.runtime.actor_calls.enqueue(task.queue, again)
+        else:
+            self.runtime.submitter.enqueue(again)
+
+    def _template_for(self, template: Template, wanted: list[bytes]) -> Template:
+        """A task's template for one re-run: it tells the worker what is wanted."""
+        wire = msgspec.structs.replace(template.wire, number=self.runtime.new_number(), options={"wanted": wanted})
+        again = Template(wire, template.code, template.klass, template.max_retries, False, template.gone)
+        again.exported = template.exported
+        again.estimate_s = template.estimate_s
+        return again
+
+    def _fail_on_input(self, run: Rerun, again: PendingTask, dependency: ObjectEntry) -> None:
+        assert type(dependency.value) is Failed, "the input could not be had"
+        unread_errors.read(dependency.oid)
+        cause = serialization.loads_error(dependency.value.error)
+        self.runtime.submitter.fail(
+            again, errors.ObjectReconstructionFailedError(f"its input cannot be had: {cause}", object_id="")
+        )
+
+    def on_item(self, run: Rerun, index: int, value: Value) -> None:
+        """An item of a stream that runs again. Caller holds the lock."""
+        entry = run.wanted.get(ids.result_id(run.record.task.task_id, index))
+        if entry is None or entry.value is not None:
+            self.runtime.objects.let_go(value)
+        else:
+            self._give(entry, value)
+
+    def finished(self, run: Rerun, value: Value | Many) -> None:
+        """The task has run again, or failed to. Caller holds the lock."""
+        record = run.record
+        task, again = record.task, run.task
+        assert again is not None, "what was pushed has a task"
+        task.retries_left = again.retries_left
+        if type(value) is Failed:
+            self._failed_again(run, value)
+        else:
+            results = value.values if isinstance(value, Many) else [value]
+            is_stream = task.template.wire.num_returns == NUM_RETURNS_STREAMING
+            for index, part in enumerate([] if is_stream else results, start=1):
+                entry = run.wanted.get(ids.result_id(task.task_id, index))
+                if entry is None:
+                    self.runtime.objects.let_go(part)
+                else:
+                    self._give(entry, part)
+            for entry in run.wanted.values():
+                if entry.value is None and entry.task is again:
+                    why = (
+                        f"{_story(entry.oid, record, run.reason)}. It ran again and did not make it: the program takes another way each "
+                        "time, as with random numbers or the time of day."
+                    )
+                    kind = errors.StreamingGeneratorReplayInconsistentError if is_stream else None
+                    self._give(entry, _failure(entry.oid, why, kind))
+        record.run = None
+        for oid, reason in run.later.items():
+            entry = record.entries.get(oid)
+            if entry is not None and entry.value is None:
+                self.request(entry, reason)
+        self.runtime.lineage.drop_idle(record)
+
+    def _failed_again(self, run: Rerun, value: Failed) -> None:
+        cause = serialization.loads_error(value.error)
+        for entry in run.wanted.values():
+            if entry.value is None:
+                why = f"{_story(entry.oid, run.record, run.reason)}. It was to run again, but that failed: {cause}"
+                self._give(entry, _failure(entry.oid, why))
+
+    def _give(self, entry: ObjectEntry, value: Value) -> None:
+        """An entry's wait is over."""
+        if entry.shared is not None:
+            entry.shared.place = None
+            entry.shared.being_remade = entry.shared.resolving = False
+        self.runtime.store_value(entry, value)
+
+    # ------------------------------------------------------------ why not
+
+    def _failed(self, oid: bytes, record: Record | None, reason: str) -> Failed:
+        """Why an object cannot be made again, and what would have saved it."""
+        story = _story(oid, record, reason, "this driver" if self.runtime.role == "driver" else "a worker")
+        if record is None:
+            if oid[16] & 0x80:
+                return _failure(
+                    oid,
+                    f"{story}. What shoal.put stores is made by no task that could run again. "
+                    "put(value, copies=2) keeps a second copy on another node; a value that a task returns can be made again.",
+                )
+            return _failure(oid, f"{story}. What made it is not known any more.")
+        template = record.task.template
+        is_call = record.task.queue is not None
+        option = "max_task_retries" if is_call else "max_retries"
+        if record.evicted:
+            limit = f"{LINEAGE_BYTES_MAX >> 20} MB"
+            return _failure(
+                oid,
+                f"{story}. How it was made is forgotten: a process keeps {limit} of the arguments of finished tasks, and newer ones took the "
+                "room. Fewer refs to large results at a time, or smaller arguments (refs instead of values), leave more.",
+                errors.ObjectReconstructionFailedLineageEvictedError,
+            )
+        if template.max_retries:
+            return _failure(
+                oid,
+                f"{story}. It has used up what {option}={template.max_retries} allows; a higher {option} would have had it run again.",
+                errors.ObjectReconstructionFailedMaxAttemptsExceededError,
+            )
+        default = "the default for actors" if is_call else "it may run only once"
+        return _failure(
+            oid, f"{story}. It cannot run again: {option}=0, {default}; {option}=1 or more would have saved it."
+        )
+
+
+def _cannot_run(record: Record) -> bool:
+    return record.evicted or not record.task.template.max_retries or record.task.retries_left == 0
+
+
+def _story(oid: bytes, record: Record | None, reason: str, maker: str = "") -> str:
+    """Which object, who made it, where it was lost."""
+    if record is not None:
+        made = f"made by {record.task.template.wire.name}()"
+    else:
+        made = f"put by {maker}" if oid[16] & 0x80 else f"made for {maker}"
+    return f"object {oid.hex()}, {made}, is lost: {reason}"
+
+
+def _failure(oid: bytes, text: str, kind: type[errors.ShoalError] | None = None) -> Failed:
+    if kind is errors.StreamingGeneratorReplayInconsistentError:
+        return Failed(serialization.dumps_error(kind(text)))
+    lost = kind or errors.ObjectReconstructionFailedError
+    return Failed(serialization.dumps_error(lost(text, object_id=oid.hex())))  # type: ignore[call-arg]
