@@ -51,12 +51,22 @@ class AnyEvents(RuleBasedStateMachine):
         self.starting: dict[str, int] = {}
         self.last_lease = 0
         self.names = count()
+        self.draining = False
         self.tell(e.Tick())
+
+    @rule(drains=st.sampled_from([False] * 9 + [True]))
+    def drain(self, drains: bool) -> None:
+        if drains:
+            self.draining = True
+            self.tell(e.NodeDrains("a test"))
+            assert not self.machine.is_waited_for()
+            assert self.machine.statistics().leases == self.machine.statistics().leases_ending
 
     def tell(self, event: Any) -> None:
         for effect in self.machine.handle(event, self.now):
             kind = type(effect)
             if kind is e.GrantLease or kind is e.AssignActor:
+                assert not self.draining, "nothing is granted by a node that drains"
                 assert effect.lease_id > self.last_lease
                 self.last_lease = effect.lease_id
                 assert effect.worker_id in self.alive

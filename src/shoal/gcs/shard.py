@@ -603,6 +603,16 @@ class GcsShard:
             add(available, row["available"])
         return {"nodes": rows, "total": total, "available": available, "demands": self.scheduler.demands(limit)}
 
+    def _leave(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        node_id = self._connections[number].node_id
+        if not node_id:
+            raise TableError("BadRequest", "gcs.leave is for nodes")
+        # The connection stays, so that the answer arrives; it is no node's any more.
+        self._connections[number].node_id = b""
+        del self._node_connections[node_id]
+        self._bury_node(node_id, str(body["reason"]), now, effects)
+        return {}
+
     def _drain_node(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         node_id, deadline_s = _bytes(body, "node_id"), float(body.get("deadline_s") or DRAIN_S)
         record = self.nodes.get(node_id)
@@ -737,6 +747,7 @@ _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]],
     "gcs.nodes": GcsShard._nodes,
     "gcs.cluster_load": GcsShard._cluster_load,
     "gcs.drain_node": GcsShard._drain_node,
+    "gcs.leave": GcsShard._leave,
     "gcs.jobs": GcsShard._jobs,
     "gcs.register_job": GcsShard._register_job,
     "gcs.end_job": GcsShard._end_job_called,

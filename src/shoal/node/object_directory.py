@@ -209,6 +209,10 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return b"" if row is None else row.owner
 
+    def needed_abroad(self) -> int:
+        """How many holds other nodes have on objects of this one, and refs that are on their way there."""
+        return sum(len(self._held[node]) for node in self._nodes) + len(self._handed)
+
     def owes(self, process: bytes) -> bool:
         """Whether others may wait for values that only this process can publish."""
         return bool(self._owed.get(process))

@@ -23,6 +23,7 @@ Calls, with their bodies and answers (`?` marks what may be left out):
     gcs.nodes                                                  -> nodes: list of records
     gcs.cluster_load    limit?                                 -> nodes (alive), total, available (units), demands: who waits, and why
     gcs.drain_node      node_id, reason?, deadline_s?          -> draining: bool            (NodeNotFound, NodeAway)
+    gcs.leave           reason                                 -> {}: the node that asks is dead from now on
     gcs.register_job    job_id?, namespace, pid, config?       -> job_id   (a fresh one when none was given)
     gcs.end_job         job_id, reason?                        -> ended: bool
     gcs.jobs                                                   -> jobs: list of records

@@ -10,6 +10,7 @@ Design: slots dataclasses; the shell translates messages to events one to one, a
     Register      -> WorkerReady .......... StartWorkers, answered by `count` times WorkerReady or WorkerStartFailed
     pidfd         -> WorkerDied ........... StopWorker, answered by WorkerDied
     CreateActor   -> ActorPlacementRequested ...... AssignActor -> LeaseStarted, BecomeActor; RefuseActor
+    DrainNode     -> NodeDrains ........... RefuseClass, RefuseActor and RevokeLease for all there are
 
 Amounts are in 1/10,000 units (`protocol.resources`), times in seconds of one monotonic clock.
 
@@ -135,6 +136,13 @@ class ActorPlacementWithdrawn:
 
 
 @dataclass(slots=True)
+class NodeDrains:
+    """The node is to leave its cluster: nothing new is granted, and what runs is the last."""
+
+    reason: str
+
+
+@dataclass(slots=True)
 class Tick:
     """Time has passed: to be sent when `LocalScheduler.tick_at` is reached."""
 
@@ -151,6 +159,7 @@ Event = (
     | WorkerUnblocked
     | ActorPlacementRequested
     | ActorPlacementWithdrawn
+    | NodeDrains
     | Tick
 )
 
@@ -177,6 +186,7 @@ class GrantLease:
 REVOKED_SLICE = "others wait"
 REVOKED_RETURNED = "returned"
 REVOKED_SUBMITTER_DIED = "submitter died"
+REVOKED_DRAINING = "the node drains"
 
 
 @dataclass(slots=True)

@@ -44,6 +44,7 @@ from shoal.protocol.resources import (
     subtract,
 )
 from shoal.scheduling.events import (
+    REVOKED_DRAINING,
     REVOKED_RETURNED,
     REVOKED_SLICE,
     REVOKED_SUBMITTER_DIED,
@@ -56,6 +57,7 @@ from shoal.scheduling.events import (
     LeaseFinished,
     LeaseReturned,
     LeasesRequested,
+    NodeDrains,
     ProcessDied,
     RefuseActor,
     RefuseClass,
@@ -150,6 +152,7 @@ class LocalScheduler:
         self._granted_total = 0
         self._revoked_total = 0
         self._quiet_ticks = 0
+        self._draining = ""  #: why the node takes nothing new; "" while it does
         self.tick_at = -math.inf  #: the first tick starts the warm workers
         self._handlers: dict[type, Handler] = {
             LeasesRequested: self._on_leases_requested,
@@ -163,6 +166,7 @@ class LocalScheduler:
             WorkerUnblocked: self._on_worker_unblocked,
             ActorPlacementRequested: self._on_actor_placement_requested,
             ActorPlacementWithdrawn: self._on_actor_placement_withdrawn,
+            NodeDrains: self._on_node_drains,
             Tick: self._on_tick,
         }
 
@@ -258,6 +262,8 @@ class LocalScheduler:
 
     def _infeasible(self, need: Resources, name: str) -> str:
         """Why this node can never give `need`, or "" when it can."""
+        if self._draining:
+            return f"{name} was not taken: {self._draining}"
         total = self._view.total
         if fits(need, total):
             return ""
@@ -266,6 +272,13 @@ class LocalScheduler:
             f"{name} asks for {format_resources(need)}, but this node has {format_resources(total)} in total: "
             f"it lacks {format_resources(missing)}. Ask for less, or give the node more at init()."
         )
+
+    def _on_node_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
+        """Who waits goes elsewhere; who works here finishes what it has begun."""
+        self._draining = f"this node drains and takes no new work ({event.reason})"
+        self._refuse_waiting(list(self._queue.waiting.values()), self._draining, effects)
+        for lease in list(self._leases.values()):
+            self._revoke(lease, REVOKED_DRAINING, now, effects)
 
     # ------------------------------------------------------------ leases
 
@@ -428,7 +441,10 @@ class LocalScheduler:
 
     def _refuse_all(self, pool: EnvironmentPool, reason: str, effects: list[Effect]) -> None:
         """Give up on everybody who waits for a worker of `pool`."""
-        for waiter in [each for each in self._queue.waiting.values() if each.pool is pool]:
+        self._refuse_waiting([each for each in self._queue.waiting.values() if each.pool is pool], reason, effects)
+
+    def _refuse_waiting(self, waiters: list[SchedulingClass], reason: str, effects: list[Effect]) -> None:
+        for waiter in waiters:
             sentence = f"{waiter.name or 'it'} cannot run on this node: {reason}"
             if waiter.is_actor:
                 effects.append(RefuseActor(waiter.key[0], waiter.incarnation, sentence))

@@ -16,15 +16,17 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from shoal.node.io.draining import Draining
 from shoal.node.io.foreign_leases import ForeignLeases
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
-from shoal.protocol.gcs_messages import NodeLoad
+from shoal.protocol.gcs_messages import DrainNode, NodeLoad
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
+from shoal.scheduling.events import NodeDrains
 from shoal.wire.tcp import connect_authenticated
 from shoal.wire.tcp_listener import TcpListener
 
@@ -66,7 +68,7 @@ class Cluster:
         self._store_used = store_used
         self.token = token
         self.host = host
-        self.draining = False
+        self.draining: Draining | None = None
         self._heartbeats = 0
         self._told: NodeLoad | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -114,13 +116,22 @@ class Cluster:
             machine.demands(WAITING_TOLD_MAX),
             machine.lease_time_s,
             self._store_used(),
-            self.draining,
+            self.draining is not None,
             machine.actors(),
         )
         self._heartbeats += 1
         load.count = self._heartbeats
         self._gcs.tell(load)
         self._arm(HEARTBEAT_S)
+
+    def drain(self, message: DrainNode, left: Callable[[], str], end: Callable[[str], None]) -> None:
+        """The GCS wants this node to leave; see `draining`."""
+        if self.draining is not None:
+            self.draining.hurry(message.deadline_s)
+            return
+        self.draining = Draining(self._loop, message.reason, message.deadline_s, left, end)
+        self._leases.handle(NodeDrains(message.reason))
+        self.load_changed()
 
     def close(self) -> None:
         """The node ends."""

@@ -46,7 +46,15 @@ from shoal.node.io.store_shell import StoreShell
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
-from shoal.protocol.gcs_messages import ActorChanged, ClusterNodes, LeasesPlaced, RegisterNode, StartActor, StopActor
+from shoal.protocol.gcs_messages import (
+    ActorChanged,
+    ClusterNodes,
+    DrainNode,
+    LeasesPlaced,
+    RegisterNode,
+    StartActor,
+    StopActor,
+)
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
 from shoal.protocol.resources import to_units
@@ -63,6 +71,8 @@ log = logging.getLogger("shoal.node")
 
 #: a lease's number is the number of its node, then so many bits of its own
 LEASE_NUMBER_BITS = 40
+#: a node that leaves its cluster waits so long until the GCS knows
+LEAVE_S = 0.3
 
 
 class NodeDaemon:
@@ -483,6 +493,8 @@ class NodeDaemon:
             self.links.on_cluster(message)
         elif kind is LeasesPlaced and self.leases.foreign is not None:
             self.leases.foreign.on_placed(message)
+        elif kind is DrainNode and self.cluster is not None:
+            self.cluster.drain(message, self._what_keeps_it, self.end)
 
     def _on_gcs_connected(self) -> None:
         self.gcs_process.answered()
@@ -517,7 +529,24 @@ class NodeDaemon:
         self.pool.flush_logs()
         for driver in self.table.drivers():
             _say_last(driver, Shutdown(f"the node ends: {reason}"))
-        self.loop.stop()
+        if self.cluster is None or self.start.gcs_pid or not self.gcs.node_no:
+            self.loop.stop()
+            return
+        # The others need not wait until they miss it.
+        self.gcs.call("gcs.leave", {"reason": f"it left: {reason}"}, lambda _body, _error: self.loop.stop())
+        self.loop.call_later(LEAVE_S, self.loop.stop)
+
+    def _what_keeps_it(self) -> str:
+        """What a node that drains still has to do; "" when nothing."""
+        statistics = self.leases.machine.statistics()
+        counts = {
+            "tasks that run": statistics.leases,
+            "actors": statistics.actors,
+            "programs": len(self.table.drivers()),
+            "refs that other nodes have to objects here": self.objects.machine.needed_abroad(),
+            "objects in its store that others need": self.store.kept_for_others(self.table.by_id),
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     def finish(self) -> None:
         """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""

@@ -20,7 +20,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -180,6 +180,10 @@ class StoreShell:
         """The bytes of a resident object, for sending them to another node; valid until the loop runs again."""
         start = stored.offset + BLOCK_HEADER_BYTES
         return self._segments[stored.segment].view[start : start + stored.size].toreadonly()
+
+    def kept_for_others(self, processes: Container[bytes]) -> int:
+        """How many objects lie here that others than `processes` own."""
+        return self._table.kept_for(processes)
 
     def statistics(self) -> StoreTableStatistics:
         """What the store of the node uses."""
