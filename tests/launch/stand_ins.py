@@ -172,7 +172,7 @@ def daemon_main(start: DaemonStart) -> None:
             connection, _ = server.accept()
             with connection, connection.makefile("rw") as stream:
                 stream.write(json.dumps(daemon.answer(stream.readline())) + "\n")
-    end_children(start.session_dir, daemon.zygote_pid, start.gcs_pid, daemon.workers.values())
+    end_children(start.session_dir, daemon.zygote_pid, [start.gcs_pid], daemon.workers.values())
 
 
 def dying_daemon_main(start: DaemonStart) -> None:

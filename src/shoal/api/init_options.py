@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shoal.api.options import did_you_mean
 from shoal.protocol.resources import to_units
+from shoal.protocol.sharding import check_shards
 from shoal.protocol.storage_names import check_storage
 from shoal.system.machine import memory_available_bytes
 
@@ -92,7 +93,7 @@ def check_foreign_options(given: Mapping[str, Any], own: list[str]) -> None:
 
 
 def check_system_settings(settings: object) -> dict[str, Any]:
-    """What `_system` may set of the node: {"gcs_storage": ...}.
+    """What `_system` may set of the node: {"gcs_storage": a name, "gcs_shards": how many}.
 
     Raises:
         ValueError, TypeError: there is no such setting, or it makes no sense.
@@ -102,9 +103,12 @@ def check_system_settings(settings: object) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise TypeError(f"_system must be a dict, got {settings!r} of type {type(settings).__name__}")
     for name in settings:
-        if name != "gcs_storage":
-            raise ValueError(f"_system has no setting {name!r}; there is 'gcs_storage'")
-    return {name: check_storage(storage) for name, storage in settings.items()}
+        if name not in _SYSTEM_SETTINGS:
+            raise ValueError(f"_system has no setting {name!r}; there are {', '.join(map(repr, _SYSTEM_SETTINGS))}")
+    return {name: _SYSTEM_SETTINGS[name](setting) for name, setting in settings.items()}
+
+
+_SYSTEM_SETTINGS: dict[str, Callable[[object], Any]] = {"gcs_storage": check_storage, "gcs_shards": check_shards}
 
 
 def check_folder(folder: object) -> str:

@@ -156,6 +156,10 @@ class NodeTable:
             "cause": record.cause or (away[1] if away else ""),
         }
 
+    def shards(self) -> list[str] | None:
+        """Where the other shards of the GCS listen, as the head has said; None if it has not registered yet."""
+        return next((each.node.shards for each in self._rows.values() if each.alive and each.node.is_head), None)
+
     def next_deadline(self) -> float | None:
         """When somebody may have to be given up; None while all is well."""
         deadline = min((until for until, _ in self._away.values()), default=None)

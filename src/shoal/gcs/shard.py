@@ -10,6 +10,9 @@ The death of the server loses nothing: all that it ever answered is in storage, 
 that a node says may come twice: reports carry incarnations or numbers of their own, calls are known again by their number (`tables.Answers`).
 A node whose connection ended, or that a new server has not seen yet, has NODE_AWAY_S to come back before it is dead (`node_table`).
 
+There may be several shards (`protocol.sharding`): those other than 0 have the hashed tables and nothing else, and know a node by its
+connection alone.
+
 How to extend: a call gets a method and a row in `_CALLS` (and in the table of `gcs_messages`); a message gets a row in `_MESSAGES`.
 
 What it does not do: sockets, clocks, waiting for storage (`io.server`); deciding what happens to actors (`actor_manager`).
@@ -87,9 +90,13 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.limits import PROTOCOL_VERSION, TASK_EVENTS_MAX
 from shoal.protocol.messages import ActorSpec, Hello
 from shoal.protocol.resources import add
+from shoal.protocol.sharding import HASHED_CALLS
 from shoal.scheduling.node_policy import Dice
 
 ACTORS_TABLE = "actors"
+MEMBER_AWAY_S = (
+    600.0  #: a shard other than 0 does not hear of deaths: what it keeps for a node that left is dropped then
+)
 DRAIN_S = 60.0  #: what a node that drains has, if the caller names no time
 LIST_ROWS_MAX = 10_000  #: rows of a listing whose caller names no limit
 
@@ -180,9 +187,12 @@ class GcsShard:
     Args:
         gcs_pid: told to nodes.
         dice: breaks ties between nodes; by default seeded by `gcs_pid`.
+        shard, shards: which shard this is, of how many.
     """
 
-    def __init__(self, gcs_pid: int, dice: Dice | None = None) -> None:
+    def __init__(self, gcs_pid: int, dice: Dice | None = None, shard: int = 0, shards: int = 1) -> None:
+        self._shard = shard
+        self._shards = shards
         self.gcs_pid = gcs_pid
         self.actors = ActorManager(self._where)
         self.jobs = Jobs()
@@ -198,6 +208,8 @@ class GcsShard:
         self._node_connections: dict[bytes, int] = {}
         #: (channel, key) -> connections, in the order of subscribing; never empty
         self._subscribers: dict[tuple[str, bytes], dict[int, None]] = {}
+        #: of shards other than 0: nodes that are not connected -> when what is kept for them is dropped
+        self._left: dict[bytes, float] = {}
         #: version of the last ClusterNodes: microseconds since the epoch, made to grow
         self._nodes_version = 0
         #: version of the last publication outside the actors' channel: microseconds since the epoch, made to grow
@@ -238,6 +250,8 @@ class GcsShard:
     def begin(self, now: float) -> None:
         """All rows are restored: nodes have until NODE_AWAY_S from now to come back."""
         self.nodes.begin(now)
+        if self._shard:
+            self._left = dict.fromkeys(self.answers.nodes(), now + MEMBER_AWAY_S)
         for record in self.nodes.records():
             if record.alive:
                 node = record.node
@@ -246,7 +260,8 @@ class GcsShard:
 
     def next_deadline(self) -> float | None:
         """When TimePassed is due (s since the epoch); None while there is nothing to wait for."""
-        deadlines = (self.nodes.next_deadline(), self.scheduler.next_deadline())
+        left = min(self._left.values(), default=None)
+        deadlines = (self.nodes.next_deadline(), self.scheduler.next_deadline(), left)
         return min((each for each in deadlines if each is not None), default=None)
 
     # ------------------------------------------------------------ the door
@@ -275,6 +290,8 @@ class GcsShard:
         handler = _MESSAGES.get(type(message))
         if handler is None:
             effects.append(CloseConnection(number, f"{type(message).__name__} is out of place here"))
+        elif self._shard and type(message) not in _OF_ALL_SHARDS:
+            effects.append(CloseConnection(number, f"{type(message).__name__} is for shard 0, this is {self._shard}"))
         elif type(message) in _FROM_NODES and not connection.node_id:
             effects.append(CloseConnection(number, f"{type(message).__name__} is for nodes: RegisterNode comes first"))
         else:
@@ -312,6 +329,12 @@ class GcsShard:
         self._connections[number] = Connection(message.worker_id)
 
     def _on_register_node(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
+        if self._shard:
+            self._on_member(number, message, now, effects)
+            return
+        if self._shards > 1 and not message.is_head and self.nodes.shards() is None:
+            effects.append(CloseConnection(number, "the head node has not said yet where the shards are"))
+            return
         writes: list[Write] = []
         refused = self.nodes.register(message, now, writes)
         if refused:
@@ -326,7 +349,7 @@ class GcsShard:
             effects.append(CloseConnection(former, "its node has connected anew"))
         self._connections[number].node_id = node_id
         self._node_connections[node_id] = number
-        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now)))
+        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, self.nodes.shards() or [])))
         record = self.nodes.get(node_id)
         assert record is not None, "it has just registered"
         self._tell_nodes([record.entry()], now, effects, but=number)
@@ -335,6 +358,12 @@ class GcsShard:
         if record.draining:
             self._schedule(NodeDrains(node_id), now, effects)
         self._on_actor_event(NodeJoined(node_id), now, effects)
+
+    def _on_member(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
+        """A node comes to a shard other than 0, which knows no more of nodes than which connection is whose."""
+        self._connections[number].node_id = message.node_id
+        self._left.pop(message.node_id, None)
+        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now)))
 
     def _tell_nodes(self, entries: list[NodeEntry], now: float, effects: list[Effect], but: int = 0) -> None:
         """Tell all nodes what has changed; except the connection `but`."""
@@ -392,7 +421,9 @@ class GcsShard:
             return
         for topic in connection.subscriptions:
             self._forget_subscriber(topic, event.connection)
-        if connection.node_id:
+        if connection.node_id and self._shard:
+            self._left[connection.node_id] = now + MEMBER_AWAY_S
+        elif connection.node_id:
             del self._node_connections[connection.node_id]
             self.nodes.lose(connection.node_id, event.cause, now)
             self._schedule(NodeAway(connection.node_id), now, effects)
@@ -408,6 +439,9 @@ class GcsShard:
     def _on_time(self, now: float, effects: list[Effect]) -> None:
         for node_id, cause in self.nodes.overdue(now):
             self._bury_node(node_id, cause, now, effects)
+        for node_id in [each for each, until in self._left.items() if until <= now]:
+            del self._left[node_id]
+            self.answers.forget(node_id)
         deadline = self.scheduler.next_deadline()
         if deadline is not None and deadline <= now:
             self._schedule(global_scheduler.TimePassed(), now, effects)
@@ -512,6 +546,8 @@ class GcsShard:
         try:
             if call is None:
                 raise TableError("UnknownMethod", f"the GCS has no method {message.method!r}")
+            if self._shard and message.method not in HASHED_CALLS:
+                raise TableError("BadRequest", f"{message.method} is for shard 0 of the GCS, this is {self._shard}")
             body = call(self, number, message.body, now, effects)
         except TableError as error:
             effects.append(Send(number, GcsAnswer(message.request, None, [error.kind, error.text])))
@@ -735,6 +771,8 @@ _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]]
 _ACKNOWLEDGED = frozenset(
     {ActorWorkerStarted, ActorConstructed, ActorPlacementRefused, ActorWorkerDied, ActorRefsGone, TaskEventBatch}
 )
+#: messages that shards other than 0 take
+_OF_ALL_SHARDS = frozenset({GcsCall, RegisterNode, SubscribeKey, TaskEventBatch})
 _FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases}
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {

@@ -22,6 +22,7 @@ import msgspec
 from shoal.gcs.storage.backend import Write
 from shoal.protocol.gcs_messages import TaskEventBatch
 from shoal.protocol.limits import JOBS_ENDED_MAX, TASK_EVENT_SENDERS_MAX, TASK_EVENTS_MAX
+from shoal.protocol.sharding import kv_row_key
 
 JOB_ID_BYTES = 4
 
@@ -160,10 +161,9 @@ class KeyValues:
         Raises:
             TableError: the namespace contains a zero byte.
         """
-        space = namespace.encode()
-        if b"\0" in space:
+        if "\0" in namespace:
             raise TableError("BadRequest", f"the namespace {namespace!r} contains a zero byte")
-        return space + b"\0" + key
+        return kv_row_key(namespace, key)
 
     def restore(self, row_key: bytes, value: bytes) -> None:
         """Take back a stored row."""
@@ -249,6 +249,10 @@ class Answers:
                 break
             del rows[number]
             self._settled.append(self._key(node_id, number))
+
+    def nodes(self) -> list[bytes]:
+        """The nodes for which something is kept."""
+        return list(self._rows)
 
     def forget(self, node_id: bytes) -> None:
         """A node is dead."""

@@ -137,6 +137,7 @@ def _fork_gcs(entry: str, socket_path: str, listen_fd: int, plan: dict[str, Any]
         daemon_pid=os.getpid(),
         session_dir=plan["session_dir"],
         token_path=options.get("token_path", ""),
+        shards=int(options.get("gcs_shards", 1)),
     )
     pid = os.fork()
     if pid == 0:

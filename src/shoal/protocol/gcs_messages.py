@@ -84,6 +84,8 @@ class RegisterNode(Message, tag=100):
     name: str = ""
     #: its clock, s since the epoch
     time_s: float = 0.0
+    #: of the head, if the GCS has several shards: where the others listen, "tcp:HOST:PORT", by number from 1
+    shards: list[str] = []
 
 
 class NodeRegistered(Message, tag=101):
@@ -95,6 +97,8 @@ class NodeRegistered(Message, tag=101):
     refused: str = ""
     #: the GCS's clock, s since the epoch; 0 if it does not say
     time_s: float = 0.0
+    #: where the other shards of the GCS listen, by number from 1
+    shards: list[str] = []
 
 
 class GcsCall(Message, tag=102):

@@ -1,4 +1,4 @@
-"""Start another GCS server in place of one that died.
+"""Start a GCS server: another one in place of one that died, or a further shard.
 
 Purpose: the daemon may not import `launch`, and may not fork on: it spawns a fresh interpreter whose entry `launch` provides.
 
@@ -13,8 +13,17 @@ from shoal.system.interpreter import spawn_interpreter
 from shoal.system.start_plan import DaemonStart, GcsStart, to_plain
 
 
-def respawn_gcs(start: DaemonStart) -> int:
+def shard_socket(gcs_socket: str, shard: int) -> str:
+    """Where a shard of the GCS listens for its own node."""
+    return f"{gcs_socket}.{shard}" if shard else gcs_socket
+
+
+def respawn_gcs(start: DaemonStart, shard: int = 0, listen_fd: int = -1) -> int:
     """Start a GCS server on the sockets and the storage of the one that died. Returns at once; it listens some 0.1 s later.
+
+    Args:
+        shard: its number.
+        listen_fd: the TCP socket on which it listens for other nodes; -1 for none.
 
     Returns:
         Its pid, a child of this process.
@@ -24,11 +33,13 @@ def respawn_gcs(start: DaemonStart) -> int:
     """
     gcs_start = GcsStart(
         entry=start.zygote.entries.gcs,
-        socket_path=start.gcs_socket,
+        socket_path=shard_socket(start.gcs_socket, shard),
         storage=start.options["gcs_storage"],
         daemon_pid=os.getpid(),
         session_dir=start.session_dir,
         token_path=start.options.get("token_path", ""),
+        shard=shard,
+        shards=int(start.options.get("gcs_shards", 1)),
     )
     plan = {"session_dir": start.session_dir, "start": to_plain(gcs_start)}
     return spawn_interpreter(
@@ -36,5 +47,5 @@ def respawn_gcs(start: DaemonStart) -> int:
         "shoal.launch.gcs_process:main",
         plan,
         log_path=start.log_path or os.devnull,
-        kept_fds={"alive_fd": start.alive_fd, "listen_fd": start.gcs_listen_fd},
+        kept_fds={"alive_fd": start.alive_fd, "listen_fd": listen_fd},
     )

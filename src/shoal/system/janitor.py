@@ -27,7 +27,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from shoal.system.process import kill_group, open_pidfd, send_signal, wait_ended, wait_readable
@@ -183,24 +183,25 @@ def guard_session(daemon_pid: int, session_dir: str) -> threading.Thread:
 
 
 def end_children(
-    session_dir: str, zygote_pid: int, gcs_pid: int, worker_pids: Iterable[int], grace_s: float = 0.1
+    session_dir: str, zygote_pid: int, gcs_pids: Sequence[int], worker_pids: Iterable[int], grace_s: float = 0.1
 ) -> list[int]:
     """A daemon's last act: end all its processes, wait for them, remove the folder. Takes a few milliseconds when all obey.
 
-    The GCS server is asked first (SIGTERM) and has `grace_s` to finish writing; workers and the zygote have nothing to lose.
+    The GCS servers are asked first (SIGTERM) and have `grace_s` to finish writing; workers and the zygote have nothing to lose.
     Close the `ZygoteClient` before or after: the zygote is killed here.
 
     Returns:
         Pids that did not end even so (stuck in the kernel): they die with it.
     """
     workers = list(worker_pids)
-    send_signal(gcs_pid, signal.SIGTERM)
+    for pid in gcs_pids:
+        send_signal(pid, signal.SIGTERM)
     send_signal(zygote_pid, signal.SIGKILL)
     for pid in workers:
         kill_group(pid)
-    if wait_ended([gcs_pid], grace_s):
-        send_signal(gcs_pid, signal.SIGKILL)
-    left = wait_ended([zygote_pid, gcs_pid, *workers], 1.0)
+    for pid in wait_ended(gcs_pids, grace_s):
+        send_signal(pid, signal.SIGKILL)
+    left = wait_ended([zygote_pid, *gcs_pids, *workers], 1.0)
     kill_children()
     remove_session(session_dir)
     return left

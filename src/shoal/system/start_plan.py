@@ -45,7 +45,8 @@ class EntryPoints:
 
     #: `main(start: DaemonStart)` in the node process; returns or raises when the node ends
     daemon: str = "shoal.node.io.daemon:main"
-    #: `main(socket_path: str, storage: str = "memory", parent_pid: int = ...)`, and for a cluster `listen_fd: int, token_path: str`
+    #: `main(socket_path: str, storage: str = "memory", parent_pid: int = ...)`, for a cluster also `listen_fd: int, token_path: str`,
+    #: for one of several shards `shard: int, shards: int`
     gcs: str = "shoal.gcs.io.server:main"
     #: `run_worker(start: WorkerStart) -> int`, the exit code
     worker: str = "shoal.runtime.worker:run_worker"
@@ -122,6 +123,9 @@ class GcsStart:
     session_dir: str
     #: where the token is that other nodes must know
     token_path: str = ""
+    #: its number among how many
+    shard: int = 0
+    shards: int = 1
 
 
 @dataclass(slots=True)

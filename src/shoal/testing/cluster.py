@@ -80,7 +80,8 @@ class Cluster:
     Args:
         connect: also begin a session of this process there (`connect`).
         host: where the nodes listen, an address of this machine.
-        head_options: as for `add_node`, for the head; `port`, that of the GCS (default: any); `gcs_storage`, as in `shoal.init(_system=...)`.
+        head_options: as for `add_node`, for the head; `port`, that of the GCS (default: any); `gcs_storage` and `gcs_shards`, as in
+            `shoal.init(_system=...)`.
 
     Raises:
         RuntimeError: the head cannot be started.
@@ -225,7 +226,7 @@ class Cluster:
 
 def _node_options(host: str, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `NodeOptions` for a node that poses as one of many on this machine."""
-    settings = {name: given[name] for name in ("gcs_storage",) if name in given}
+    settings = {name: given[name] for name in ("gcs_storage", "gcs_shards") if name in given}
     known = {name: value for name, value in given.items() if name not in settings}
     return {
         "num_cpus": 1,

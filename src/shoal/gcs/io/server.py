@@ -55,6 +55,8 @@ PROBE_PAUSES_S = (0.02, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 PROBE_REFUSALS = 2  #: in a row
 #: one row: which session the tables are of
 SESSION_TABLE = "session"
+#: and one: which shard of how many
+SHARDS_KEY = b"shards"
 
 
 class _Peer(asyncio.BufferedProtocol):
@@ -115,9 +117,10 @@ class GcsServer:
 
     Args:
         session: a name; what is stored of the lives of another session is dropped.
+        shard, shards: which shard this is, of how many.
     """
 
-    def __init__(self, socket_path: str, backend: Backend, session: str = "") -> None:
+    def __init__(self, socket_path: str, backend: Backend, session: str = "", shard: int = 0, shards: int = 1) -> None:
         self._socket_path = socket_path
         self._backend = backend
         self._session = session.encode()
@@ -125,7 +128,8 @@ class GcsServer:
         #: when it is due; infinite without one
         self._timer_at = math.inf
         self._clock_offset_s = time.time() - time.monotonic()
-        self.shard = GcsShard(os.getpid())
+        self.shard = GcsShard(os.getpid(), shard=shard, shards=shards)
+        self._shards = b"%d/%d" % (shard, shards)
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0
         self._listener: asyncio.Server | None = None
@@ -177,11 +181,24 @@ class GcsServer:
             for table in GcsShard.SESSION_TABLES:
                 writes += [Write(table, key, None) for key, _ in await backend.scan(table)]
             await backend.commit(writes)
+        await self._check_shards()
         for table in GcsShard.STORED_TABLES:
             for key, value in await backend.scan(table):
                 self.shard.restore(table, key, value)
         self.shard.begin(self._now())
         self._set_timer()
+
+    async def _check_shards(self) -> None:
+        """Rows are hashed over the shards: another number of them would look for them elsewhere."""
+        known = await self._backend.get(SESSION_TABLE, SHARDS_KEY)
+        if known is None:
+            await self._backend.commit([Write(SESSION_TABLE, SHARDS_KEY, self._shards)])
+        elif known != self._shards:
+            number, _, count = known.decode().partition("/")
+            raise StorageError(
+                f"they were written by shard {number} of {count}, this is shard {self._shards.decode().replace('/', ' of ')}: start with "
+                f"gcs_shards={count}, or with another storage"
+            )
 
     def _set_timer(self) -> None:
         """See that the shard hears in time that time has passed."""
@@ -342,7 +359,9 @@ def _bind(path: str) -> socket.socket:
     return listening
 
 
-async def _serve(socket_path: str, storage: str, parent_pid: int, listen_fd: int, token_path: str) -> int:
+async def _serve(
+    socket_path: str, storage: str, parent_pid: int, listen_fd: int, token_path: str, shard: int, shards: int
+) -> int:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
@@ -353,7 +372,7 @@ async def _serve(socket_path: str, storage: str, parent_pid: int, listen_fd: int
         ended.set()
     folder = os.path.dirname(os.path.abspath(socket_path))
     try:
-        server = GcsServer(socket_path, open_backend(storage, folder), folder)
+        server = GcsServer(socket_path, open_backend(storage, folder, shard), folder, shard, shards)
         await server.start()
         if listen_fd >= 0:
             server.listen_for_nodes(socket.socket(fileno=listen_fd), cluster_token(token_path))
@@ -371,7 +390,13 @@ async def _serve(socket_path: str, storage: str, parent_pid: int, listen_fd: int
 
 
 def main(
-    socket_path: str, storage: str = "memory", parent_pid: int = 0, listen_fd: int = -1, token_path: str = ""
+    socket_path: str,
+    storage: str = "memory",
+    parent_pid: int = 0,
+    listen_fd: int = -1,
+    token_path: str = "",
+    shard: int = 0,
+    shards: int = 1,
 ) -> int:
     """Serve until SIGTERM or the death of the daemon.
 
@@ -381,6 +406,7 @@ def main(
         parent_pid: the node daemon: its end is the end of this process too; 0 for none.
         listen_fd: a TCP socket that listens for other nodes; -1 for none.
         token_path: the cluster's token, which they must know.
+        shard, shards: which shard this is, of how many.
 
     Returns:
         The exit code: 0 after SIGTERM, 1 when the storage failed (its last line on stderr says why).
@@ -388,4 +414,4 @@ def main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
     set_process_title("shoal:gcs")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(socket_path, storage, parent_pid, listen_fd, token_path))
+        return runner.run(_serve(socket_path, storage, parent_pid, listen_fd, token_path, shard, shards))

@@ -53,11 +53,12 @@ class Backend(Protocol):
         """Release what the backend holds; nothing is called after this."""
 
 
-def open_backend(storage: str, folder: str = ".") -> Backend:
+def open_backend(storage: str, folder: str = ".", shard: int = 0) -> Backend:
     """The backend that `storage` names.
 
     Args:
         folder: the session's: where a file is that has no path of its own.
+        shard: of the GCS; each has rows of its own: a file "PATH.1" beside the first one, a prefix "NAME.1".
 
     Raises:
         StorageError: nothing is known under this name, or it cannot be opened.
@@ -66,6 +67,7 @@ def open_backend(storage: str, folder: str = ".") -> Backend:
         scheme, _, rest = check_storage(storage).partition(":")
     except ValueError as error:
         raise StorageError(str(error)) from None
+    suffix = f".{shard}" if shard else ""
     if scheme == "memory":
         from shoal.gcs.storage.memory import MemoryBackend
 
@@ -74,12 +76,12 @@ def open_backend(storage: str, folder: str = ".") -> Backend:
         from shoal.gcs.storage.sqlite import SqliteBackend
 
         if not rest:
-            return SqliteBackend(os.path.join(folder, SESSION_FILE))
+            return SqliteBackend(os.path.join(folder, SESSION_FILE) + suffix)
         path, _, option = rest.partition("?")
         name, _, value = option.partition("=")
         if option and name != "synchronous":
             raise StorageError(f"GCS storage {storage!r} has an unknown option {name!r}; there is 'synchronous'")
-        return SqliteBackend(os.path.abspath(path), value.lower() or "normal")
+        return SqliteBackend(os.path.abspath(path) + suffix, value.lower() or "normal")
     from shoal.gcs.storage.redis import RedisBackend
 
-    return RedisBackend(storage)
+    return RedisBackend(storage, suffix)

@@ -29,13 +29,13 @@ Result = TypeVar("Result")
 
 
 class RedisBackend:
-    """Rows in the server that `url` names.
+    """Rows in the server that `url` names, under its prefix and `suffix`.
 
     Raises:
         StorageError: redis-py is not installed, or the URL makes no sense.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, suffix: str = "") -> None:
         try:
             import redis.asyncio
             import redis.exceptions
@@ -43,7 +43,7 @@ class RedisBackend:
             raise StorageError(f"GCS storage {url!r} needs redis-py: pip install 'shoal[redis]' ({error})") from error
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
-        self._prefix = options.pop("prefix", PREFIX)
+        self._prefix = options.pop("prefix", PREFIX) + suffix
         self._url = urlunsplit(parts._replace(query=urlencode(options)))
         self._shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
         self._lost: tuple[type[BaseException], ...] = (

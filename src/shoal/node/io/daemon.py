@@ -66,6 +66,7 @@ from shoal.wire.tcp import format_address
 
 if TYPE_CHECKING:
     from shoal.node.io.cluster import Cluster
+    from shoal.node.io.gcs_shards import GcsShards
 
 log = logging.getLogger("shoal.node")
 
@@ -97,11 +98,12 @@ class NodeDaemon:
             self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason), self._on_refused
         )
         self.gcs_process = (
-            GcsProcess(start, self.watches, self._on_gcs_lost)
+            GcsProcess(start, self.watches, self._on_gcs_lost, listen_fd=start.gcs_listen_fd)
             if start.gcs_pid
             else GcsElsewhere(start.options["gcs_address"], loop, self._on_gcs_lost)
         )
         self.log_router = LogRouter(self.table.drivers)
+        self.shards: GcsShards | None = None  #: further shards of the GCS
         self.pool = WorkerPool(start, self.watches, self.log_router, self._on_start_failed, self._on_worker_exit)
         machine = LocalScheduler(self.resources)
         self.leases = Leases(
@@ -183,6 +185,7 @@ class NodeDaemon:
                 **self.gcs.statistics(),
                 "pid": self.gcs_process.pid,
                 "restarts": self.gcs_process.restarts,
+                "shards": [] if self.shards is None else self.shards.statistics(),
             },
             "store": lambda: asdict(self.store.statistics()),
             "cluster": lambda: {
@@ -212,26 +215,40 @@ class NodeDaemon:
                 start.driver_pid, lambda _end: self.end("its driver is gone"), is_child=False, pidfd=start.driver_fd
             )
         self.gcs_process.watch()
-        cluster = self.cluster
-        self.gcs.start(
-            loop,
-            start.gcs_socket if start.gcs_pid else start.options["gcs_address"],
-            RegisterNode(
-                self.node_id,
-                os.getpid(),
-                socket.gethostname(),
-                cluster.address if cluster is not None else start.node_socket,
-                self.resources,
-                start.options["labels"],
-                start.session_dir,
-                bool(start.gcs_pid),
-                name=self.name,
-            ),
-            cluster.token if cluster is not None else b"",
-        )
+        self._connect_gcs()
         self.leases.begin()
         if start.gcs_pid:
             self._tell_ready()
+
+    def _connect_gcs(self) -> None:
+        start, cluster = self.start, self.cluster
+        token = cluster.token if cluster is not None else b""
+        node = RegisterNode(
+            self.node_id,
+            os.getpid(),
+            socket.gethostname(),
+            cluster.address if cluster is not None else start.node_socket,
+            self.resources,
+            start.options["labels"],
+            start.session_dir,
+            bool(start.gcs_pid),
+            name=self.name,
+        )
+        if not start.gcs_pid:
+            self.gcs.on_shards = lambda addresses: self._further_shards().connect(addresses, node, token)
+        elif int(start.options.get("gcs_shards", 1)) > 1:
+            shards = self._further_shards()
+            node.shards = shards.start_processes(start, self.watches)
+            shards.connect_own(start, node)
+        self.gcs.start(self.loop, start.gcs_socket if start.gcs_pid else start.options["gcs_address"], node, token)
+
+    def _further_shards(self) -> GcsShards:
+        """A GCS of one shard need not even load this."""
+        from shoal.node.io.gcs_shards import GcsShards
+
+        if self.shards is None:
+            self.shards = GcsShards(self.loop, self.gcs, self._on_gcs_push, self._on_gcs_lost)
+        return self.shards
 
     @property
     def name(self) -> str:
@@ -554,8 +571,12 @@ class NodeDaemon:
             self.cluster.close()
         self.gcs.close()
         self.gcs_process.close()
+        gcs_pids = [self.gcs_process.pid]
+        if self.shards is not None:
+            self.shards.close()
+            gcs_pids += [process.pid for process in self.shards.processes]
         worker_pids = self.pool.close()
-        left = end_children(self.start.session_dir, self.pool.zygote_pid, self.gcs_process.pid, worker_pids)
+        left = end_children(self.start.session_dir, self.pool.zygote_pid, gcs_pids, worker_pids)
         if left:
             log.error("processes %s did not end", left)
 

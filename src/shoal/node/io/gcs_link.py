@@ -27,11 +27,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
 from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
 from shoal.protocol.limits import GCS_QUEUE_MAX, GCS_SILENT_S
+
+if TYPE_CHECKING:
+    from shoal.node.io.gcs_shards import GcsShards
 
 log = logging.getLogger("shoal.node")
 
@@ -77,6 +80,10 @@ class GcsLink:
         self._address = ""
         self._token = b""
         self._node: RegisterNode | None = None
+        #: takes what belongs to other shards of the GCS; None while this is the only one
+        self.elsewhere: GcsShards | None = None
+        #: called with the addresses of the other shards, if there are any, before the first registration is told
+        self.on_shards: Callable[[list[str]], None] = lambda addresses: None
         #: None while there is no registered connection
         self._client: GcsClient | None = None
         self._closed = False
@@ -144,6 +151,8 @@ class GcsLink:
                     client.close()
                     self._on_refused(registered.refused)
                     return
+                if registered.shards:
+                    self.on_shards(registered.shards)
                 self._note_skew(registered.time_s)
                 self.node_no = self._node.node_no = registered.node_no
             except GcsLostError as error:
@@ -229,6 +238,8 @@ class GcsLink:
 
     def report(self, message: Any) -> None:
         """Tell the GCS what it must hear, sooner or later: news of actors and trace events."""
+        if self.elsewhere is not None and type(message) is TaskEventBatch and self.elsewhere.take_events(message):
+            return
         if len(self._kept) >= GCS_QUEUE_MAX and type(message) is TaskEventBatch:
             if not self.dropped:
                 log.warning(
@@ -245,6 +256,11 @@ class GcsLink:
 
     def call(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
         """Ask the GCS; `then` gets the answer or the error, some time later."""
+        if self.elsewhere is None or not self.elsewhere.take_call(method, body, then):
+            self.call_here(method, body, then)
+
+    def call_here(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
+        """Ask this shard, whichever the call belongs to."""
         if len(self._kept) >= GCS_QUEUE_MAX:
             text = f"{method} was not asked: {len(self._kept)} things wait for the GCS server, which is away or slow; try again later"
             if then is not None:

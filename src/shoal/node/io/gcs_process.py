@@ -34,18 +34,29 @@ LAST_WORDS_BYTES = 16 << 10
 
 
 class GcsProcess:
-    """The GCS server of a head node. `watch` it once; then it is replaced when it dies.
+    """A GCS server of a head node. `watch` it once (or `begin` it, a further shard); then it is replaced when it dies.
 
     Args:
         on_failed: called once, with the reason, when there is no GCS and will be none.
+        shard: its number.
+        listen_fd: the TCP socket that it and those after it listen on; -1 for none.
     """
 
-    def __init__(self, start: DaemonStart, watches: WatchTable, on_failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        start: DaemonStart,
+        watches: WatchTable,
+        on_failed: Callable[[str], None],
+        shard: int = 0,
+        listen_fd: int = -1,
+    ) -> None:
+        self.shard = shard
+        self.listen_fd = listen_fd
         self._start = start
         self._watches = watches
         self._loop: asyncio.AbstractEventLoop = watches.loop
         self._on_failed = on_failed
-        self.pid = start.gcs_pid
+        self.pid = 0 if shard else start.gcs_pid
         self._watch: Watch | None = None
         self._closed = False
         #: when it died, those within GCS_DEATHS_WITHIN_S
@@ -57,6 +68,15 @@ class GcsProcess:
     def watch(self) -> None:
         """Begin to watch the process of `self.pid`."""
         self._watch = self._watches.watch(self.pid, self._died)
+
+    def begin(self) -> None:
+        """Start it for the first time.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.pid = respawn_gcs(self._start, self.shard, self.listen_fd)
+        self.watch()
 
     def answered(self) -> None:
         """It is up: the node is registered there."""
@@ -76,7 +96,8 @@ class GcsProcess:
         self._watch = None
         if self._closed:
             return
-        how = f"its GCS server (process {self.pid}) died: {describe_exit(end.exit_code)}"
+        which = f"shard {self.shard} of its GCS" if self.shard else "its GCS server"
+        how = f"{which} (process {self.pid}) died: {describe_exit(end.exit_code)}"
         storage = self._start.options["gcs_storage"]
         if not outlives_server(storage):
             self._fail(f"{how}, and with it the tables that gcs_storage={storage!r} keeps in its memory")
@@ -96,12 +117,11 @@ class GcsProcess:
 
     def _restart(self) -> None:
         try:
-            self.pid = respawn_gcs(self._start)
+            self.begin()
         except OSError as error:
             self._fail(f"its GCS server died and no other could be started: {error}")
             return
         self.restarts += 1
-        self.watch()
 
     def _fail(self, reason: str) -> None:
         self._closed = True

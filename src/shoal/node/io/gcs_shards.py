@@ -1,0 +1,152 @@
+"""The shards of the GCS beyond the first, as a node sees them: one more line each, and on the head one more process.
+
+Purpose: whoever calls the GCS speaks with `GcsLink`, as if there were one server; what belongs to another shard (`protocol.sharding`) is taken here.
+
+Design: each shard has a `GcsLink` of its own, with its own reconnects and repeats. The head starts the processes (after it listens: they are not
+in the path of its start), keeps their TCP sockets, so that they have the same ports when they are started again, and tells shard 0 their addresses
+when it registers; the other nodes hear them from shard 0 in `NodeRegistered`.
+
+What it does not do: decide anything; exist at all with one shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from shoal.node.io.gcs_link import GcsLink, Then
+from shoal.node.io.gcs_process import GcsProcess
+from shoal.node.io.processes import WatchTable
+from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
+from shoal.protocol.sharding import merge_answers, shard_of, shards_of_call
+from shoal.system.gcs_process import shard_socket
+from shoal.system.start_plan import DaemonStart
+from shoal.wire.tcp import format_address, listening_socket
+
+log = logging.getLogger("shoal.node")
+
+
+class GcsShards:
+    """Shards 1 to N - 1.
+
+    Args:
+        first: the line to shard 0.
+        on_push: what a shard sends unasked.
+        on_failed: called with the reason when a shard's process is gone for good.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        first: GcsLink,
+        on_push: Callable[[GcsPush], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._first = first
+        self._on_push = on_push
+        self._on_failed = on_failed
+        #: by number, shard 0 too; empty until it is known how many there are
+        self._links: list[GcsLink] = []
+        #: of shards 1 to N - 1; empty but on the head
+        self.processes: list[GcsProcess] = []
+
+    # ---------------------------------------------------------------- begin
+
+    def start_processes(self, start: DaemonStart, watches: WatchTable) -> list[str]:
+        """Start the shards of a head; returns their TCP addresses (none if the head is alone).
+
+        Raises:
+            OSError: a process or a socket cannot be made.
+        """
+        addresses = []
+        for number in range(1, int(start.options.get("gcs_shards", 1))):
+            listen_fd = -1
+            if start.options.get("gcs_listen"):
+                sock = listening_socket(start.options["gcs_listen"][0], 0)
+                addresses.append(format_address(*sock.getsockname()[:2]))
+                listen_fd = sock.detach()
+            process = GcsProcess(start, watches, self._on_failed, number, listen_fd)
+            self.processes.append(process)
+            process.begin()
+        return addresses
+
+    def connect(self, addresses: list[str], node: RegisterNode, token: bytes) -> None:
+        """Dial the shards 1 to N - 1, once."""
+        if self._links:
+            return
+        self._links.append(self._first)
+        for number, address in enumerate(addresses, 1):
+            link = GcsLink(self._on_push, self._answered(number), self._stuck(number), self._on_failed)
+            link.start(self._loop, address, msgspec.structs.replace(node), token)
+            self._links.append(link)
+        self._first.elsewhere = self
+
+    def connect_own(self, start: DaemonStart, node: RegisterNode) -> None:
+        """Dial the shards of this node."""
+        paths = [shard_socket(start.gcs_socket, process.shard) for process in self.processes]
+        if paths:
+            self.connect(paths, node, b"")
+
+    def _answered(self, number: int) -> Callable[[], None]:
+        return self.processes[number - 1].answered if self.processes else lambda: None
+
+    def _stuck(self, number: int) -> Callable[[str], None]:
+        if self.processes:
+            return self.processes[number - 1].end
+        return lambda reason: log.warning("shard %d of the GCS is away: %s; trying again", number, reason)
+
+    # ---------------------------------------------------------------- what belongs to whom
+
+    def take_call(self, method: str, body: dict[str, Any], then: Then | None) -> bool:
+        """Ask the shards that know, unless that is shard 0 alone."""
+        numbers = shards_of_call(method, body, len(self._links))
+        if len(numbers) == 1:
+            if numbers[0] == 0:
+                return False
+            self._links[numbers[0]].call(method, body, then)
+            return True
+        answers: dict[int, Any] = {}
+        failed: list[str] = []
+
+        def answered(number: int, answer: Any, error: list[str]) -> None:
+            if failed:
+                return
+            if error:
+                failed.extend(error)
+                if then is not None:
+                    then(None, error)
+                return
+            answers[number] = answer
+            if len(answers) == len(numbers) and then is not None:
+                then(merge_answers(method, body, [answers[each] for each in numbers]), [])
+
+        for number in numbers:
+            self._links[number].call_here(method, body, partial(answered, number))
+        return True
+
+    def take_events(self, message: TaskEventBatch) -> bool:
+        """Report trace events to the shard of their process, unless that is shard 0."""
+        number = shard_of(message.sender, len(self._links))
+        if number:
+            self._links[number].report(message)
+        return number != 0
+
+    def statistics(self) -> list[dict[str, int]]:
+        """How the lines to shards 1 to N - 1 are."""
+        return [link.statistics() for link in self._links[1:]]
+
+    def close(self) -> None:
+        """The node ends."""
+        for link in self._links[1:]:
+            link.close()
+        for process in self.processes:
+            process.close()
+            if process.listen_fd >= 0:
+                os.close(process.listen_fd)

@@ -1,0 +1,93 @@
+"""A GCS of several shards: everything works as with one, and each may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import shoal
+from shoal.testing import Cluster
+
+StartCluster = Callable[..., Cluster]
+SOON_S = 20.0
+
+
+@shoal.remote
+class Counter:
+    def __init__(self) -> None:
+        self.number = 0
+
+    def count(self) -> int:
+        self.number += 1
+        return self.number
+
+
+def put_and_get(cluster: Cluster, numbers: range) -> None:
+    for number in numbers:
+        body = {"namespace": "s", "key": b"%d" % number}
+        assert cluster.nodes[number % len(cluster.nodes)].call("gcs.kv_put", **body, value=b"v") == {"added": True}
+    for number in numbers:
+        body = {"namespace": "s", "key": b"%d" % number}
+        assert cluster.nodes[-1 - number % len(cluster.nodes)].call("gcs.kv_get", **body) == {"value": b"v"}
+
+
+def test_a_cluster_with_three_shards(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1, gcs_shards=3)
+    other = cluster.add_node(num_cpus=1, resources={"out": 2})
+    cluster.connect(log_to_driver=False)
+    counter = Counter.options(resources={"out": 1}).remote()
+    assert shoal.get(counter.count.remote(), timeout=SOON_S) == 1
+    functions = [shoal.remote(resources={"out": 0.01})(lambda number=number: number) for number in range(12)]
+    assert shoal.get([function.remote() for function in functions], timeout=SOON_S) == list(range(12))
+    put_and_get(cluster, range(30))
+    shards = other.call("gcs.statistics")["shards"]
+    assert [shard["kv"] for shard in shards] != [30, 0, 0] and sum(shard["kv"] for shard in shards) == 30
+    assert len(other.call("gcs.kv_list", namespace="s", prefix=b"1")["keys"]) == 11
+    pids = [child for child in _children(cluster.head.pid) if _title(child).startswith("shoal:gcs")]
+    assert len(pids) == 3
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        assert shoal.get(counter.count.remote(), timeout=SOON_S) > 1
+    put_and_get(cluster, range(100, 130))
+    assert other.call("gcs.kv_del", namespace="s", key=b"", prefix=True) == {"deleted": 60}
+    late = shoal.remote(resources={"out": 0.01})(lambda: "late")
+    assert shoal.get(late.remote(), timeout=SOON_S) == "late"
+    deadline = time.monotonic() + SOON_S
+    while len(cluster.head.call("gcs.task_events")["events"]) < 13:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_session_of_this_program_alone(tmp_path: Path) -> None:
+    shoal.shutdown()
+    kept = f"sqlite:{tmp_path / 'kept'}"
+    try:
+        shoal.init(num_cpus=1, _system={"gcs_shards": 2, "gcs_storage": kept})
+        assert shoal.get(shoal.remote(lambda: 5).remote(), timeout=SOON_S) == 5
+        deadline = time.monotonic() + SOON_S
+        while not (tmp_path / "kept.1").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        shoal.shutdown()
+    try:
+        with pytest.raises(Exception, match="start with gcs_shards=2"):
+            shoal.init(num_cpus=1, _system={"gcs_storage": kept})
+            shoal.get(Counter.remote().count.remote(), timeout=SOON_S)
+    finally:
+        shoal.shutdown()
+
+
+def _children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def _title(pid: int) -> str:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().decode(errors="replace")
