@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.gcs import global_scheduler
+from shoal.gcs import global_scheduler, hashed_tables
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
     ActorManager,
@@ -57,9 +57,10 @@ from shoal.gcs.global_scheduler import (
     TellPlaced,
     Wanted,
 )
+from shoal.gcs.hashed_tables import HashedTables
 from shoal.gcs.node_table import NodeTable
 from shoal.gcs.storage.backend import Write
-from shoal.gcs.tables import Answers, Functions, Jobs, KeyValues, TableError, TaskEvents
+from shoal.gcs.tables import Answers, Jobs, KeyValues, TableError, TaskEvents, bytes_of
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
     CHANNEL_KV,
@@ -87,7 +88,7 @@ from shoal.protocol.gcs_messages import (
     TaskEventBatch,
     ToGcs,
 )
-from shoal.protocol.limits import PROTOCOL_VERSION, TASK_EVENTS_MAX
+from shoal.protocol.limits import PROTOCOL_VERSION
 from shoal.protocol.messages import ActorSpec, Hello
 from shoal.protocol.resources import add
 from shoal.protocol.sharding import HASHED_CALLS
@@ -198,9 +199,7 @@ class GcsShard:
         self.jobs = Jobs()
         self.nodes = NodeTable()
         self.scheduler = GlobalScheduler(random.Random(gcs_pid).randrange if dice is None else dice)
-        self.functions = Functions()
-        self.kv = KeyValues()
-        self.task_events = TaskEvents()
+        self.hashed = HashedTables()
         self.answers = Answers()
         #: connections that said Hello
         self._connections: dict[int, Connection] = {}
@@ -221,10 +220,8 @@ class GcsShard:
     STORED_TABLES = (
         NodeTable.TABLE,
         Jobs.TABLE,
-        Functions.TABLE,
-        KeyValues.TABLE,
+        *HashedTables.TABLES,
         ACTORS_TABLE,
-        TaskEvents.TABLE,
         Answers.TABLE,
     )
     #: those that mean nothing to another session: what they tell of died with its nodes
@@ -236,14 +233,10 @@ class GcsShard:
             self.nodes.restore(key, value)
         elif table == Jobs.TABLE:
             self.jobs.restore(value)
-        elif table == Functions.TABLE:
-            self.functions.restore(key, value)
-        elif table == KeyValues.TABLE:
-            self.kv.restore(key, value)
+        elif table in HashedTables.TABLES:
+            self.hashed.restore(table, key, value)
         elif table == ACTORS_TABLE:
             self.actors.restore(msgspec.msgpack.decode(value, type=ActorRecord))
-        elif table == TaskEvents.TABLE:
-            self.task_events.restore(key, value)
         elif table == Answers.TABLE:
             self.answers.restore(key, value)
 
@@ -309,10 +302,7 @@ class GcsShard:
             "nodes": len(self._node_connections),
             "connections": len(self._connections),
             "subscriptions": sum(len(numbers) for numbers in self._subscribers.values()),
-            "functions": len(self.functions),
-            "kv": len(self.kv),
-            "task_events": len(self.task_events),
-            "task_events_dropped": self.task_events.dropped,
+            **self.hashed.statistics(),
             "answers": len(self.answers),
             "nodes_away": self.nodes.away(),
             "scheduler": self.scheduler.statistics(),
@@ -473,7 +463,7 @@ class GcsShard:
             if state.state == "dead":
                 return
         elif message.channel == CHANNEL_KV:
-            value = self.kv.get(message.key)
+            value = self.hashed.kv.get(message.key)
             effects.append(Send(number, Published(CHANNEL_KV, message.key, self._version, value)))
         else:
             effects.append(CloseConnection(number, f"there is no channel {message.channel!r}"))
@@ -529,7 +519,7 @@ class GcsShard:
 
     def _on_task_events(self, number: int, message: TaskEventBatch, now: float, effects: list[Effect]) -> None:
         writes: list[Write] = []
-        self.task_events.add(message, writes)
+        self.hashed.task_events.add(message, writes)
         effects.extend(writes)
 
     # ------------------------------------------------------------ calls
@@ -544,11 +534,13 @@ class GcsShard:
                 effects.append(Send(number, GcsAnswer(message.request, body)))
                 return
         try:
-            if call is None:
-                raise TableError("UnknownMethod", f"the GCS has no method {message.method!r}")
-            if self._shard and message.method not in HASHED_CALLS:
-                raise TableError("BadRequest", f"{message.method} is for shard 0 of the GCS, this is {self._shard}")
-            body = call(self, number, message.body, now, effects)
+            body = self._on_hashed_call(message.method, message.body, now, effects)
+            if body is None:
+                if call is None:
+                    raise TableError("UnknownMethod", f"the GCS has no method {message.method!r}")
+                if self._shard and message.method not in HASHED_CALLS:
+                    raise TableError("BadRequest", f"{message.method} is for shard 0 of the GCS, this is {self._shard}")
+                body = call(self, number, message.body, now, effects)
         except TableError as error:
             effects.append(Send(number, GcsAnswer(message.request, None, [error.kind, error.text])))
             return
@@ -610,7 +602,7 @@ class GcsShard:
         return {"story": self.actors.story(self._actor(body).spec.actor_id)}
 
     def _actor(self, body: dict[str, Any]) -> ActorRecord:
-        actor_id = _bytes(body, "actor_id")
+        actor_id = bytes_of(body, "actor_id")
         record = self.actors.get(actor_id)
         if record is None:
             raise TableError("ActorNotFound", f"the GCS knows no actor {actor_id.hex()}")
@@ -650,7 +642,7 @@ class GcsShard:
         return {}
 
     def _drain_node(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        node_id, deadline_s = _bytes(body, "node_id"), float(body.get("deadline_s") or DRAIN_S)
+        node_id, deadline_s = bytes_of(body, "node_id"), float(body.get("deadline_s") or DRAIN_S)
         record = self.nodes.get(node_id)
         if record is None or not record.alive:
             raise TableError("NodeNotFound", f"there is no living node {node_id.hex()}")
@@ -676,7 +668,7 @@ class GcsShard:
         return {"job_id": job.job_id}
 
     def _end_job_called(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        job_id, reason = _bytes(body, "job_id"), str(body.get("reason") or "its driver left")
+        job_id, reason = bytes_of(body, "job_id"), str(body.get("reason") or "its driver left")
         return {"ended": self._end_job(job_id, reason, now, effects)}
 
     def _end_job(self, job_id: bytes, reason: str, now: float, effects: list[Effect]) -> bool:
@@ -687,64 +679,23 @@ class GcsShard:
         self._on_actor_event(JobEnded(job_id, reason), now, effects)
         return ended
 
-    def _function_put(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+    def _on_hashed_call(
+        self, method: str, body: dict[str, Any], now: float, effects: list[Effect]
+    ) -> dict[str, Any] | None:
+        """A call on the tables that every shard has; None if it is none."""
+        call = hashed_tables.CALLS.get(method)
+        if call is None:
+            return None
         writes: list[Write] = []
-        added = self.functions.put(_bytes(body, "function_id"), _bytes(body, "code"), writes)
+        answer = call(self.hashed, body, writes)
         effects.extend(writes)
-        return {"added": added}
-
-    def _function_get(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        return {"code": self.functions.get(_bytes(body, "function_id"))}
-
-    def _kv_put(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        row_key, value = _row_key(body), _bytes(body, "value")
-        writes: list[Write] = []
-        added = self.kv.put(row_key, value, bool(body.get("overwrite", True)), writes)
-        effects.extend(writes)
-        if added:
-            self._publish_kv(row_key, value, now, effects)
-        return {"added": added}
-
-    def _kv_get(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        return {"value": self.kv.get(_row_key(body))}
-
-    def _kv_del(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        writes: list[Write] = []
-        deleted = self.kv.delete(_row_key(body), bool(body.get("prefix")), writes)
-        effects.extend(writes)
-        for row_key in deleted:
-            self._publish_kv(row_key, None, now, effects)
-        return {"deleted": len(deleted)}
-
-    def _kv_exists(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        return {"exists": self.kv.get(_row_key(body)) is not None}
-
-    def _kv_list(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        space = KeyValues.row_key(str(body["namespace"]), b"")
-        return {
-            "keys": [
-                key[len(space) :]
-                for key in self.kv.keys(space + (_bytes(body, "prefix") if body.get("prefix") else b""))
-            ]
-        }
-
-    def _task_events(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        limit = int(body.get("limit") or TASK_EVENTS_MAX)
-        return {"events": self.task_events.rows(limit, body.get("job_id")), "dropped": self.task_events.dropped}
+        for write in writes:
+            if write.table == KeyValues.TABLE:
+                self._publish_kv(write.key, write.value, now, effects)
+        return answer
 
     def _statistics(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         return self.statistics()
-
-
-def _bytes(body: dict[str, Any], key: str) -> bytes:
-    value = body[key]
-    if not isinstance(value, bytes):
-        raise TypeError(f"{key} must be bytes, not {type(value).__name__}")
-    return value
-
-
-def _row_key(body: dict[str, Any]) -> bytes:
-    return KeyValues.row_key(str(body["namespace"]), _bytes(body, "key"))
 
 
 def _without_arguments(spec: ActorSpec) -> ActorSpec:
@@ -789,13 +740,5 @@ _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]],
     "gcs.jobs": GcsShard._jobs,
     "gcs.register_job": GcsShard._register_job,
     "gcs.end_job": GcsShard._end_job_called,
-    "gcs.function_put": GcsShard._function_put,
-    "gcs.function_get": GcsShard._function_get,
-    "gcs.kv_put": GcsShard._kv_put,
-    "gcs.kv_get": GcsShard._kv_get,
-    "gcs.kv_del": GcsShard._kv_del,
-    "gcs.kv_exists": GcsShard._kv_exists,
-    "gcs.kv_list": GcsShard._kv_list,
-    "gcs.task_events": GcsShard._task_events,
     "gcs.statistics": GcsShard._statistics,
 }

@@ -38,6 +38,18 @@ class TableError(Exception):
         self.text = text
 
 
+def bytes_of(body: dict[str, Any], key: str) -> bytes:
+    """A part of a call's body that must be bytes.
+
+    Raises:
+        KeyError, TypeError: it is not there, or is something else.
+    """
+    value = body[key]
+    if not isinstance(value, bytes):
+        raise TypeError(f"{key} must be bytes, not {type(value).__name__}")
+    return value
+
+
 class JobRecord(msgspec.Struct):
     """One driver's program."""
 
