@@ -313,3 +313,47 @@ def test_names_of_ray_exist() -> None:
         "ObjectLostError",
     ):
         assert issubclass(getattr(exceptions, name), Exception)
+
+
+class Careful(Exception):
+    """Unpickling it waits for a lock that another thread has while it submits."""
+
+    lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return restore_careful, ()
+
+
+def restore_careful() -> Careful:
+    with Careful.lock:
+        return Careful()
+
+
+@pytest.mark.parametrize("how", ["an input", "retry_exceptions"])
+def test_unpickling_a_users_error_does_not_hold_the_runtime(how: str) -> None:
+    @shoal.remote(max_retries=1, retry_exceptions=[ValueError] if how == "retry_exceptions" else False)
+    def fail() -> None:
+        raise Careful
+
+    @shoal.remote
+    def after(value: Any) -> None:
+        pass
+
+    ended = threading.Event()
+
+    def submit() -> None:
+        for _ in range(20):
+            shoal.remote(int).remote()
+        ended.set()
+
+    with Careful.lock:
+        ref = fail.remote() if how == "retry_exceptions" else after.remote(fail.remote())
+        reader = threading.Thread(target=shoal.wait, args=([ref],), daemon=True)
+        reader.start()
+        time.sleep(0.3)
+        threading.Thread(target=submit, daemon=True).start()
+        could_submit = ended.wait(5)
+    reader.join(10)
+    assert could_submit
+    with pytest.raises(Careful):
+        fetch(ref)

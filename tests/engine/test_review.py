@@ -241,3 +241,17 @@ def test_a_decoder_read_further_while_a_message_is_handled_gives_each_message_on
             decoder.writable()[: len(data) - half] = data[half:]
             seen += [inner.lease_id for inner in decoder.received(len(data) - half)]
     assert seen == list(range(6))
+
+
+def test_classes_of_demands_go_when_nothing_uses_them() -> None:
+    nothing = shoal.remote(lambda: None)
+    for number in range(50):
+        assert shoal.get(nothing.options(memory=1000 + number).remote(), timeout=WAIT_S) is None
+    for number in range(50):
+        nothing.options(memory=5000 + number).remote()  # nobody but the queue knows the task
+    assert shoal.get(nothing.remote(), timeout=WAIT_S) is None
+    submitter = core.current().submitter
+    deadline = time.monotonic() + WAIT_S
+    while len(submitter.classes) > 20 and time.monotonic() < deadline:  # leases last a second
+        time.sleep(0.05)
+    assert len(submitter.classes) <= 20

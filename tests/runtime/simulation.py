@@ -945,7 +945,7 @@ class World:
         lines = []
         for process in self.processes():
             mine = process.runtime.submitter
-            for klass in mine.classes:
+            for klass in mine.classes.values():
                 leases = [
                     (each.lease_id, sorted(each.inflight), round(each.load_s, 5), each.is_open)
                     for each in klass.leases.values()
@@ -991,7 +991,7 @@ def known(plan: Plan) -> bool:
 def check_submitter(mine: submitter.Submitter) -> None:
     """The bookkeeping of a submitter is consistent with itself."""
     count = 0
-    for klass in mine.classes:
+    for klass in mine.classes.values():
         opened = list(klass.open)
         assert len({id(lease) for lease in opened}) == len(opened), "a lease stands twice among the open ones"
         assert not klass.queue or not opened, "tasks are queued while a lease has room"

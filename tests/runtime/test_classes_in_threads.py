@@ -30,5 +30,18 @@ def test_threads_that_make_the_same_classes_share_them() -> None:
     finally:
         sys.setswitchinterval(interval)
         runtime.reactor.stop()
-    assert [klass.number for klass in submitter.classes] == list(range(400))
-    assert all(mine == submitter.classes for mine in made)
+    assert list(submitter.classes) == list(range(400))
+    assert all(mine == list(submitter.classes.values()) for mine in made)
+
+
+def test_classes_that_nobody_uses_are_forgotten() -> None:
+    """A program may ask for ever new amounts: what is kept and looked at by each tick must not grow with them."""
+    runtime = Runtime("driver", b"d" * 16)
+    submitter = runtime.submitter
+    kept = submitter.class_of({"CPU": 1}, 1, {}, {}, "f")
+    for units in range(2, 1000):
+        submitter.class_of({"CPU": units}, 1, {}, {}, "f")
+    runtime.reactor.stop()
+    assert list(submitter.classes.values()) == [kept]
+    assert submitter.class_of({"CPU": 1}, 1, {}, {}, "f") is kept
+    assert submitter.class_of({"CPU": 2}, 1, {}, {}, "f").number == 999

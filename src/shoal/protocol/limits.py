@@ -12,6 +12,9 @@ RECEIVE_BUFFER_BYTES = 256 << 10
 
 # --- values
 INLINE_ARGUMENT_BYTES_MAX = 16 << 10  #: larger arguments go through the store (measured: 32 kB 24 us against 101)
+INLINE_TASK_BYTES_MAX = (
+    64 << 20
+)  #: all values of one task together, in a frame: arguments that are small results, several returns
 INLINE_RESULT_BYTES_MAX = 100 << 10  #: larger results are sealed in the store
 
 # --- the hot path
@@ -80,5 +83,6 @@ ASYNC_CONCURRENCY_DEFAULT = 1000
 
 assert INLINE_ARGUMENT_BYTES_MAX <= INLINE_RESULT_BYTES_MAX < FRAME_BYTES_MAX
 assert REPLY_FLUSH_S <= QUEUED_WORK_S <= LEASE_SLICE_S < LEASE_IDLE_S
+assert 2 * INLINE_TASK_BYTES_MAX < FRAME_BYTES_MAX
 assert CODE_BYTES_MAX < FRAME_BYTES_MAX
 assert BLOCK_HEADER_BYTES % BLOCK_ALIGN_BYTES == 0

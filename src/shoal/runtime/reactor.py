@@ -370,6 +370,8 @@ class Reactor:
                     break
             if self.dirty:
                 self.flush_dirty()
+            if self.stopping:
+                break  # the poke of `stop` may have been read by the leader before
             events = poll(-1 if deadline is None else max(0.0, deadline - now))
             if events:
                 self._dispatch(events)

@@ -21,8 +21,10 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from shoal import serialization
 from shoal.protocol import errors, ids
@@ -69,8 +71,12 @@ class Submitter:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.reactor = runtime.reactor
-        self.classes: list[SchedulingClass] = []
-        self._class_of: dict[Any, SchedulingClass] = {}
+        #: all classes by number, and by what makes them one; they live as long as templates, leases or `_busy` refer to them
+        self.classes: WeakValueDictionary[int, SchedulingClass] = WeakValueDictionary()
+        self._class_of: WeakValueDictionary[Any, SchedulingClass] = WeakValueDictionary()
+        self._class_count = 0
+        #: classes with leases, or with tasks that wait for one
+        self._busy: dict[SchedulingClass, None] = {}
         self._peers: dict[bytes, Connection] = {}
         #: leases with gathered pushes
         self._unsent: list[WorkerLease] = []
@@ -83,9 +89,6 @@ class Submitter:
         #: workers from whom refs have come since the daemon was told how many
         self._givers: dict[WorkerPeer, None] = {}
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
-        #: tasks that fail because of an input and are to be told, by whoever began to
-        self._failing: deque[tuple[PendingTask, Failed]] = deque()
-        self._is_failing = False
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
         handlers[TasksBounced] = self.on_bounced
@@ -104,8 +107,9 @@ class Submitter:
         with self.reactor.lock:
             klass = self._class_of.get(key)
             if klass is None:
-                klass = SchedulingClass(len(self.classes), demand, depth, strategy, environment, name)
-                self.classes.append(klass)
+                klass = SchedulingClass(self._class_count, demand, depth, strategy, environment, name)
+                self._class_count += 1
+                self.classes[klass.number] = klass
                 self._class_of[key] = klass
         return klass
 
@@ -138,6 +142,7 @@ class Submitter:
             self.fail(task, errors.TaskUnschedulableError(klass.unschedulable))
             return
         klass.queue.append(task)
+        self._busy[klass] = None
         waiting = len(klass.queue)
         if waiting >= 2 * klass.backlog_told:
             self.request_leases(klass, waiting)
@@ -325,22 +330,29 @@ class Submitter:
 
     def complete(self, task: PendingTask, value: Any) -> None:
         """A result that is not the plain case: an error, a stored or containing value, several values, a stream's end. Caller holds the lock."""
-        if type(value) is Failed and self.maybe_retry_error(task, value):
+        if type(value) is Failed and value.retriable and task.template.retry_exceptions:
+            if task.template.retry_exceptions is True:
+                self._retry_or_finish(task, value, True)
+            else:
+                self.reactor.later.append(partial(self._judge_error, task, value))
             return
         self.pending -= 1
         self.runtime.finish_task(task, value)
 
-    def maybe_retry_error(self, task: PendingTask, value: Failed) -> bool:
-        """Whether a user's error leads to a retry (retry_exceptions)."""
+    def _judge_error(self, task: PendingTask, value: Failed) -> None:
+        """Whether a user's error is one of those that lead to a retry. Without the lock: unpickling it runs the user's code."""
+        error = serialization.loads_error(value.error)
         rule = task.template.retry_exceptions
-        if not rule or not value.retriable or task.retries_left == 0 or task.cancelled:
-            return False
-        if rule is not True:
-            error = serialization.loads_error(value.error)
-            if not isinstance(error, rule) and not isinstance(getattr(error, "cause", None), rule):
-                return False
-        self.retry(task)
-        return True
+        retries = isinstance(error, rule) or isinstance(getattr(error, "cause", None), rule)
+        with self.reactor.lock:
+            self._retry_or_finish(task, value, retries)
+
+    def _retry_or_finish(self, task: PendingTask, value: Failed, retries: bool) -> None:
+        if retries and task.retries_left != 0 and not task.cancelled and self.runtime.lost is None:
+            self.retry(task)
+        else:
+            self.pending -= 1
+            self.runtime.finish_task(task, value)
 
     def retry(self, task: PendingTask) -> None:
         """Run the task again, as a new attempt. Caller holds the lock."""
@@ -362,6 +374,7 @@ class Submitter:
                 self.runtime.actor_calls.requeue(task)
                 continue
             klass.queue.appendleft(task)
+            self._busy[klass] = None
             if klass not in touched:
                 touched.append(klass)
         for klass in touched:
@@ -375,29 +388,23 @@ class Submitter:
         self.runtime.finish_task(task, Failed(serialization.dumps_error(error)))
 
     def fail_on_dependency(self, task: PendingTask) -> bool:
-        """Whether an input failed; then the task fails with it. Caller holds the lock."""
+        """Whether an input failed; then the task fails with it, soon. Caller holds the lock."""
         for _, entry in task.deps or ():
             value = entry.value
             if type(value) is Failed:
                 unread_errors.read(entry.oid)
-                error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
-                self.pending -= 1
-                self._fail_dependents(task, Failed(serialization.dumps_error(error)))
+                self.reactor.later.append(partial(self._fail_like, task, value))
+                self.reactor.attend()
                 return True
         return False
 
-    def _fail_dependents(self, task: PendingTask, value: Failed) -> None:
-        """Fail a task, then those that depend on it, and so on: one after the other, as a chain may be longer than the stack is deep."""
-        failing = self._failing
-        failing.append((task, value))
-        if self._is_failing:
-            return
-        self._is_failing = True
-        try:
-            while failing:
-                self.runtime.finish_task(*failing.popleft())
-        finally:
-            self._is_failing = False
+    def _fail_like(self, task: PendingTask, value: Failed) -> None:
+        """Fail a task with the error of an input. Without the lock: unpickling it runs the user's code."""
+        error = errors.dependency_error(serialization.loads_error(value.error), task.template.wire.name)
+        failed = Failed(serialization.dumps_error(error))
+        with self.reactor.lock:
+            self.pending -= 1
+            self.runtime.finish_task(task, failed)
 
     # ------------------------------------------------------------ leases
 
@@ -428,7 +435,10 @@ class Submitter:
 
     def on_granted(self, connection: Connection, message: LeaseGranted) -> None:
         """The daemon leased a worker to one of our classes."""
-        klass = self.classes[message.class_no]
+        klass = self.classes.get(message.class_no)
+        if klass is None:
+            self._refuse(message)
+            return
         klass.backlog_told = max(0, klass.backlog_told - 1)  # the daemon counts a grant as one task served
         try:
             peer_connection = self.connect(message.worker_id, message.address, message.pid) if klass.queue else None
@@ -447,6 +457,7 @@ class Submitter:
         lease = WorkerLease(message.lease_id, klass, peer_connection)
         lease.idle_since = perf_counter()
         klass.leases[message.lease_id] = lease
+        self._busy[klass] = None
         peer_connection.attachment.leases[message.lease_id] = lease
         self.lease_count += 1
         lease.is_open = True
@@ -497,7 +508,9 @@ class Submitter:
 
     def on_unschedulable(self, connection: Connection, message: LeasesUnschedulable) -> None:
         """No node can ever run tasks of this class."""
-        klass = self.classes[message.class_no]
+        klass = self.classes.get(message.class_no)
+        if klass is None:
+            return
         klass.unschedulable = message.reason
         klass.backlog_told = 0
         queue = list(klass.queue)
@@ -665,9 +678,9 @@ class Submitter:
             self._tell_refs()
         if self.gone_templates:
             self.forget_templates()
-        for klass in self.classes:
-            if not klass.leases:
-                continue
+        for klass in list(self._busy):
+            if not klass.leases and not klass.queue and not klass.backlog_told:
+                del self._busy[klass]
             for lease in list(klass.leases.values()):
                 if not lease.inflight:
                     if now - lease.idle_since > LEASE_IDLE_S and not lease.ending:
@@ -679,7 +692,7 @@ class Submitter:
     def return_idle_leases(self) -> None:
         """This worker has nothing to do: others may need what its tasks had leased."""
         with self.reactor.lock:
-            for klass in self.classes:
+            for klass in list(self._busy):
                 for lease in list(klass.leases.values()):
                     if not lease.inflight:
                         self.return_lease(lease)
@@ -694,7 +707,7 @@ class Submitter:
     def is_quiet(self) -> bool:
         """Whether every lease runs one task at most and nothing stands to be sent: only replies can change anything."""
         return not self._unsent and all(
-            len(lease.inflight) <= 1 for klass in self.classes for lease in list(klass.leases.values())
+            len(lease.inflight) <= 1 for klass in list(self._busy) for lease in list(klass.leases.values())
         )
 
     def is_active(self) -> bool:
@@ -704,7 +717,7 @@ class Submitter:
     def tasks_of(self, prefix: bytes) -> list[PendingTask]:
         """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""
         found = [task for task in self.waiting.values() if task.task_id.startswith(prefix) and not task.cancelled]
-        for klass in self.classes:
+        for klass in list(self._busy):
             found.extend(task for task in klass.queue if task.task_id.startswith(prefix))
         for connection in self._peers.values():
             for lease in connection.attachment.leases.values():
@@ -715,7 +728,7 @@ class Submitter:
 
     def fail_everything(self, error: BaseException) -> None:
         """The node is gone: nothing pending will ever come. Caller holds the lock."""
-        for klass in self.classes:
+        for klass in list(self._busy):
             tasks = list(klass.queue)
             klass.queue.clear()
             for lease in list(klass.leases.values()):

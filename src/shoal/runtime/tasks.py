@@ -116,6 +116,7 @@ class SchedulingClass:
     """Tasks that may run on each other's leases: same resources, strategy, environment and depth. Written by the submitter."""
 
     __slots__ = (
+        "__weakref__",
         "backlog_told",
         "demand",
         "depth",
