@@ -204,11 +204,11 @@ def test_status_leaves_out_who_starts_and_wraps_nothing(
 ) -> None:
     status = importlib.import_module("shoal.cli.status")  # the package has a command of this name
     mine = str(shoal.get_runtime_context().gcs_address).rpartition("/")[0]
-    monkeypatch.setattr(status, "live_sessions", lambda parent: [str(tmp_path), mine])
+    monkeypatch.setattr("shoal.launch.local_nodes.live_sessions", lambda parent: [str(tmp_path), mine])
     assert status.show_status(as_json=False) == 0
     out = capsys.readouterr().out
     assert "does not answer" not in out and str(tmp_path) not in out
-    assert any(line.startswith("in use") and line.rstrip().endswith("memory") for line in out.splitlines()), out
+    assert any(line.strip().startswith("in use") and line.rstrip().endswith("memory") for line in out.splitlines()), out
 
 
 def test_temp_dir_must_be_a_folder(tmp_path: Path) -> None:

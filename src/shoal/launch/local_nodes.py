@@ -30,6 +30,8 @@ class LocalNode:
     node_id: str = ""
     is_head: bool = False
     token_path: str = ""
+    #: nobody's end ends it: `shoal start` made it
+    stays: bool = False
 
     @property
     def node_socket(self) -> str:
@@ -48,7 +50,7 @@ def local_nodes(parent_dir: str) -> list[LocalNode]:
     return found
 
 
-_FACTS = ("address", "name", "node_id", "is_head", "token_path")
+_FACTS = ("address", "name", "node_id", "is_head", "token_path", "stays")
 
 
 def only_node(parent_dir: str) -> LocalNode:

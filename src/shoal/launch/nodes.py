@@ -76,6 +76,8 @@ class NodeOptions:
     ends_with_session: bool = True
     #: where it listens for other nodes, an address of this machine that they can reach; "" for a head that stays alone
     listen: str = ""
+    #: the port of that; 0 for any that is free
+    node_port: int = 0
     #: where the cluster's token is; "" for the session's folder (a head) or `token_file.token_path()`
     token_path: str = ""
     #: what people call it; no two nodes of a cluster have the same. "" for its address
@@ -133,6 +135,12 @@ class StartedNode:
     def is_alive(self) -> bool:
         """Whether the daemon runs."""
         return not self._stopped and not wait_readable(self._pidfd, 0.0)
+
+    def wait(self) -> str:
+        """Wait until the daemon ends; how it ended, for people."""
+        while not wait_readable(self._pidfd, 3600.0):
+            pass
+        return self.exit_reason()
 
     def exit_reason(self, within_s: float = 0.0) -> str:
         """How the daemon ended, for people ("killed by SIGKILL (9)"); "running" if it has not within `within_s` seconds."""
@@ -284,8 +292,10 @@ def _make_folder(parent: str) -> tuple[str, int]:
 def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
     cluster: dict[str, Any] = {}
     if options.listen:
+        check_listen(options.listen)
         cluster = {
             "node_listen": options.listen,
+            "node_port": options.node_port,
             "node_name": options.name,
             "token_path": options.token_path or make_token(os.path.join(session_dir, "token")),
         }
@@ -300,6 +310,19 @@ def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
         "memory": options.memory,
         "labels": dict(options.labels),
     }
+
+
+def check_listen(host: str) -> None:
+    """Raise for an address at which no other node could reach this one.
+
+    Raises:
+        ValueError: it stands for all addresses of a machine.
+    """
+    if host in ("0.0.0.0", "::", "*"):
+        raise ValueError(
+            f"a node cannot listen on {host!r}: other nodes are told where it is, so give one address of this machine that they can reach "
+            "(`ip addr` lists them)"
+        )
 
 
 def _wait_ready(ready_fd: int, pid: int, pidfd: int, log_fd: int, timeout_s: float) -> dict[str, Any]:

@@ -589,6 +589,16 @@ class LocalScheduler:
         """How many actors live or wait here."""
         return self._actors + sum(each.is_actor for each in self._queue.waiting.values())
 
+    def waiting(self, limit: int) -> list[dict[str, Any]]:
+        """The first `limit` who wait, as people read it: name, demand, count, and why."""
+        found: list[dict[str, Any]] = []
+        for (process, class_no), waiter in self._queue.waiting.items():
+            if len(found) == limit:
+                break
+            why = self.explain(process, class_no)
+            found.append({"name": waiter.name, "demand": dict(waiter.need), "count": waiter.backlog, "why": why})
+        return found
+
     def backlog_of(self, process: bytes, class_no: int) -> int:
         """How many leases a class waits for."""
         waiter = self._queue.waiting.get((process, class_no))

@@ -6,6 +6,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.resources                   -> total, available: {name: float}
     node.workers                     -> workers: list of rows
     node.stats                       -> one record per part of the daemon
+    node.waiting    limit?: int      -> waiting: rows of who waits for a worker here, and why
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
     node.ping                        -> {}
 
@@ -29,6 +30,8 @@ from shoal.node.io.processes import Process, ProcessTable, Worker
 from shoal.protocol.gcs_messages import NodeEntry, TaskEventBatch
 from shoal.protocol.messages import Answer, Call, TaskEvents
 from shoal.protocol.resources import to_floats
+
+WAITING_SHOWN = 100
 
 
 class CallError(Exception):
@@ -117,6 +120,9 @@ class Calls:
     def _stats(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {name: make() for name, make in self._statistics.items()}
 
+    def _waiting(self, _process: Process | None, body: dict[str, Any]) -> Any:
+        return {"waiting": self._leases.machine.waiting(int(body.get("limit") or WAITING_SHOWN))}
+
     def _cluster(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {
             "nodes": [
@@ -162,5 +168,6 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.workers": Calls._workers,
     "node.stats": Calls._stats,
     "node.cluster": Calls._cluster,
+    "node.waiting": Calls._waiting,
     "node.ping": Calls._ping,
 }

@@ -41,7 +41,7 @@ class Cluster:
     """What makes a node one of many.
 
     Args:
-        host: where to listen for other nodes.
+        host, port: where to listen for other nodes; port 0 for any that is free.
         token: the cluster's; bytes.
         store_used: how many bytes of the store are in use.
         on_process_gone: called with the id of a process of another node that is dead, and why.
@@ -53,6 +53,7 @@ class Cluster:
         loop: asyncio.AbstractEventLoop,
         node_id: bytes,
         host: str,
+        port: int,
         token: bytes,
         links: NodeLinks,
         leases: Leases,
@@ -84,7 +85,7 @@ class Cluster:
             OpenTransfer: lambda sock, message: sock.close(),
         }
         self._arrivals = Arrivals(loop, self.takers)
-        self._listener = TcpListener(host, 0, token, loop, self._arrivals.accepted)
+        self._listener = TcpListener(host, port, token, loop, self._arrivals.accepted)
         self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{self._listener.port}"
 
     # ---------------------------------------------------------------- heartbeats

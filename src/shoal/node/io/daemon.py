@@ -155,6 +155,7 @@ class NodeDaemon:
             self.loop,
             self.node_id,
             host,
+            int(self.start.options.get("node_port") or 0),
             cluster_token(self.start.options["token_path"]),
             self.links,
             self.leases,
@@ -269,6 +270,7 @@ class NodeDaemon:
                 "node_address": self.cluster.address.removeprefix("tcp:"),
                 "token_path": options["token_path"],
                 "is_head": bool(start.gcs_pid),
+                "stays": not start.driver_pid,
             }
             if not error:
                 write_membership(start.session_dir, facts)
