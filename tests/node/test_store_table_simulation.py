@@ -72,6 +72,9 @@ class World:
         self.owned: dict[bytes, tuple[Writer, Stored, bool]] = {}  #: live objects: owner and writer, first place, shown
         self.asked: set[bytes] = set()
         self.pinned_oids: list[tuple[bytes, Place]] = []
+        self.copies: dict[bytes, int] = {}  #: asked for and not freed: their sizes
+        self.coming: set[bytes] = set()  #: of them, those without an answer to CopyAsked
+        self.receiving: dict[Place, tuple[bytes, int]] = {}  #: places that bytes from other nodes are written to
         self.count = 0
         self.closed: set[int] = set()
 
@@ -128,6 +131,18 @@ class World:
                 )
                 self.headers[effect.segment, effect.offset] = Header(effect.oid, effect.generation, effect.size)
                 self.after(self.rng.random() * 0.05, ev.ObjectRestored(effect.generation))
+            case ev.ReceiveCopy():
+                place, size = (effect.segment, effect.offset), block_bytes(effect.size + BLOCK_HEADER_BYTES)
+                self.overwrite(*place, size, "received over")
+                self.coming.discard(effect.oid)
+                self.receiving[place] = (effect.oid, size)
+                self.after(self.rng.random() * 0.1, effect)
+            case ev.RefuseCopy(oid):
+                self.coming.discard(oid)
+                self.copies.pop(oid, None)
+            case ev.ReportDropped(oid, origin):
+                assert origin == b"origin"
+                del self.copies[oid]
             case ev.ReportResident(oid, stored):
                 self.asked.discard(oid)
                 self.read(stored)
@@ -143,6 +158,15 @@ class World:
     def due(self, what: ev.Event | ev.Effect) -> None:
         if isinstance(what, ev.ScanPins):
             self.feed(ev.PinsScanned({place: ["a reader"] for place in self.pins}))
+        elif isinstance(what, ev.ReceiveCopy):
+            place = (what.segment, what.offset)
+            del self.receiving[place]
+            if self.rng.random() < 0.2:
+                self.copies.pop(what.oid, None)
+                self.feed(ev.CopyGivenUp(what.generation))
+            else:
+                self.headers[place] = Header(what.oid, what.generation, what.size)
+                self.feed(ev.CopyArrived(what.generation, 7))
         elif isinstance(what, ev.AwaitGrace):
             place = (what.segment, what.offset)
             header = self.headers.get(place)
@@ -162,6 +186,8 @@ class World:
             if place[0] == segment:
                 size = self.extent[place][1]
                 assert place[1] + size <= offset or offset + length <= place[1], f"{how} while read: {place}"
+        for (number, start), (oid, size) in self.receiving.items():
+            assert number != segment or start + size <= offset or offset + length <= start, f"{how} while {oid!r} comes"
         for place in [place for place in self.headers if place[0] == segment and offset <= place[1] < offset + length]:
             del self.headers[place]
 
@@ -227,6 +253,11 @@ class World:
                 assert owner.ranges is not None
                 owner.ranges.free(stored.offset)
         owner.outbox.append(ev.ObjectsFreed([(oid, False)]))
+
+    def free_copy(self, oid: bytes) -> None:
+        del self.copies[oid]
+        self.feed(ev.CopiesFreed([oid], b"another"))
+        self.feed(ev.CopiesFreed([oid], b"origin"))
 
     def deliver(self, writer: Writer) -> None:
         if writer.outbox and self.rng.random() < 0.7:
@@ -322,13 +353,26 @@ class World:
             self.put(writer, self.count.to_bytes(20, "big"), size + rng.randrange(64))
         elif what < 0.45 and self.owned:
             self.free(rng.choice(sorted(self.owned)))
+        elif what < 0.52 and self.copies:
+            oid = rng.choice(sorted(self.copies))
+            row = self.table.row_of(oid)
+            if row is not None and row.state == "resident":
+                self.read(row.stored)
         elif what < 0.6 and self.owned:
             oid = rng.choice(sorted(self.owned))
             if not self.read(self.owned[oid][1]) and self.table.row_of(oid) is not None:
                 self.asked.add(oid)
                 self.feed(ev.ResidencyAsked(oid))
-        elif what < 0.75:
+        elif what < 0.7:
             self.unpin()
+        elif what < 0.74:
+            self.count += 1
+            oid = b"copy" + self.count.to_bytes(16, "big")
+            self.copies[oid] = size = rng.choice([5_000, 400_000, 900_000])
+            self.coming.add(oid)
+            self.feed(ev.CopyAsked(oid, size, b"origin"))
+        elif what < 0.75 and self.copies:
+            self.free_copy(rng.choice(sorted(self.copies)))
         elif what < 0.755 and len(alive) > 1:
             self.kill(writer)
         for each in list(self.writers.values()):
@@ -344,7 +388,7 @@ class World:
             self.advance(0.02)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(16))
 def test_no_memory_is_reused_while_it_is_read_and_everybody_is_answered(seed: int) -> None:
     world = World(seed)
     for _ in range(500):
@@ -354,6 +398,11 @@ def test_no_memory_is_reused_while_it_is_read_and_everybody_is_answered(seed: in
     assert all(writer.wanted is None or writer.dead for writer in world.writers.values()), (
         "a writer still waits for room"
     )
+    assert not world.coming, "a copy still waits for room"
+    for oid in sorted(world.copies):
+        row = world.table.row_of(oid)
+        assert row is not None and row.state == "resident" and row.version == 7
+        world.free_copy(oid)
     for oid in sorted(world.owned):
         world.free(oid)
     world.settle(5.0)

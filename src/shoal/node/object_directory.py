@@ -467,7 +467,7 @@ class ObjectDirectory:
         if value is None:
             if row.owner and oid in self._owed.get(row.owner, ()):
                 return  # it is being made (anew) already
-        elif type(value) is not Stored or value.node != self._node_id:
+        elif type(value) is not Stored or value.node != (event.node or self._node_id):
             return  # a copy of it
         owner = row.owner or event.owner
         if owner in self._held and owner not in self._nodes and row.abroad is None:

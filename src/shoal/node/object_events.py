@@ -100,11 +100,13 @@ class Moved:
 
 @dataclass(slots=True)
 class Lost:
-    """From the store table: the object's bytes are gone for good (or it never had any). `owner` is who owns them, as far as the store knows."""
+    """From the store table: the object's bytes are gone for good (or it never had any). `owner` is who owns them, as far as the store knows. With
+    `node` they lay in that other node's store."""
 
     oid: bytes
     reason: str
     owner: bytes = b""
+    node: bytes = b""
 
 
 @dataclass(slots=True)

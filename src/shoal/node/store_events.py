@@ -129,6 +129,38 @@ class RestoreFailed:
 
 
 @dataclass(slots=True)
+class CopyAsked:
+    """Room is wanted for a copy of an object of node `origin`; answered by ReceiveCopy or RefuseCopy."""
+
+    oid: bytes
+    size: int
+    origin: bytes
+
+
+@dataclass(slots=True)
+class CopyArrived:
+    """The copy is whole, and sealed."""
+
+    generation: int
+    version: int
+
+
+@dataclass(slots=True)
+class CopyGivenUp:
+    """The copy will not become whole, and nobody writes to its place any more."""
+
+    generation: int
+
+
+@dataclass(slots=True)
+class CopiesFreed:
+    """The originals of these copies, on node `origin`, are gone; None: of all its copies, for it is dead."""
+
+    oids: list[bytes] | None
+    origin: bytes
+
+
+@dataclass(slots=True)
 class WriterDied:
     """A process is dead, its socket read to the end. `taken` are generations in its segment whose block it had reused or was freeing."""
 
@@ -155,6 +187,10 @@ Event = (
     | SpillFailed
     | ObjectRestored
     | RestoreFailed
+    | CopyAsked
+    | CopyArrived
+    | CopyGivenUp
+    | CopiesFreed
     | WriterDied
     | Woken
 )
@@ -271,6 +307,35 @@ class RestoreObject:
 
 
 @dataclass(slots=True)
+class ReceiveCopy:
+    """There is room for the copy at this place; answered by CopyArrived or CopyGivenUp."""
+
+    oid: bytes
+    generation: int
+    segment: int
+    offset: int
+    size: int
+    fresh_start: int
+    fresh_bytes: int
+
+
+@dataclass(slots=True)
+class RefuseCopy:
+    """There is no room for the copy, for `reason`; with an empty one the object is here already."""
+
+    oid: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class ReportDropped:
+    """To node `origin`: the copy of its object has made room for others."""
+
+    oid: bytes
+    origin: bytes
+
+
+@dataclass(slots=True)
 class ReportMoved:
     """The object's place has changed; None while it is on disk only."""
 
@@ -316,6 +381,9 @@ Effect = (
     | WriteSpill
     | DeleteSpill
     | RestoreObject
+    | ReceiveCopy
+    | RefuseCopy
+    | ReportDropped
     | ReportMoved
     | ReportResident
     | ReportAbsent

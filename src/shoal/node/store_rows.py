@@ -12,6 +12,7 @@ from shoal.protocol.messages import Stored
 from shoal.store.allocator import block_bytes, page_ceil, page_floor, punchable
 
 RESIDENT, WRITING, MARKED, SPILLED, RESTORING, DYING = "resident", "writing", "marked", "spilled", "restoring", "dying"
+COMING, RECEIVING = "coming", "receiving"  #: of copies: room is awaited; there is room, and bytes arrive
 
 
 @dataclass(slots=True)
@@ -19,7 +20,7 @@ class ObjectRow:
     """One stored object."""
 
     oid: bytes
-    segment: int  #: 0 while spilled
+    segment: int  #: 0 while spilled, or coming
     offset: int
     size: int  #: payload bytes
     generation: int
@@ -30,6 +31,10 @@ class ObjectRow:
     asked: bool = False  #: somebody waits for ReportResident
     freed: bool = False  #: free it as soon as the disk work on it ends
     delay_s: float = EVICTION_GRACE_S
+    copy_of: bytes = b""  #: the node that has the original; empty for an original
+    version: int = (
+        0  #: names the bytes, on all nodes: the generation under which the original was sealed first; 0 while not known
+    )
 
     @property
     def bytes(self) -> int:
@@ -68,7 +73,7 @@ class SegmentRow:
 
 @dataclass(slots=True)
 class SpaceRequest:
-    """Somebody waits for `need` bytes: a writer (`process`), or an object to be restored (`generation`)."""
+    """Somebody waits for `need` bytes: a writer (`process`), or an object to be restored or received (`generation`)."""
 
     need: int
     process: bytes = b""
@@ -91,3 +96,22 @@ class StoreTableStatistics:
     restores: int
     segments: int
     waiting: int
+    copies: int
+    copied_bytes: int
+
+
+def megabytes(size: int) -> str:
+    """A size for users."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def why_full(capacity_bytes: int, held_by_reader: dict[str, int], available_bytes: int) -> str:
+    """Why there is no room although something could be moved to disk, for users."""
+    pinned = sum(held_by_reader.values())
+    text = f"of {megabytes(capacity_bytes)}, {megabytes(pinned)} are being read"
+    held = sorted(held_by_reader.items(), key=lambda pair: -pair[1])
+    if held:
+        text += " (" + ", ".join(f"{megabytes(size)} by {reader}" for reader, size in held[:5]) + ")"
+    others = max(capacity_bytes - pinned - max(available_bytes, 0), 0)
+    text += f" and {megabytes(others)} are held by processes that write; "
+    return text + "delete arrays and values that shoal.get returned, or give the store more with object_store_memory"

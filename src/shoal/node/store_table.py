@@ -13,9 +13,13 @@ An object (a row is kept by its generation):
 
     freed: RESIDENT, WRITING, MARKED -> DYING (until nobody reads it) -> gone;  SPILLED, RESTORING -> gone
 
+A copy of another node's object is never written to disk: it makes room for others, and is pulled again.
+
+    asked for -> COMING -- room found --> RECEIVING -- whole --> RESIDENT -- room is needed --> MARKED -- nobody reads it --> gone
+
 Bytes: the sum of all segments' budgets is at most the capacity. A writer's budget goes down when it gives free pages back (TrimBudget) or
 when the daemon punches its blocks; a dead writer's segment is the daemon's, with the pages of its live blocks as budget; restored objects
-lie in the daemon's own segment, whose places this machine allocates itself.
+and copies lie in the daemon's own segment, whose places this machine allocates itself.
 
 Room is given in the order of asking. For the first in the queue: the daemon's own free pages, then the free pages of other writers, who have
 TRIM_WAIT_S to answer, then spilling. It is refused when it can never be had, when the disk refuses, and when nothing has moved
@@ -23,7 +27,7 @@ for FULL_WAIT_S because all that is left is being read.
 
 How to extend: an event gets a row in `_HANDLERS`.
 
-What it does not do: touch memory, disk or pins (`io.store_shell`), count references (`object_directory`), or move objects between nodes.
+What it does not do: touch memory, disk or pins (`io.store_shell`), count references (`object_directory`), or move objects between nodes (`pulls`).
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ from typing import Any
 
 from shoal.node import store_events as ev
 from shoal.node.store_rows import (
+    COMING,
     DYING,
     MARKED,
+    RECEIVING,
     RESIDENT,
     RESTORING,
     SPILLED,
@@ -44,12 +50,15 @@ from shoal.node.store_rows import (
     SegmentRow,
     SpaceRequest,
     StoreTableStatistics,
+    megabytes,
+    why_full,
 )
+from shoal.node.store_victims import choose_victims
 from shoal.protocol.limits import BLOCK_ALIGN_BYTES, EVICTION_GRACE_S, SEGMENT_GROW_BYTES
 from shoal.protocol.messages import FreeBlocks, SegmentBudget, TrimBudget
 from shoal.store.allocator import RangeAllocator, page_ceil, page_floor, punchable
 from shoal.store.client import DISK_REASON
-from shoal.store.segment import EVICTING_MAX, first_generation
+from shoal.store.segment import first_generation
 
 GRANT_STEP_BYTES_MIN = 1 << 20
 SEGMENT_CAPACITY_FACTOR = 4  #: addresses of a segment per byte of the pool, against fragmentation of addresses
@@ -64,14 +73,13 @@ HELD_WAIT_S = 10.0  #: patience when memory is held by processes that do not ans
 DYING_DELAY_S_MAX = 0.5
 DISK_RETRY_S = 5.0
 EARLY_FREE_S = 5.0  #: how long an id is remembered that was freed before it was sealed
-EVICTING_PER_SEGMENT_MAX = EVICTING_MAX // 2
 
 
 class StoreTable:
     """The machine. `capacity_bytes` is the pool; with `spill_allowed` False nothing goes to disk."""
 
     #: `_rows` by generation; `_by_oid` oid -> generation; `_lru` the RESIDENT rows, least recently used first; `_own` the daemon's segment
-    #: for restored objects with its allocator; `_freed_early` oid -> when, of objects freed before their Sealed was read;
+    #: for restored objects and copies with its allocator; `_freed_early` oid -> when, of objects freed before their Sealed was read;
     #: `_trims` segment -> (bytes asked back, until when we count on them), `_trim_again` segment -> when it may be asked again.
     def __init__(self, capacity_bytes: int, spill_allowed: bool = True) -> None:
         self.capacity_bytes = page_floor(capacity_bytes)
@@ -85,6 +93,7 @@ class StoreTable:
         self._own: SegmentRow | None = None
         self._own_ranges: RangeAllocator | None = None
         self._own_generation = 0
+        self._comings = 0  #: rows made without a place, named by negative numbers
         self._waiting: deque[SpaceRequest] = deque()
         self._spilling_bytes = 0
         self._trims: dict[int, tuple[int, float]] = {}
@@ -152,6 +161,7 @@ class StoreTable:
     def statistics(self) -> StoreTableStatistics:
         """What there is now."""
         spilled = [row for row in self._rows.values() if row.state in (SPILLED, RESTORING)]
+        copies = [row for row in self._rows.values() if row.copy_of]
         return StoreTableStatistics(
             capacity_bytes=self.capacity_bytes,
             budget_bytes=self.capacity_bytes - self.available_bytes,
@@ -163,6 +173,8 @@ class StoreTable:
             restores=self._restores,
             segments=len(self._segments),
             waiting=len(self._waiting),
+            copies=len(copies),
+            copied_bytes=sum(row.size for row in copies),
         )
 
     # ---------------------------------------------------------------- writers and budget
@@ -245,7 +257,7 @@ class StoreTable:
             older = self._by_oid.get(oid)
             if older is not None:
                 self._replace(self._rows[older])
-            row = ObjectRow(oid, number, offset, size, generation, owner)
+            row = ObjectRow(oid, number, offset, size, generation, owner, version=generation)
             self._rows[generation] = row
             self._by_oid[oid] = generation
             self._lru[generation] = None
@@ -282,8 +294,11 @@ class StoreTable:
         if row.state == SPILLED:
             self._delete_file(row)
             self._drop(row)
-        elif row.state == RESTORING:
+        elif row.state in (RESTORING, RECEIVING):
             row.freed = True
+        elif row.state == COMING:
+            self._effects.append(ev.RefuseCopy(row.oid, "it was freed: nobody refers to it any more"))
+            self._drop(row)
         elif row.state == DYING:
             pass
         elif taken and self.is_written_by_live_writer(row.segment):
@@ -388,43 +403,23 @@ class StoreTable:
         head = self._waiting[0]
         deficit = self._deficit(head)
         stuck_s = 0.0 if self._stuck_since is None else self._now - self._stuck_since
-        for row in self._victims(event.pins, deficit, spare_recent=stuck_s < 2 * RECENT_S):
+        spare_after = self._now - RECENT_S if stuck_s < 2 * RECENT_S else self._now + 1
+        rows = [self._rows[generation] for generation in self._lru] if deficit > 0 else []
+        disk_refuses = self._now < self._disk_retry_at
+        for row in choose_victims(
+            rows, self._segments, event.pins, deficit, self._spill_allowed, disk_refuses, spare_after
+        ):
             self._start_spill(row)
         if self._spilling_bytes or self._expected_trims():
             self._stuck_since = None
         elif deficit > 0:
             self._still_stuck(head)
 
-    def _victims(self, pins: dict[tuple[int, int], list[str]], wanted: int, spare_recent: bool) -> list[ObjectRow]:
-        """The least recently used objects that nobody reads and whose room makes up `wanted`."""
-        chosen: list[ObjectRow] = []
-        if not self._spill_allowed or wanted <= 0:
-            return chosen
-        disk_refuses = self._now < self._disk_retry_at
-        taken: dict[int, int] = {}
-        for generation in self._lru:
-            row = self._rows[generation]
-            segment = self._segments[row.segment]
-            if (
-                row.gain == 0
-                or (row.segment, row.offset) in pins
-                or (disk_refuses and not row.file_generation)
-                or (spare_recent and self._now - row.used_at < RECENT_S)
-                or segment.evicting + taken.get(row.segment, 0) >= EVICTING_PER_SEGMENT_MAX
-            ):
-                continue
-            chosen.append(row)
-            taken[row.segment] = taken.get(row.segment, 0) + 1
-            wanted -= row.gain
-            if wanted <= 0:
-                break
-        return chosen
-
     def _start_spill(self, row: ObjectRow) -> None:
         del self._lru[row.generation]
         self._segments[row.segment].evicting += 1
         self._spilling_bytes += row.gain
-        if row.file_generation:
+        if row.file_generation or row.copy_of:
             self._mark(row)
         else:
             row.state = WRITING
@@ -500,7 +495,7 @@ class StoreTable:
         if segment.writer is not None and block.undecided:
             self._await_grace(row, EVICTION_GRACE_S)
             return
-        if block.readers:
+        if block.readers or (row.copy_of and row.asked):
             self._effects.append(ev.UnlistEvicting(row.segment, row.offset))
             self._leave_eviction(row)
             self._settle(row)
@@ -508,7 +503,7 @@ class StoreTable:
         self._evict(row)
 
     def _evict(self, row: ObjectRow) -> None:
-        """It is on disk and nobody reads it: its pages go."""
+        """It is on disk, or a copy, and nobody reads it: its pages go."""
         self._leave_eviction(row)
         segment = self._leave_segment(row)
         start, length = punchable(row.offset, row.bytes)
@@ -524,6 +519,10 @@ class StoreTable:
         else:
             segment.budget = max(segment.budget - row.outward, 0)
             self._close_if_empty(segment)
+        if row.copy_of:
+            self._drop(row)
+            self._effects.append(ev.ReportDropped(row.oid, row.copy_of))
+            return
         row.state = SPILLED
         row.segment = row.offset = 0
         self._spills += 1
@@ -531,10 +530,44 @@ class StoreTable:
         if row.asked:
             self._waiting.append(SpaceRequest(page_ceil(row.bytes), generation=row.generation))
 
-    # ---------------------------------------------------------------- restoring
+    # ---------------------------------------------------------------- restoring, and copies
+
+    def _on_copy_asked(self, event: ev.CopyAsked) -> None:
+        if self.row_of(event.oid) is not None:
+            self._effects.append(ev.RefuseCopy(event.oid, ""))
+            return
+        self._comings += 1
+        row = ObjectRow(event.oid, 0, 0, event.size, -self._comings, b"", COMING, copy_of=event.origin)
+        self._rows[row.generation] = row
+        self._by_oid[row.oid] = row.generation
+        self._waiting.append(SpaceRequest(page_ceil(row.bytes), generation=row.generation))
+
+    def _on_copy_arrived(self, event: ev.CopyArrived) -> None:
+        row = self._rows[event.generation]
+        row.version = event.version
+        if row.freed:
+            self._start_dying(row)
+            return
+        row.used_at = self._now
+        self._settle(row)
+
+    def _on_copy_given_up(self, event: ev.CopyGivenUp) -> None:
+        row = self._rows[event.generation]
+        assert row.state == RECEIVING and self._own_ranges is not None, f"given up unasked: {event}"
+        self._leave_segment(row)
+        self._own_ranges.free(row.offset)
+        self._drop(row)
+        if row.asked:
+            self._effects.append(ev.ReportAbsent(row.oid, False, "its transfer from another node was given up"))
+
+    def _on_copies_freed(self, event: ev.CopiesFreed) -> None:
+        oids = [row.oid for row in self._rows.values()] if event.oids is None else event.oids
+        for row in map(self.row_of, oids):
+            if row is not None and row.copy_of == event.origin:
+                self._free(row, taken=False)
 
     def _start_restore(self, head: SpaceRequest, row: ObjectRow) -> bool:
-        """Find a place in the daemon's segment; False when there is none yet."""
+        """Find a place in the daemon's segment, for what is on disk or comes from another node; False when there is none yet."""
         ranges = self._own_ranges
         if ranges is None or self._own is None:
             self._create_segment(b"")
@@ -557,23 +590,17 @@ class StoreTable:
         del self._rows[row.generation]
         row.generation = self._own_generation
         self._own_generation += 1
-        row.segment, row.offset, row.state = self._own.number, block.offset, RESTORING
+        comes = row.state == COMING
+        row.segment, row.offset, row.state = self._own.number, block.offset, RECEIVING if comes else RESTORING
         self._rows[row.generation] = row
         self._by_oid[row.oid] = row.generation
         self._own.live[row.offset] = row.generation
         self._own.live_bytes += row.bytes
-        self._effects.append(
-            ev.RestoreObject(
-                row.oid,
-                file_generation,
-                row.generation,
-                row.segment,
-                row.offset,
-                row.size,
-                block.fresh_start,
-                block.fresh_bytes,
-            )
-        )
+        place = (row.generation, row.segment, row.offset, row.size, block.fresh_start, block.fresh_bytes)
+        if comes:
+            self._effects.append(ev.ReceiveCopy(row.oid, *place))
+        else:
+            self._effects.append(ev.RestoreObject(row.oid, file_generation, *place))
         return True
 
     def _on_object_restored(self, event: ev.ObjectRestored) -> None:
@@ -607,7 +634,7 @@ class StoreTable:
             head = self._waiting[0]
             if head.generation:
                 row = self._rows.get(head.generation)
-                if row is None or row.state != SPILLED or self._start_restore(head, row):
+                if row is None or row.state not in (SPILLED, COMING) or self._start_restore(head, row):
                     self._waiting.popleft()
                     continue
                 if self._creating:
@@ -623,7 +650,7 @@ class StoreTable:
                 self._waiting.popleft()
                 self._refuse(
                     head,
-                    f"the whole store has {_megabytes(self.capacity_bytes)}; give it more with object_store_memory",
+                    f"the whole store has {megabytes(self.capacity_bytes)}; give it more with object_store_memory",
                 )
                 continue
             if not self._reclaim(head):
@@ -728,7 +755,7 @@ class StoreTable:
         patience = FULL_WAIT_S if pinned + head.need > self.capacity_bytes or not self._spill_allowed else HELD_WAIT_S
         if self._now - self._stuck_since >= patience:
             self._waiting.popleft()
-            self._refuse(head, self._why_full(pinned))
+            self._refuse(head, why_full(self.capacity_bytes, self._pinned_by_reader(), self.available_bytes))
 
     def _pinned_by_reader(self) -> dict[str, int]:
         """Bytes being read, counted once, under the first of their readers."""
@@ -740,21 +767,13 @@ class StoreTable:
                 held[readers[0]] = held.get(readers[0], 0) + self._rows[generation].bytes
         return held
 
-    def _why_full(self, pinned: int) -> str:
-        text = f"of {_megabytes(self.capacity_bytes)}, {_megabytes(pinned)} are being read"
-        held = sorted(self._pinned_by_reader().items(), key=lambda pair: -pair[1])
-        if held:
-            text += " (" + ", ".join(f"{_megabytes(size)} by {reader}" for reader, size in held[:5]) + ")"
-        others = self.capacity_bytes - pinned - max(self.available_bytes, 0)
-        text += f" and {_megabytes(max(others, 0))} are held by processes that write; "
-        return (
-            text + "delete arrays and values that shoal.get returned, or give the store more with object_store_memory"
-        )
-
     def _refuse(self, head: SpaceRequest, reason: str) -> None:
         if head.generation:
             row = self._rows.get(head.generation)
-            if row is not None:
+            if row is not None and row.state == COMING:
+                self._effects.append(ev.RefuseCopy(row.oid, reason))
+                self._drop(row)
+            elif row is not None:
                 row.asked = False
                 self._effects.append(ev.ReportAbsent(row.oid, False, reason))
             return
@@ -776,10 +795,10 @@ class StoreTable:
         ev.SpillFailed: _on_spill_failed,
         ev.ObjectRestored: _on_object_restored,
         ev.RestoreFailed: _on_restore_failed,
+        ev.CopyAsked: _on_copy_asked,
+        ev.CopyArrived: _on_copy_arrived,
+        ev.CopyGivenUp: _on_copy_given_up,
+        ev.CopiesFreed: _on_copies_freed,
         ev.WriterDied: _on_writer_died,
         ev.Woken: _on_woken,
     }
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -66,10 +66,12 @@ def handover_path(address: str) -> str:
 
 
 class OpenTransfer(Message, tag=134):
-    """First frame of a connection on which objects are pulled: see `node/io/transfer.py`."""
+    """First frame of a connection on which the dialled node sends chunks of objects (`node/io/movers.py`). Answered by one byte, b"1". `number` is
+    the dialling node's name for it."""
 
     protocol_version: int
     node_id: bytes
+    number: int = 0
 
 
 class ForeignLeases(Message, tag=135):
@@ -178,6 +180,54 @@ class ActorExpected(Message, tag=148):
     created: bool
 
 
+class FetchChunk(Message, tag=149):
+    """The sending node wants `length` bytes from `offset` on of an object in the receiver's store, on its connection `connection`, under `number`.
+    `version` names the bytes, 0 for whatever there is. With `fresh` it has nothing of the object yet, and may be referred to other nodes."""
+
+    number: int
+    connection: int
+    oid: bytes
+    version: int
+    offset: int
+    length: int
+    fresh: bool = False
+
+
+class ChunkRefused(Message, tag=150):
+    """FetchChunk `number` will not be served: `kind` is a REFUSED_ constant of `node/pull_events.py`."""
+
+    number: int
+    kind: str
+    reason: str
+
+
+class ChunkReferred(Message, tag=151):
+    """FetchChunk `number` will not be served here: `sources` have the object, or are about to, the first before the others."""
+
+    number: int
+    version: int
+    sources: list[bytes]
+
+
+class PullEnded(Message, tag=152):
+    """The sending node pulls an object of the receiver no more; `whole`: it has a copy."""
+
+    oid: bytes
+    whole: bool
+
+
+class CopiesDropped(Message, tag=153):
+    """The sending node has let its copies of these objects of the receiver go."""
+
+    oids: list[bytes]
+
+
+class ChunksForgotten(Message, tag=154):
+    """The sending node does not want these chunks any more."""
+
+    numbers: list[int]
+
+
 class JobLines(Message, tag=156):
     """Complete lines that a worker of the sending node printed for a job whose driver is on the receiving one; as LogLines."""
 
@@ -219,6 +269,12 @@ BetweenNodes = (
     | FreeStored
     | FreeCopies
     | KeepStored
+    | FetchChunk
+    | ChunkRefused
+    | ChunkReferred
+    | PullEnded
+    | CopiesDropped
+    | ChunksForgotten
     | ExpectActor
     | ActorExpected
     | JobLines

@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 
 
 def on_ready(runtime: Runtime, entry: ObjectEntry, callback: Callable[[], None]) -> None:
-    """Call `callback` when the entry has a value: by the reading thread, outside of the lock."""
+    """Call `callback` when the entry has a value, on this node: by the reading thread, outside of the lock."""
+
+    def known(entry: ObjectEntry) -> None:
+        if runtime.pulling.when_here(entry, callback):
+            runtime.reactor.later.append(callback)
+
     with runtime.reactor.lock:
         if entry.value is None and runtime.lost is None:
             if entry.waiters is None:
                 entry.waiters = []
-            entry.waiters.append(lambda entry: runtime.reactor.later.append(callback))
+            entry.waiters.append(known)
             runtime.objects.resolve([entry])
             runtime.reactor.attend()
             return
-    callback()
+    if runtime.pulling.when_here(entry, callback):
+        callback()
 
 
 def future(runtime: Runtime, ref: ObjectRef) -> Future[Any]:
@@ -62,7 +68,7 @@ def future(runtime: Runtime, ref: ObjectRef) -> Future[Any]:
 async def await_ref(runtime: Runtime, ref: ObjectRef) -> Any:
     """The value of a ref, in asyncio code."""
     entry = ref._entry
-    if entry.value is None:
+    if entry.value is None or not runtime.pulling.is_here(entry):
         import asyncio
 
         loop = asyncio.get_running_loop()

@@ -54,6 +54,7 @@ from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.exports import Exports, forgotten
 from shoal.runtime.lineage import LineageTable
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
+from shoal.runtime.pulling import Pulling
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
@@ -140,6 +141,7 @@ class Runtime:
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.remaker = Remaker(self)
+        self.pulling = Pulling(self)
         self.store: StoreClient | None = None
         self.root = TaskContext(
             os.urandom(16),
@@ -544,12 +546,13 @@ class Runtime:
 
     def get(self, refs: ObjectRef | list[ObjectRef], timeout_s: float | None = None) -> Any:
         """The value of a ref, or of each ref in a list; raises what the tasks raised."""
+        until = None if timeout_s is None else perf_counter() + timeout_s
         if type(refs) is ObjectRef:
             entry = refs._entry
             if entry.value is None and not self.wait_entries((entry,), timeout_s):
                 raise waiting.timed_out(self, [entry], timeout_s)
             value = entry.value
-            return serialization.loads(value) if type(value) is bytes else self.load(entry)
+            return serialization.loads(value) if type(value) is bytes else self.load(entry, until)
         entries = [ref._entry for ref in refs]  # type: ignore[union-attr]
         for entry in entries:
             if entry.value is None:
@@ -559,14 +562,18 @@ class Runtime:
         for entry in entries:
             if type(entry.value) is Failed:
                 self.load(entry)
+        if "cluster_token" in self.config:
+            self.pulling.bring(entries, until)
         loads = serialization.loads
-        return [loads(entry.value) if type(entry.value) is bytes else self.load(entry) for entry in entries]
+        return [loads(entry.value) if type(entry.value) is bytes else self.load(entry, until) for entry in entries]
 
     def wait(
         self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True
     ) -> tuple[list[Any], list[Any]]:
         """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
-        return waiting.wait(self, refs, num_returns, timeout_s)
+        if not fetch_local or "cluster_token" not in self.config:
+            return waiting.wait(self, refs, num_returns, timeout_s)
+        return waiting.wait_here(self, refs, num_returns, timeout_s)
 
     def poll(self) -> None:
         """Look at the sockets without waiting."""

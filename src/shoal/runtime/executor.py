@@ -180,6 +180,9 @@ class Executor:
         held.connection = connection
         templates = connection.attachment.templates
         jobs = [Job(connection, held, templates[item[1]], item) for item in message.items]
+        for job in jobs:
+            if job.deps is not None or type(job.args) is Stored:
+                self.runtime.pulling.prefetch(job)
         if self.actor is not None and self.actor.takes(jobs):
             return
         self.queue.extend(jobs)
@@ -505,7 +508,7 @@ class Executor:
         assert type(value) is Stored, "an argument is inline, an error or stored"
         context = running_task.get()
         assert context is not None, "arguments are read in their task's context"
-        context.loads_arguments = True
+        context.loads_arguments = not self.runtime.pulling.is_abroad(value)  # one that travels may take long
         try:
             return self.runtime.load_stored(value)
         finally:

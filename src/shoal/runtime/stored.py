@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 def load_stored(runtime: Runtime, value: Stored) -> Any:
     """Deserialize from the store a value that somebody else holds for us; a place that became stale is asked for again."""
+    if runtime.pulling.is_abroad(value):
+        return serialization.loads(runtime.pulling.read(value, for_task=True))
     store = runtime.store
     if store is not None:
         try:
@@ -57,8 +59,8 @@ def load_stored(runtime: Runtime, value: Stored) -> Any:
             runtime.objects.unuse([entry])
 
 
-def load(runtime: Runtime, entry: ObjectEntry) -> Any:
-    """Deserialize a known value.
+def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> Any:
+    """Deserialize a known value; one that lies on another node is waited for until then.
 
     Raises:
         the error that stands in its place.
@@ -76,6 +78,8 @@ def load(runtime: Runtime, entry: ObjectEntry) -> Any:
                 raise errors.ObjectLostError(
                     f"object {entry.oid.hex()} was stored by a session that has ended", object_id=entry.oid.hex()
                 )
+            if value.node != runtime.node_id and value.node:
+                return serialization.loads(runtime.pulling.read(value, until))
             try:
                 return serialization.loads(store.read(value))
             except StaleBlock:

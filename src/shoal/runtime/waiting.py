@@ -21,6 +21,7 @@ import functools
 from bisect import bisect_left
 from collections import deque
 from heapq import heappop, heappush
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shoal.protocol import errors
@@ -142,6 +143,21 @@ def wait(runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float |
         if found is not None:
             return found
     return _wait_anew(runtime, refs, num_returns, timeout_s)
+
+
+def wait_here(
+    runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None
+) -> tuple[list[Any], list[Any]]:
+    """As `wait`; what is ready is also brought to this node, and what does not come in time is not ready."""
+    until = None if timeout_s is None else perf_counter() + timeout_s
+    ready, rest = wait(runtime, refs, num_returns, timeout_s)
+    entries = [ref._entry for ref in ready if type(ref) is ObjectRef]
+    if runtime.pulling.bring(entries, until):
+        return ready, rest
+    late = {entry for entry in entries if not runtime.pulling.is_here(entry)}
+    # A new list: what `rest` remembers is not true of it.
+    kept = set(map(id, rest)) | {id(ref) for ref in ready if type(ref) is ObjectRef and ref._entry in late}
+    return [ref for ref in ready if id(ref) not in kept], [ref for ref in refs if id(ref) in kept]
 
 
 def _wait_on_rest(

@@ -23,6 +23,7 @@ from shoal.node.io.leases import Leases
 from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
+from shoal.node.io.transfer import Transfer
 from shoal.protocol.gcs_messages import DrainNode, NodeLoad
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, HEARTBEAT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
@@ -46,6 +47,7 @@ class Cluster:
         store_used: how many bytes of the store are in use.
         on_process_gone: called with the id of a process of another node that is dead, and why.
         kill: ends a worker, with a reason.
+        transfer: of objects; made for this cluster's node.
     """
 
     def __init__(
@@ -62,12 +64,15 @@ class Cluster:
         store_used: Callable[[], int],
         on_process_gone: Callable[[bytes, str], None],
         kill: Callable[[Worker, str], None],
+        transfer: Transfer,
     ) -> None:
         self._loop = loop
         self._leases = leases
         self._gcs = gcs
         self._store_used = store_used
         self.token = token
+        self.transfer = transfer
+        transfer.use(self.dial)
         self.host = host
         self.draining: Draining | None = None
         self._heartbeats = 0
@@ -75,18 +80,22 @@ class Cluster:
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
         self.links = links
-        links.use(lambda address: connect_authenticated(address, token, CONNECT_TIMEOUT_S))
+        links.use(self.dial)
         self.foreign = ForeignLeases(node_id, leases, table, links, gcs, loop, on_process_gone, kill)
         routes = Routes(table, self.foreign)
-        #: what takes connections, by their first frame; the transfer of objects adds itself
+        #: what takes connections, by their first frame
         self.takers: dict[type, Callable[[socket.socket, Any], None]] = {
             LinkHello: links.accepted,
             RouteToWorker: routes.accepted,
-            OpenTransfer: lambda sock, message: sock.close(),
+            OpenTransfer: transfer.accepted,
         }
         self._arrivals = Arrivals(loop, self.takers)
         self._listener = TcpListener(host, port, token, loop, self._arrivals.accepted)
         self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{self._listener.port}"
+
+    def dial(self, address: str) -> socket.socket:
+        """Connect to another node, and prove the token to each other. Blocking; raises ConnectionError."""
+        return connect_authenticated(address, self.token, CONNECT_TIMEOUT_S)
 
     # ---------------------------------------------------------------- heartbeats
 
@@ -139,3 +148,4 @@ class Cluster:
         self._listener.close()
         self._arrivals.close()
         self.links.close()
+        self.transfer.close()

@@ -149,8 +149,18 @@ class NodeDaemon:
         """Be one of many: listen for the others. A lone node need not even load this."""
         from shoal.node.io.cluster import Cluster
         from shoal.node.io.foreign_logs import ForeignLogs
+        from shoal.node.io.transfer import Transfer
         from shoal.system.token_file import cluster_token
 
+        transfer = Transfer(
+            self.loop,
+            self.node_id,
+            self.links,
+            self.store,
+            self.table.send,
+            self.objects.when_read,
+            self.objects.lost_abroad,
+        )
         self.cluster = Cluster(
             self.loop,
             self.node_id,
@@ -164,6 +174,7 @@ class NodeDaemon:
             lambda: self.store.statistics().resident_bytes,
             self._on_foreign_process_gone,
             self.pool.kill,
+            transfer,
         )
         self.actors.join_cluster(self.links, self.node_id)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
@@ -192,6 +203,7 @@ class NodeDaemon:
             "cluster": lambda: {
                 **self.links.statistics(),
                 **(self.leases.foreign.statistics() if self.leases.foreign is not None else {}),
+                **(self.cluster.transfer.statistics() if self.cluster is not None else {}),
             },
             "node": lambda: {"processes": len(self.table.by_id), "connections": len(self._connections)},
         }
@@ -474,6 +486,8 @@ class NodeDaemon:
         del self.table.by_id[process.worker_id]
         if self.leases.foreign is not None:
             self.leases.foreign.process_died(process, cause)
+        if self.cluster is not None:
+            self.cluster.transfer.process_died(process.worker_id)
         self.leases.process_died(process)
         self.objects.process_died(process, cause)
         self.actors.process_died(process, end, cause)
@@ -492,6 +506,14 @@ class NodeDaemon:
             process.leaving = process.leaving or message.reason
             process.exits_by_itself = True
             self.pool.kill_later(process, EXIT_GRACE_S)
+
+    def on_pull(self, process: Process, message: messages.Pull) -> None:
+        """A process wants a value of another node, which only a cluster's node can bring."""
+        if self.cluster is not None:
+            self.cluster.transfer.on_pull(process, message)
+        elif message.request:
+            text = f"object {message.stored.oid.hex()} lay on another node, and this one belongs to no cluster"
+            process.send(messages.Answer(message.request, None, ["ObjectLost", text]))
 
     def on_shutdown(self, process: Process, message: Shutdown) -> None:
         """A driver's job is over."""
@@ -604,6 +626,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.CancelObject: lambda d: d.objects.on_cancel,
     messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),
     messages.FreeObjects: lambda d: d.objects.on_free,
+    messages.Pull: lambda d: d.on_pull,
     messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),
     messages.BudgetReturned: lambda d: lambda process, message: d.store.on_budget_returned(process.worker_id, message),
     messages.CreateActor: lambda d: d.actors.on_create,

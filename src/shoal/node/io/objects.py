@@ -255,6 +255,12 @@ class Objects:
         """An object's bytes are gone."""
         self.handle(events.Lost(oid, reason, owner))
 
+    def lost_abroad(self, oid: bytes, node: bytes, reason: str) -> None:
+        """No copy can be had of an object that lay in the store of another node: who asks for it from now on is told."""
+        value = self.machine.value_of(oid)
+        if type(value) is Stored and value.node == node:
+            self.handle(events.Lost(oid, reason, node=node))
+
     # ---------------------------------------------------------------- effects
 
     def _send_resolved(self, effect: events.SendResolved) -> None:
@@ -331,14 +337,18 @@ class Objects:
     # ---------------------------------------------------------------- sweeps
 
     def _begin_sweep(self, token: int) -> None:
-        self._sweep(token, list(self._connections()))
+        self.when_read(lambda: self.handle(events.Swept(token)))
 
-    def _sweep(self, token: int, unseen: list[Connection]) -> None:
+    def when_read(self, then: Callable[[], None]) -> None:
+        """Call `then` once all that local processes have written by now is read and handled."""
+        self._sweep(then, list(self._connections()))
+
+    def _sweep(self, then: Callable[[], None], unseen: list[Connection]) -> None:
         left = [connection for connection in unseen if not connection.closed and not connection.drain()]
         if left:
-            self._loop.call_soon(self._sweep, token, left)
+            self._loop.call_soon(self._sweep, then, left)
         else:
-            self.handle(events.Swept(token))
+            then()
 
 
 _PERFORM: dict[type, Callable[[Objects, Any], None]] = {

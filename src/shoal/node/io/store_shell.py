@@ -7,7 +7,10 @@ the pins of all processes costs the same for one block and for a thousand.
 A file of a spilled object holds a 48-byte header (magic, version, ObjectID, size, CRC-32 of the payload: 3.7 GB/s) and the payload. A file that
 does not match is a lost object, never a wrong value.
 
-What it does not do: decide what moves (`store_table`), count references (`object_directory`), or talk to sockets (`send` does).
+Objects that are being sent to other nodes are pinned by the daemon itself (`pin`), in a table that is looked at like the processes' pages. Copies of
+other nodes' objects get their place here (`receive`), and are written by `transfer`.
+
+What it does not do: decide what moves (`store_table`), count references (`object_directory`), or talk to sockets (`send`, `transfer`).
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from shoal.node import store_events as ev
-from shoal.node.store_rows import MARKED, RESIDENT, WRITING, StoreTableStatistics
+from shoal.node.store_rows import MARKED, RESIDENT, WRITING, ObjectRow, StoreTableStatistics
 from shoal.node.store_table import StoreTable
 from shoal.protocol.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from shoal.protocol.limits import BLOCK_HEADER_BYTES
 from shoal.protocol.messages import BudgetReturned, FreeObjects, OpenSegment, Sealed, Stored
 from shoal.store.client import DISK_REASON
+from shoal.store.mapping import Mapping
 from shoal.store.page import ProcessPage
 from shoal.store.segment import ASKED, BLOCKS_START, EVICTED, SEALED, TAKEN, Segment
 from shoal.store.segment import WRITING as BLOCK_WRITING
@@ -43,6 +47,22 @@ DISK_THREADS = 2
 _FILE_HEADER = struct.Struct("<8sI20sQI4x")
 _FILE_MAGIC = b"SHOALSPL"
 _FILE_VERSION = 1
+
+
+class Receiver(Protocol):
+    """Who brings copies from other nodes, and sends originals there."""
+
+    def room_made(self, place: ev.ReceiveCopy) -> None:
+        """There is room for a copy that `receive` wanted."""
+
+    def room_refused(self, oid: bytes, error: Exception | None) -> None:
+        """There is none; with None the object is in this store already."""
+
+    def copy_dropped(self, oid: bytes, origin: bytes) -> None:
+        """A copy of an object of node `origin` has made room for others."""
+
+    def freed(self, oids: list[bytes]) -> None:
+        """Nobody refers to these objects of this node any more."""
 
 
 class StoreShell:
@@ -85,6 +105,9 @@ class StoreShell:
         self._events: deque[ev.Event] = deque()
         self._handling = False
         self._closed = False
+        #: of a cluster's node
+        self.receiver: Receiver | None = None
+        self._sending: dict[tuple[int, int], int] = {}  #: place -> how often it is pinned here
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="shoal-spill")
 
     # ---------------------------------------------------------------- processes
@@ -145,6 +168,8 @@ class StoreShell:
             )
             items.append((oid, taken))
         self._feed(ev.ObjectsFreed(items))
+        if self.receiver is not None:
+            self.receiver.freed(oids)
 
     def _is_taken(self, number: int, offset: int, generation: int, oid: bytes, size: int) -> bool:
         """Whether a block that was sealed once has been reused by its writer."""
@@ -176,10 +201,50 @@ class StoreShell:
         """The stored objects of an owner: when it dies, those that never escaped are freed by `free`."""
         return self._table.owned_by(worker_id)
 
-    def payload(self, stored: Stored) -> memoryview:
-        """The bytes of a resident object, for sending them to another node; valid until the loop runs again."""
-        start = stored.offset + BLOCK_HEADER_BYTES
-        return self._segments[stored.segment].view[start : start + stored.size].toreadonly()
+    # ---------------------------------------------------------------- other nodes
+
+    def row_of(self, oid: bytes) -> ObjectRow | None:
+        """The row of an object, to be read only."""
+        return self._table.row_of(oid)
+
+    def mapping_of(self, segment: int) -> Mapping:
+        """The memory of a segment: whoever keeps it keeps it mapped."""
+        return self._segments[segment].mapping
+
+    def pin(self, stored: Stored) -> None:
+        """Keep an object, resident now, in its place until `unpin`."""
+        place = (stored.segment, stored.offset)
+        self._sending[place] = self._sending.get(place, 0) + 1
+
+    def is_pinned(self, segment: int, offset: int) -> bool:
+        """Whether `pin` keeps what is at a place."""
+        return (segment, offset) in self._sending
+
+    def unpin(self, stored: Stored) -> None:
+        """The counterpart of `pin`."""
+        place = (stored.segment, stored.offset)
+        left = self._sending.pop(place) - 1
+        if left:
+            self._sending[place] = left
+
+    def receive(self, oid: bytes, size: int, origin: bytes) -> None:
+        """Make room for a copy of an object of node `origin`; `receiver` is told. Bounded in time."""
+        self._feed(ev.CopyAsked(oid, size, origin))
+
+    def copy_whole(self, place: ev.ReceiveCopy, version: int) -> Stored:
+        """All bytes of a copy are in their place."""
+        segment = self._segments[place.segment]
+        segment.write_header(place.offset, place.generation, place.oid, place.size, SEALED)
+        self._feed(ev.CopyArrived(place.generation, version))
+        return Stored(place.oid, place.segment, place.offset, place.size, place.generation)
+
+    def give_up_copy(self, place: ev.ReceiveCopy) -> None:
+        """The copy will not become whole; nobody writes to its place any more."""
+        self._feed(ev.CopyGivenUp(place.generation))
+
+    def free_copies(self, oids: list[bytes] | None, origin: bytes) -> None:
+        """The originals of these copies are gone; with None all those of a node, which is dead."""
+        self._feed(ev.CopiesFreed(oids, origin))
 
     def kept_for_others(self, processes: Container[bytes]) -> int:
         """How many objects lie here that others than `processes` own."""
@@ -220,6 +285,23 @@ class StoreShell:
                     self._PERFORM[type(effect)](self, effect)
         finally:
             self._handling = False
+
+    def _receive_copy(self, effect: ev.ReceiveCopy) -> None:
+        # Until it is sealed, nobody must take what the place held before for something.
+        self._segments[effect.segment].write_header(
+            effect.offset, effect.generation, effect.oid, effect.size, BLOCK_WRITING
+        )
+        assert self.receiver is not None, "only a receiver asks for room"
+        self.receiver.room_made(effect)
+
+    def _refuse_copy(self, effect: ev.RefuseCopy) -> None:
+        assert self.receiver is not None, "only a receiver asks for room"
+        what = f"no room for a copy of object {effect.oid.hex()} in the object store of this node: {effect.reason}"
+        self.receiver.room_refused(effect.oid, full_error(what, effect.reason) if effect.reason else None)
+
+    def _report_dropped(self, effect: ev.ReportDropped) -> None:
+        if self.receiver is not None:
+            self.receiver.copy_dropped(effect.oid, effect.origin)
 
     def _send_to_writer(self, effect: ev.SendToWriter) -> None:
         self._send(effect.process, effect.message)
@@ -279,6 +361,8 @@ class StoreShell:
         for page, label in self._pages.values():
             for place in page.pins():
                 found.setdefault(place, []).append(label)
+        for place in self._sending:
+            found.setdefault(place, []).append("transfers to other nodes")
         self._scan_cost_s = time.monotonic() - start
         return found
 
@@ -387,6 +471,9 @@ class StoreShell:
         ev.WriteSpill: _write_spill,
         ev.DeleteSpill: _delete_spill,
         ev.RestoreObject: _restore_object,
+        ev.ReceiveCopy: _receive_copy,
+        ev.RefuseCopy: _refuse_copy,
+        ev.ReportDropped: _report_dropped,
         ev.ReportMoved: _report_moved,
         ev.ReportResident: _report_resident,
         ev.ReportAbsent: _report_absent,
@@ -398,7 +485,12 @@ def _absence(effect: ev.ReportAbsent) -> Exception:
     if effect.lost:
         return ObjectLostError(f"the object is lost: {effect.reason}", object_id=effect.oid.hex())
     text = f"the object {effect.oid.hex()} cannot be brought back into memory: {effect.reason}"
-    return OutOfDiskError(text) if effect.reason.startswith(DISK_REASON) else ObjectStoreFullError(text)
+    return full_error(text, effect.reason)
+
+
+def full_error(text: str, reason: str) -> Exception:
+    """The error for a store without room, by the reason that its table gave."""
+    return OutOfDiskError(text) if reason.startswith(DISK_REASON) else ObjectStoreFullError(text)
 
 
 def _write_file(path: str, oid: bytes, payload: memoryview) -> None:

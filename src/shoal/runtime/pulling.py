@@ -1,0 +1,189 @@
+"""Values that lie on other nodes, as the runtime uses them.
+
+Purpose: `get`, `wait` and tasks read such a value like one of this node: the daemon brings a copy into the node's store first.
+
+Design: an entry keeps the place of the original, which is what other processes are told; where this node's copy lies is remembered here, by
+object, for as long as that place is good. A copy may make room for others at any time, then its place is stale and it is pulled again; many
+threads may ask for the same object, the daemon brings it once.
+
+    load -> place known? -> read it, pinned -> value
+              |  ^             `- stale: forget the place
+              v  |
+             Pull, and wait for the answer: like a `get` that waits, so a worker's CPU is lent
+
+`_failed` is where a value that cannot be had becomes an error.
+
+What it does not do: move bytes (the daemons), or count references (`objects`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal.protocol import errors
+from shoal.protocol.messages import Answer, Pull, Stored
+from shoal.runtime.reactor import Waiter
+from shoal.store.client import StaleBlock
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.jobs import Job
+    from shoal.runtime.objects import ObjectEntry
+
+PLACES_MAX = 4096  #: of copies that are remembered; the oldest are forgotten
+
+
+class _Call:
+    """Stands where a Waiter does, for those who do not wait in a thread: passes the answer on."""
+
+    __slots__ = ("then",)
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def arrived(self) -> None:
+        """The answer is here."""
+        self.then()
+
+    finish = arrived
+
+
+class Pulling:
+    """What one process knows of copies. Written under the reactor's lock."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        #: by object: where the copy lies, or why there is none (told once)
+        self.places: dict[bytes, Stored | Exception] = {}
+
+    def is_abroad(self, value: Any) -> bool:
+        """Whether a value lies in another node's store."""
+        return type(value) is Stored and value.node != self.runtime.node_id and value.node != b""
+
+    # ---------------------------------------------------------------- reading
+
+    def read(self, stored: Stored, until: float | None = None, for_task: bool = False) -> memoryview:
+        """The bytes of a value of another node, pinned in this node's store.
+
+        Raises:
+            ObjectLostError: no copy can be had.
+            ObjectStoreFullError, OutOfDiskError: this node has no room for one.
+            GetTimeoutError: it did not come until then.
+        """
+        runtime = self.runtime
+        while True:
+            place = self.places.get(stored.oid)
+            store = runtime.store
+            if isinstance(place, Exception):
+                del self.places[stored.oid]
+                raise place
+            if place is not None and store is not None:
+                try:
+                    return store.read(place)
+                except StaleBlock:
+                    self.places.pop(stored.oid, None)
+            if not self._fetch([stored], until, for_task):
+                raise errors.GetTimeoutError(f"object {stored.oid.hex()} did not come from its node in time")
+
+    def bring(self, entries: Iterable[ObjectEntry], until: float | None) -> bool:
+        """See that the values of all these entries, which are known, are on this node, at the same time; False when the time is over.
+
+        What cannot be had counts as brought: who reads it is told.
+        """
+        missing = {
+            entry.oid: entry.value for entry in entries if self.is_abroad(entry.value) and entry.oid not in self.places
+        }
+        return not missing or self._fetch(list(missing.values()), until, False)  # type: ignore[arg-type]
+
+    def is_here(self, entry: ObjectEntry) -> bool:
+        """Whether a known value can be read without pulling it, as far as this process knows."""
+        return not self.is_abroad(entry.value) or entry.oid in self.places
+
+    def _fetch(self, values: list[Stored], until: float | None, for_task: bool) -> bool:
+        """Wait until each has its place, or the reason why not; False when the time is over."""
+        runtime = self.runtime
+        waiter = Waiter(len(values))
+        numbers: list[int] = []
+        try:
+            with runtime.reactor.lock:
+                numbers += [self._ask(value, waiter, for_task) for value in values]
+            timeout_s = None if until is None else max(until - perf_counter(), 0.0)
+            done = runtime.wait_for(waiter, timeout_s)
+        finally:
+            slots = [runtime._answers.pop(number, None) for number in numbers]
+        for value, slot in zip(values, slots, strict=True):
+            if slot is not None:
+                self._take(value, slot[1])
+        return done
+
+    def _ask(self, value: Stored, waiter: Any, for_task: bool) -> int:
+        """Send a Pull; its answer will be told to `waiter`. Caller holds the lock."""
+        runtime = self.runtime
+        daemon = runtime.reactor.causal
+        if daemon is None or runtime.lost is not None:
+            raise runtime.lost or errors.NodeDaemonDiedError("the node daemon is gone")
+        runtime._requests += 1
+        number = runtime._requests
+        runtime._answers[number] = (waiter, [])
+        daemon.send_now(Pull(number, value, False, for_task))
+        return number
+
+    def _take(self, value: Stored, answers: list[Any]) -> None:
+        """Note what the daemon has said of a value."""
+        if not answers:
+            if self.runtime.lost is not None:
+                raise self.runtime.lost
+            return
+        answer: Answer = answers[0]
+        self.places.pop(value.oid, None)
+        self.places[value.oid] = (
+            self._failed(value, answer.error) if answer.error else msgspec.convert(answer.body["stored"], Stored)
+        )
+        while len(self.places) > PLACES_MAX:
+            self.places.pop(next(iter(self.places)), None)
+
+    def _failed(self, value: Stored, error: list[str]) -> Exception:
+        """The error for a value that cannot be had."""
+        kind, text = error
+        if kind == "ObjectLost":
+            return errors.ObjectLostError(text, object_id=value.oid.hex())
+        if kind == "ObjectFetchTimedOut":
+            return errors.ObjectFetchTimedOutError(text, object_id=value.oid.hex())
+        return errors.OutOfDiskError(text) if kind == "OutOfDisk" else errors.ObjectStoreFullError(text)
+
+    # ---------------------------------------------------------------- without waiting
+
+    def when_here(self, entry: ObjectEntry, then: Callable[[], None]) -> bool:
+        """See that a known value is on this node; if it is not, `then` is called outside of the lock when it is, or cannot be had.
+
+        Returns:
+            Whether it is here: then nothing is called.
+        """
+        value = entry.value
+        runtime = self.runtime
+        if not self.is_abroad(value) or entry.oid in self.places or runtime.lost is not None:
+            return True
+        assert type(value) is Stored, "what is abroad is stored"
+        number = 0
+
+        def answered() -> None:
+            slot = runtime._answers.pop(number, None)
+            if slot is not None and runtime.lost is None:
+                self._take(value, slot[1])
+            runtime.reactor.later.append(then)
+
+        with runtime.reactor.lock:
+            number = self._ask(value, _Call(answered), False)
+            runtime.reactor.attend()
+        return False
+
+    def prefetch(self, job: Job) -> None:
+        """A task's arguments that lie elsewhere are on their way before it begins. Caller holds the lock."""
+        daemon = self.runtime.reactor.causal
+        for value in (job.args, *(value for _, value in job.deps or ())):
+            if daemon is not None and self.is_abroad(value) and value.oid not in self.places:
+                daemon.send(Pull(0, value, True, True))
