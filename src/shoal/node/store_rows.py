@@ -105,6 +105,19 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def pinned_by_reader(
+    pins: dict[tuple[int, int], list[str]], segments: dict[int, SegmentRow], rows: dict[int, ObjectRow]
+) -> dict[str, int]:
+    """Bytes being read, counted once, under the first of their readers."""
+    held: dict[str, int] = {}
+    for (number, offset), readers in pins.items():
+        segment = segments.get(number)
+        generation = None if segment is None else segment.live.get(offset)
+        if generation is not None:
+            held[readers[0]] = held.get(readers[0], 0) + rows[generation].bytes
+    return held
+
+
 def why_full(capacity_bytes: int, held_by_reader: dict[str, int], available_bytes: int) -> str:
     """Why there is no room although something could be moved to disk, for users."""
     pinned = sum(held_by_reader.values())

@@ -51,6 +51,7 @@ from shoal.node.store_rows import (
     SpaceRequest,
     StoreTableStatistics,
     megabytes,
+    pinned_by_reader,
     why_full,
 )
 from shoal.node.store_victims import choose_victims
@@ -747,7 +748,8 @@ class StoreTable:
         """Nothing can be spilled and nothing is on its way."""
         if self._stuck_since is None:
             self._stuck_since = self._now
-        pinned = sum(self._pinned_by_reader().values())
+        held = pinned_by_reader(self._last_pins, self._segments, self._rows)
+        pinned = sum(held.values())
         if self._disk_error and self._now < self._disk_retry_at:
             self._waiting.popleft()
             self._refuse(head, f"{DISK_REASON} {self._disk_error}")
@@ -755,17 +757,7 @@ class StoreTable:
         patience = FULL_WAIT_S if pinned + head.need > self.capacity_bytes or not self._spill_allowed else HELD_WAIT_S
         if self._now - self._stuck_since >= patience:
             self._waiting.popleft()
-            self._refuse(head, why_full(self.capacity_bytes, self._pinned_by_reader(), self.available_bytes))
-
-    def _pinned_by_reader(self) -> dict[str, int]:
-        """Bytes being read, counted once, under the first of their readers."""
-        held: dict[str, int] = {}
-        for (number, offset), readers in self._last_pins.items():
-            segment = self._segments.get(number)
-            generation = None if segment is None else segment.live.get(offset)
-            if generation is not None:
-                held[readers[0]] = held.get(readers[0], 0) + self._rows[generation].bytes
-        return held
+            self._refuse(head, why_full(self.capacity_bytes, held, self.available_bytes))
 
     def _refuse(self, head: SpaceRequest, reason: str) -> None:
         if head.generation:
