@@ -5,31 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.gcs.redis_servers import REDIS_SERVER, SERVICE, replica_set, skip_without_redis
 
 from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
 from shoal.gcs.storage.memory import MemoryBackend
 from shoal.gcs.storage.sqlite import SqliteBackend
 from shoal.protocol.storage_names import check_storage
 
-REDIS_SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 #: what each is opened by; {folder} is a folder of the test's own
 BACKENDS = {
     "memory": "memory",
     "sqlite": "sqlite",
     "sqlite-full": "sqlite:{folder}/full.sqlite?synchronous=full",
     "redis": "unix://{folder}/redis.sock?prefix=test",
+    "sentinel": "redis+sentinel://127.0.0.1:{port}/{service}?prefix=test",
 }
 DURABLE = [name for name in BACKENDS if name != "memory"]
 
@@ -41,16 +42,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Opens the backend of `request.param`, each time on the same rows where these outlive the object."""
     name = request.param
     server = start_redis(tmp_path) if name == "redis" else None
-    yield lambda: open_backend(BACKENDS[name].format(folder=tmp_path), str(tmp_path))
+    with replica_set(tmp_path) if name == "sentinel" else nullcontext() as replicas:
+        places = {"folder": tmp_path} if replicas is None else {"port": replicas.sentinel_port, "service": SERVICE}
+        yield lambda: open_backend(BACKENDS[name].format(**places), str(tmp_path))
     if server is not None:
         server.kill()
         server.wait()
 
 
 def start_redis(folder: Path) -> subprocess.Popen[bytes]:
-    pytest.importorskip("redis", reason="redis-py is not installed (pip install 'shoal[redis]')")
-    if REDIS_SERVER is None:
-        pytest.skip("neither redis-server nor valkey-server is installed (apt-get install redis-server)")
+    skip_without_redis()
+    assert REDIS_SERVER is not None
     path = folder / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
@@ -202,6 +204,8 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 def test_a_killed_writer_loses_nothing_that_was_acknowledged(
     make: Make, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if request.node.callspec.params["make"] == "sentinel":
+        pytest.skip("its servers are killed in test_redis_sentinel")
     name = BACKENDS[request.node.callspec.params["make"]].format(folder=tmp_path)
     dice = random.Random(1)
     acknowledged = 0

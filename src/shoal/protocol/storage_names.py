@@ -4,6 +4,7 @@
     sqlite                               a file in the session's folder: the default
     sqlite:PATH                          a file that is kept; `?synchronous=off|normal|full` (gcs.storage.sqlite)
     redis://HOST:PORT/DB?prefix=NAME     a Redis or Valkey server; also rediss:// (TLS), unix:///path/of/its.sock
+    redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?prefix=NAME    the same with replicas, as its sentinels say (gcs.storage.redis)
 
 What it does not do: open anything (`gcs.storage.backend`).
 """
@@ -11,7 +12,8 @@ What it does not do: open anything (`gcs.storage.backend`).
 from __future__ import annotations
 
 STORAGE_DEFAULT = "sqlite"
-REDIS_SCHEMES = ("redis", "rediss", "unix")
+SENTINEL_SCHEME = "redis+sentinel"
+REDIS_SCHEMES = ("redis", "rediss", "unix", SENTINEL_SCHEME)
 
 
 def check_storage(storage: object) -> str:
@@ -27,7 +29,7 @@ def check_storage(storage: object) -> str:
         return storage
     raise ValueError(
         f"there is no GCS storage {storage!r}; known are 'memory', 'sqlite' (a file in the session's folder), 'sqlite:PATH', "
-        "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME'"
+        "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME', 'redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?prefix=NAME'"
     )
 
 

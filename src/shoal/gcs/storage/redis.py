@@ -1,29 +1,45 @@
-"""Rows in a Redis or Valkey server: for a GCS whose machine may be lost.
+"""Rows in a Redis or Valkey server, or in a set of them that fails over by Sentinel: for a GCS whose machine may be lost.
 
 Purpose: durability and replication by an engine that has both. Needs redis-py (`pip install shoal[redis]`).
 
 Design: a hash per table, `<prefix>:<table>`, a commit is one MULTI/EXEC. All tables of a session are in one database and none is split, so a
-commit is whole in a single server and in one with replicas. What survives the death of the Redis server is its own setting:
-`appendonly yes` with `appendfsync everysec` loses at most a second, `always` nothing. While it cannot be reached a commit is tried again for
-`RETRY_S`: its writes set and delete rows, so doing them twice does no harm.
+commit is whole in a single server and in one with replicas. While no server can be reached a commit is tried again for `RETRY_S`: its writes set
+and delete rows, so doing them twice does no harm.
 
-Name: "redis://HOST:PORT/DB?prefix=NAME" and others (`protocol.storage_names`), as redis-py reads it.
+    redis://HOST:PORT/DB?prefix=NAME                              one server; also rediss:// (TLS), unix:///path/of/its.sock
+    redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB?prefix=NAME   the primary of a service, as these sentinels name it
 
-What it does not do: start a server, fail over (Sentinel does), or lock the prefix against a second GCS.
+What is lost when a server dies. Alone: what its own setting says (`appendonly yes` with `appendfsync everysec` at most a second, `always`
+nothing). With Sentinel: nothing that was acknowledged, because a commit ends with WAIT until a replica has it; but while no replica answers
+(REPLICA_WAIT_MS, once, and a warning says so) a commit is the primary's alone, and lost with it. A primary that is cut off from its sentinels
+must not go on alone: give it `min-replicas-to-write 1`. Fail-over takes what Sentinel's `down-after-milliseconds` says; SENTINEL_RETRY_S is
+waited for it, while running work goes on.
+
+What it does not do: start a server, decide a fail-over (Sentinel does), or lock the prefix against a second GCS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from shoal.gcs.storage.backend import StorageError, Write
+from shoal.protocol.storage_names import SENTINEL_SCHEME
 
 PREFIX = "shoal"
 RETRY_S = 5.0
+SENTINEL_RETRY_S = 60.0
 TIMEOUT_S = 5.0
+SENTINEL_TIMEOUT_S = 1.0
+REPLICA_WAIT_MS = 1000
+#: with no replica to wait for a commit asks, and goes on
+REPLICA_GLANCE_MS = 1
+PAUSE_MAX_S = 0.5
+#: refusals that end by themselves: a primary that is being replaced, or has just begun
+_PASSING = ("NOREPLICAS", "READONLY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
 Result = TypeVar("Result")
 
@@ -44,7 +60,6 @@ class RedisBackend:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
         self._prefix = options.pop("prefix", PREFIX) + suffix
-        self._url = urlunsplit(parts._replace(query=urlencode(options)))
         self._shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
         self._lost: tuple[type[BaseException], ...] = (
             redis.exceptions.ConnectionError,
@@ -52,15 +67,52 @@ class RedisBackend:
             OSError,
         )
         self._error: type[BaseException] = redis.exceptions.RedisError
+        #: whether commits wait for a replica
+        self._replicated = parts.scheme == SENTINEL_SCHEME
+        #: the last commit found one
+        self._has_replica = True
+        self._retry_s = SENTINEL_RETRY_S if self._replicated else RETRY_S
+        self._sentinel: Any = None
         try:
-            self._client: Any = redis.asyncio.Redis.from_url(
-                self._url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-            )
+            if self._replicated:
+                self._client: Any = self._find_primary(parts)
+            else:
+                self._client = redis.asyncio.Redis.from_url(
+                    urlunsplit(parts._replace(query=urlencode(options))),
+                    socket_timeout=TIMEOUT_S,
+                    socket_connect_timeout=TIMEOUT_S,
+                )
         except (ValueError, redis.exceptions.RedisError) as error:
             raise StorageError(f"GCS storage {self._shown!r}: {error}") from error
 
+    def _find_primary(self, parts: SplitResult) -> Any:
+        """A client that asks the sentinels for the primary at every new connection."""
+        from redis.asyncio.sentinel import Sentinel
+
+        login, _, hosts = parts.netloc.rpartition("@")
+        addresses = []
+        for address in hosts.split(","):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"sentinels are written HOST:PORT,HOST:PORT, got {address!r}")
+            addresses.append((host.removeprefix("[").removesuffix("]"), int(port)))
+        service, _, database = parts.path.strip("/").partition("/")
+        if not service or (database and not database.isdigit()):
+            raise ValueError(
+                "after the sentinels comes the name of the service, as in redis+sentinel://HOST:PORT/mymaster"
+            )
+        options: dict[str, Any] = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+        user, _, password = login.rpartition(":")
+        if login:
+            options |= {"username": unquote(user) or None, "password": unquote(password)}
+        timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            addresses, sentinel_kwargs=timeouts, **options
+        )
+        return self._sentinel.master_for(service, db=int(database or 0))
+
     async def commit(self, writes: Sequence[Write]) -> None:
-        """All writes in one MULTI/EXEC.
+        """All writes in one MULTI/EXEC, and, where there are replicas, in one of them too.
 
         Raises:
             StorageError: the server refused (full, read-only), or could not be reached for RETRY_S.
@@ -69,15 +121,32 @@ class RedisBackend:
             return
 
         async def attempt() -> None:
-            async with self._client.pipeline(transaction=True) as pipeline:
+            # Spelled out: the connection that wrote must be the one that waits.
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.execute_command("MULTI")
                 for write in writes:
                     if write.value is None:
                         pipeline.hdel(self._hash(write.table), write.key)
                     else:
                         pipeline.hset(self._hash(write.table), write.key, write.value)
-                await pipeline.execute()
+                pipeline.execute_command("EXEC")
+                if self._replicated:
+                    pipeline.execute_command("WAIT", 1, REPLICA_WAIT_MS if self._has_replica else REPLICA_GLANCE_MS)
+                answers = await pipeline.execute()
+            if self._replicated:
+                self._note_replicas(int(answers[-1]))
 
         await self._retried(attempt)
+
+    def _note_replicas(self, count: int) -> None:
+        if bool(count) != self._has_replica:
+            self._has_replica = bool(count)
+            state = (
+                "has a replica again"
+                if count
+                else "has no replica that answers: what it acknowledges now is lost if it dies"
+            )
+            print(f"shoal:gcs: the primary of {self._shown} {state}", file=sys.stderr, flush=True)
 
     async def get(self, table: str, key: bytes) -> bytes | None:
         """One row."""
@@ -92,23 +161,28 @@ class RedisBackend:
     async def close(self) -> None:
         """End the connections."""
         await self._client.aclose()
+        for sentinel in self._sentinel.sentinels if self._sentinel is not None else ():
+            await sentinel.aclose()
 
     def _hash(self, table: str) -> str:
         return f"{self._prefix}:{table}"
 
     async def _retried(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + RETRY_S
+        deadline = loop.time() + self._retry_s
         pause_s = 0.01
         while True:
             try:
                 return await attempt()
             except self._lost as error:
-                if loop.time() >= deadline:
-                    raise StorageError(
-                        f"the Redis server {self._shown} could not be reached for {RETRY_S:g} s: {error}. Is it running?"
-                    ) from error
+                lost = error
             except self._error as error:
-                raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
+                if not str(error).startswith(_PASSING):
+                    raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
+                lost = error
+            if loop.time() >= deadline:
+                raise StorageError(
+                    f"the Redis server {self._shown} could not be reached for {self._retry_s:g} s: {lost}. Is it running?"
+                ) from lost
             await asyncio.sleep(pause_s)
-            pause_s = min(0.5, pause_s * 2)
+            pause_s = min(PAUSE_MAX_S, pause_s * 2)
