@@ -205,3 +205,24 @@ def test_refusals_are_answers(tmp_path: Path) -> None:
         await side.kill_server()
 
     run(body())
+
+
+@pytest.mark.parametrize(
+    ("sent_s", "gcs_s", "heard_s", "text"),
+    [
+        (100.0, 100.2, 100.5, ""),
+        (100.0, 99.5, 100.0, ""),
+        (100.0, 97.0, 100.1, "3.0 s ahead of"),
+        (100.0, 104.6, 100.1, "4.5 s behind"),
+    ],
+)
+def test_clocks_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent_s: float, gcs_s: float, heard_s: float, text: str
+) -> None:
+    """Only what the time of the way cannot explain is a difference."""
+    link = Side(tmp_path).link
+    link._node = RegisterNode(NODE, 1, "host", "addr", {}, time_s=sent_s)
+    monkeypatch.setattr("time.time", lambda: heard_s)
+    link._note_skew(gcs_s)
+    assert text in link.skew_warning()
+    assert bool(text) == bool(link.skew_warning())

@@ -84,7 +84,8 @@ class RuntimeContext:
     @property
     def runtime_env(self) -> dict[str, Any]:
         """The runtime environment of the running task or actor, or of the program."""
-        return dict(inherited_environment(core.current()))
+        inherited = inherited_environment(core.current())
+        return {name: value for name, value in inherited.items() if name != "import_path"}
 
     @property
     def namespace(self) -> str:

@@ -10,12 +10,13 @@ import atexit
 import inspect
 import os
 import signal
+import sys
 import threading
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shoal.api.environments import JOB_ENVIRONMENT
+from shoal.api.environments import JOB_ENVIRONMENT, add_import_path
 from shoal.api.init_options import (
     check_address,
     check_folder,
@@ -30,6 +31,7 @@ from shoal.protocol.messages import LogLines, Notice, Shutdown
 from shoal.protocol.resources import to_units
 from shoal.runtime import core
 from shoal.runtime.session import connect, new_worker_id
+from shoal.system.interpreter import import_path
 
 LOG_LINES_SHOWN = 12  #: of a dead daemon's log, in the error
 
@@ -154,7 +156,10 @@ def init(
             "memory": memory,
         }
         node_socket = _start_or_find_node(address, own, system)
-        runtime = _connect(node_socket, {"namespace": namespace or "", "log_to_driver": log_to_driver})
+        job = {"namespace": namespace or "", "log_to_driver": log_to_driver, "python": list(sys.version_info[:2])}
+        runtime = _connect(node_socket, job)
+        if _head is None:
+            environment = add_import_path(environment, import_path(), runtime.config["import_path"])
         runtime.config[JOB_ENVIRONMENT] = environment
         core.set_current(runtime)
         _install_interrupt(runtime)

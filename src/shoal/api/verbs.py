@@ -15,7 +15,6 @@ from shoal.runtime import core
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.streams import ObjectRefGenerator
 from shoal.runtime.waiting import Rest, session_of_refs
-from shoal.wire.tcp import parse_address
 
 
 def remote(*args: Any, **options: Any) -> Any:
@@ -194,6 +193,8 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def _node_row(row: dict[str, Any]) -> dict[str, Any]:
+    from shoal.wire.tcp import parse_address  # brings in more than `import shoal` may cost
+
     address = row.get("address", "")
     host, port = parse_address(address) if address.startswith("tcp:") else ("127.0.0.1", 0)
     alive = bool(row.get("alive", True))

@@ -68,6 +68,8 @@ def run_start(request: StartRequest) -> None:
     except (NodeStartError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(_how_to_go_on(node, request))
+    if node.ready.get("warning"):
+        click.echo(f"Warning: {node.ready['warning']}", err=True)
     if request.block:
         _stay(node)
 

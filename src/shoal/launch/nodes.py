@@ -282,11 +282,15 @@ def _make_folder(parent: str) -> tuple[str, int]:
     except OSError as error:
         if error.errno is None:
             raise  # ours: it says what to do
-        raise OSError(
-            error.errno,
-            f"no folder for the session can be made in {parent}: {error.strerror}. Free space there, or set SHOAL_TMPDIR to "
-            "another folder on a local disk",
-        ) from None
+        raise _no_room(error, parent) from None
+
+
+def _no_room(error: OSError, parent: str) -> OSError:
+    return OSError(
+        error.errno,
+        f"no folder for the session can be made in {parent}: {error.strerror}. Free space there, or set SHOAL_TMPDIR to another folder on a "
+        "local disk",
+    )
 
 
 def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
@@ -297,7 +301,7 @@ def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
             "node_listen": options.listen,
             "node_port": options.node_port,
             "node_name": options.name,
-            "token_path": options.token_path or make_token(os.path.join(session_dir, "token")),
+            "token_path": options.token_path or _token_of_session(session_dir),
         }
     return {
         **cluster,
@@ -310,6 +314,13 @@ def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
         "memory": options.memory,
         "labels": dict(options.labels),
     }
+
+
+def _token_of_session(session_dir: str) -> str:
+    try:
+        return make_token(os.path.join(session_dir, "token"))
+    except OSError as error:
+        raise _no_room(error, session_dir) from None
 
 
 def check_listen(host: str) -> None:

@@ -208,6 +208,7 @@ class _Zygote:
         self.control.detach()
         set_process_title("shoal:worker")
         os.environ.update(request.environment.get("env_vars") or {})
+        sys.path[:0] = request.environment.get("import_path") or []
         _fresh_output()
         _reseed()
         gc.enable()

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, PROTOCOL_VERSION, SWITCH_INTERVAL_S
-from shoal.protocol.messages import Hello, Register, Registered
+from shoal.protocol.messages import Hello, Register, Registered, Shutdown
 from shoal.runtime.core import Runtime
 from shoal.runtime.reactor import Connection, Waiter
 from shoal.store.client import StoreClient
@@ -65,12 +65,26 @@ def connect(
         waiter.finish()
         runtime.on_daemon_lost(connection)
 
+    refusals: list[str] = []
+    on_shutdown = reactor.handlers.get(Shutdown)
+
+    def on_refused(connection: Connection, message: Shutdown) -> None:
+        if answers and on_shutdown is not None:
+            on_shutdown(connection, message)
+        else:
+            refusals.append(message.reason)
+
     reactor.handlers[Registered] = on_registered
+    reactor.handlers[Shutdown] = on_refused
     connection = reactor.add(sock, on_closed, causal=True)
     with reactor.lock:
         connection.send(Hello(PROTOCOL_VERSION, runtime.worker_id, runtime.job_id, runtime.pid))
         connection.send_now(Register(runtime.role, runtime.worker_id, runtime.pid, address, startup_token, job or {}))
     reactor.wait(waiter, perf_counter() + CONNECT_TIMEOUT_S)
+    if on_shutdown is not None:
+        reactor.handlers[Shutdown] = on_shutdown
+    if refusals:
+        raise ConnectionError(f"the Shoal node at {node_socket} does not take this process: {refusals[0]}")
     if not answers:
         raise ConnectionError(
             f"the Shoal node at {node_socket} did not accept this process within {CONNECT_TIMEOUT_S} s"

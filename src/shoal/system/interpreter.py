@@ -60,11 +60,6 @@ def this_interpreter() -> InterpreterPlan:
             f"the Python interpreter cannot be started anew: sys.executable is {sys.executable!r}. If Python is embedded in "
             "another program, set sys.executable to a python binary of the same version before shoal.init()."
         )
-    try:
-        here = os.getcwd()
-    except OSError:  # the current folder was deleted
-        here = "/"
-    path = [os.path.join(here, entry) for entry in sys.path if isinstance(entry, str)]
     finders = [
         name
         for name, module in list(sys.modules.items())
@@ -72,13 +67,22 @@ def this_interpreter() -> InterpreterPlan:
     ]
     return InterpreterPlan(
         executable=executable,
-        import_path=list(dict.fromkeys(path)),
+        import_path=import_path(),
         shown_executable=sys.executable or executable,
         prefix=sys.prefix,
         exec_prefix=sys.exec_prefix,
         flags=_flags(),
         finders=sorted(finders),
     )
+
+
+def import_path() -> list[str]:
+    """Where this process imports from: `sys.path`, absolute and without repeats."""
+    try:
+        here = os.getcwd()
+    except OSError:  # the current folder was deleted
+        here = "/"
+    return list(dict.fromkeys(os.path.join(here, entry) for entry in sys.path if isinstance(entry, str)))
 
 
 def spawn_interpreter(

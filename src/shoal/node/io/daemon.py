@@ -283,9 +283,14 @@ class NodeDaemon:
                 "token_path": options["token_path"],
                 "is_head": bool(start.gcs_pid),
                 "stays": not start.driver_pid,
+                "warning": self.gcs.skew_warning(),
             }
-            if not error:
+        if self.cluster is not None and not error:
+            try:
                 write_membership(start.session_dir, facts)
+            except OSError as problem:
+                error = f"nothing can be written to {start.session_dir}: {problem.strerror}. Free space there, or set SHOAL_TMPDIR to another folder"
+                self.end(error)
         try:
             os.write(start.ready_fd, json.dumps({"error": error} if error else facts).encode() + b"\n")
         except OSError as problem:
@@ -349,6 +354,10 @@ class NodeDaemon:
             return
         process: Process
         if message.role == "driver":
+            refused = self._refusal(message)
+            if refused:
+                connection.close(refused)
+                return
             process = self._new_driver(message)
         else:
             worker = self.pool.claim(message.startup_token, message.worker_id)
@@ -377,6 +386,18 @@ class NodeDaemon:
         connection.flush()
         if isinstance(process, Worker):
             self.leases.worker_ready(process)
+
+    def _refusal(self, message: Register) -> str:
+        """Why a program may not join here; "" when it may."""
+        theirs, ours = message.job.get("python"), list(sys.version_info[:2])
+        if theirs is not None and theirs != ours:
+            return (
+                f"process {message.pid} runs Python {theirs[0]}.{theirs[1]}, the workers of this node {ours[0]}.{ours[1]}: functions and values "
+                "cannot pass between them. Run both with the same Python"
+            )
+        if not self.start.gcs_pid and not self._told_ready:
+            return "this node is about to join its cluster: try again in a moment"
+        return ""
 
     def _new_driver(self, message: Register) -> Driver:
         job = message.job
@@ -419,6 +440,7 @@ class NodeDaemon:
             "object_store_memory": options["object_store_memory"],
             "resources": self.resources,
             "log_path": self.start.log_path,
+            "import_path": self.start.zygote.interpreter.import_path,
             "gcs_pid": self.gcs_process.pid,
             "options": options,
             **self._config_of_cluster(),

@@ -176,13 +176,18 @@ class GcsLink:
         # The GCS wrote its time between the request and the answer.
         early_s, late_s = self._node.time_s - gcs_time_s, time.time() - gcs_time_s
         self.clock_skew_s = early_s if early_s > 0 else late_s if late_s < 0 else 0.0
-        if abs(self.clock_skew_s) > CLOCK_SKEW_WARNED_S:
-            log.warning(
-                "this machine's clock is %.1f s %s of the head node's: times in the timeline and in logs will not fit together. "
-                "Let both machines keep time by NTP (`timedatectl set-ntp true`)",
-                abs(self.clock_skew_s),
-                "ahead" if self.clock_skew_s > 0 else "behind",
-            )
+        warning = self.skew_warning()
+        if warning:
+            log.warning("%s", warning)
+
+    def skew_warning(self) -> str:
+        """What is to be said of this machine's clock; "" when it is right."""
+        if abs(self.clock_skew_s) <= CLOCK_SKEW_WARNED_S:
+            return ""
+        return (
+            f"this machine's clock is {abs(self.clock_skew_s):.1f} s {'ahead of' if self.clock_skew_s > 0 else 'behind'} the head node's: times in "
+            "the timeline and in logs will not fit together. Let both machines keep time by NTP (`timedatectl set-ntp true`)"
+        )
 
     def _begin(self, client: GcsClient) -> None:
         """A new connection is registered: say again what is not confirmed."""
