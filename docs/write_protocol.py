@@ -45,6 +45,7 @@ PEERS: dict[str, Route] = {
     "TaskReplies": Route("worker", "submitter"),
     "TasksBounced": Route("worker", "submitter", "the tasks are pushed elsewhere"),
     "StreamItem": Route("worker", "submitter", "`StreamCredit`, when backpressure was asked for"),
+    "CallsSettled": Route("submitter", "worker"),
 }
 NODE: dict[str, Route] = {
     "Register": Route("process", "daemon", "`Registered`, or `Shutdown` and the end"),
@@ -98,6 +99,8 @@ ACTORS: dict[str, Route] = {
     "BecomeActor": Route("daemon", "worker", "`ActorStarted`"),
     "ActorStarted": Route("worker", "daemon", "(passed on as `ActorConstructed`)"),
     "KillActor": Route("process", "daemon", "`ActorState`"),
+    "RecordCall": Route("worker", "daemon"),
+    "StoreCheckpoint": Route("worker", "daemon"),
     "TerminateActor": Route("daemon", "worker", "`WorkerExiting`"),
 }
 VALUES: dict[str, Route] = {

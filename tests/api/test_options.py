@@ -103,7 +103,7 @@ def test_unknown_names():
     with pytest.raises(TypeError):
         MethodOptions.parse({"nope": 1})
     with pytest.raises(UnknownOptionError):
-        ActorOptions.parse({"checkpoint_interval": 1})
+        ActorOptions.parse({"checkpoint_intervals": 1})
 
 
 def test_merging():

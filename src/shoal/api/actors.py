@@ -17,7 +17,7 @@ from shoal.api.options import ActorOptions, MethodOptions, resolve_num_returns
 from shoal.api.signatures import SignatureChecker, constructor_checker
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
-from shoal.protocol.messages import KIND_ACTOR_CALL, ActorSpec
+from shoal.protocol.messages import CHECKPOINT_INTERVAL, CHECKPOINT_SECONDS, KIND_ACTOR_CALL, READ_ONLY, ActorSpec
 from shoal.runtime import core
 from shoal.runtime.actor_calls import ActorQueue
 from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of
@@ -63,6 +63,29 @@ class ActorClass:
         self._class = cls
         self._options = options
         self._described: tuple[dict[str, SignatureChecker], MethodTable, bool] | None = None
+        if options.takes_checkpoints:
+            self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        """Refuse what cannot be replayed, where it is written."""
+        name = self.__name__
+        option = "checkpoint_interval" if self._options.checkpoint_interval else "checkpoint_seconds"
+        _, table, is_async = self._describe()
+        refused = f"{name} has async methods" if is_async else ""
+        for method_name, entry in table.items():
+            if entry["generator"]:
+                refused = refused or f"{name}.{method_name} is a generator"
+            elif entry["given"].get("retry_exceptions"):
+                refused = refused or f"{name}.{method_name} has retry_exceptions, and would run twice"
+            elif entry["given"].get("concurrency_group"):
+                refused = refused or f"{name}.{method_name} has a concurrency group"
+        if refused:
+            raise ValueError(
+                f"{option} is for actors with plain methods that run one at a time, which can be replayed in their order; {refused}"
+            )
+        for one, other in (("save_checkpoint", "load_checkpoint"), ("load_checkpoint", "save_checkpoint")):
+            if hasattr(self._class, one) and not hasattr(self._class, other):
+                raise TypeError(f"{name} has {one}() and no {other}(): {option} needs both, or neither")
 
     @property
     def __shoal_metadata__(self) -> ActorMetadata:
@@ -130,6 +153,7 @@ class ActorClass:
             "max_task_retries": options.max_task_retries,
             "max_pending_calls": options.max_pending_calls,
             "groups": list(options.concurrency_groups),
+            "exact": options.takes_checkpoints,
         }
         runtime.actor_calls.publish_code(class_id, code)
         spec = ActorSpec(
@@ -152,6 +176,12 @@ class ActorClass:
             options.strategy,
             merged_environment(runtime, options.environment),
             serialization.dumps_inline(about),
+            {
+                CHECKPOINT_INTERVAL: options.checkpoint_interval,
+                CHECKPOINT_SECONDS: options.checkpoint_seconds,
+            }
+            if options.takes_checkpoints
+            else {},
         )
         ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)
         if existing is not None:
@@ -340,6 +370,10 @@ class ActorMethod:
             )
         count = resolve_num_returns(options.num_returns, self._described["generator"], name)
         retries = about["max_task_retries"] if options.max_task_retries is None else options.max_task_retries
+        if about["exact"] and options.retry_exceptions:
+            raise ValueError(
+                f"retry_exceptions does not go with the checkpoints of actor {about['class_name']}: every call runs once"
+            )
         template = runtime.new_template(
             b"",
             b"",
@@ -351,10 +385,14 @@ class ActorMethod:
             method=name,
             concurrency_group=group,
             backpressure=options.backpressure,
+            # A replayed caller must be told the same again, so what it is told is recorded.
+            options={READ_ONLY: True} if options.read_only and runtime.call_names is None else {},
         )
         home = home_of(self._ref) if self._ref is not None else b""
         with runtime.reactor.lock:
-            self._queue = runtime.actor_calls.queue_of(self._actor_id, about["class_name"], about["in_order"], home)
+            self._queue = runtime.actor_calls.queue_of(
+                self._actor_id, about["class_name"], about["in_order"], home, about["exact"]
+            )
         self._template, self._runtime = template, runtime
         return template
 

@@ -76,6 +76,14 @@ def _quantity(name: str, value: Any) -> Any:
     return value
 
 
+def _positive_seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r} of type {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number of seconds; got {value!r}")
+    return float(value)
+
+
 def _custom_resources(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dict from names to amounts, got {value!r} of type {type(value).__name__}")
@@ -218,6 +226,8 @@ ACTOR_CHECKS: dict[str, _Check] = {
     "concurrency_groups": _concurrency_groups,
     "max_pending_calls": _backpressure,
     "allow_out_of_order_execution": _a_bool,
+    "checkpoint_interval": _counting(1),
+    "checkpoint_seconds": _positive_seconds,
     "enable_tensor_transport": _ignored,
 }
 METHOD_CHECKS: dict[str, _Check] = {
@@ -227,6 +237,7 @@ METHOD_CHECKS: dict[str, _Check] = {
     "max_task_retries": _counting(-1),
     "retry_exceptions": _retry_exceptions,
     "enable_task_events": _a_bool,
+    "read_only": _a_bool,
     "_generator_backpressure_num_objects": _backpressure,
     "tensor_transport": _ignored,
 }
@@ -358,6 +369,8 @@ class ActorOptions(_Options):
     environment: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     allow_out_of_order: bool | None = None  #: None when the class decides
+    checkpoint_interval: int = 0  #: recorded calls between checkpoints; 0 for no such limit
+    checkpoint_seconds: float = 0.0  #: time between checkpoints; 0 for no such limit
     enable_task_events: bool = True
 
     def _fill(self, values: dict[str, Any]) -> None:
@@ -371,7 +384,10 @@ class ActorOptions(_Options):
         self.get_if_exists = values.get("get_if_exists", False)
         if self.get_if_exists and not self.name:
             raise ValueError("get_if_exists=True needs a name: without one there is nothing to look for")
-        self.max_restarts = values.get("max_restarts", 0)
+        self.checkpoint_interval = values.get("checkpoint_interval", 0)
+        self.checkpoint_seconds = values.get("checkpoint_seconds", 0.0)
+        self.max_restarts = values.get("max_restarts", -1 if self.takes_checkpoints else 0)
+        self._check_checkpoints(values)
         self.max_task_retries = values.get("max_task_retries", 0)
         self.max_concurrency = values.get("max_concurrency")
         self.concurrency_groups = values.get("concurrency_groups", {})
@@ -380,6 +396,33 @@ class ActorOptions(_Options):
         self.strategy = values.get("scheduling_strategy", {})
         self.allow_out_of_order = values.get("allow_out_of_order_execution")
         self.enable_task_events = values.get("enable_task_events", True)
+
+    @property
+    def takes_checkpoints(self) -> bool:
+        """Whether the actor's state is to survive its process."""
+        return bool(self.checkpoint_interval or self.checkpoint_seconds)
+
+    def _check_checkpoints(self, values: dict[str, Any]) -> None:
+        if not self.takes_checkpoints:
+            return
+        option = "checkpoint_interval" if self.checkpoint_interval else "checkpoint_seconds"
+        refused = ""
+        if values.get("max_concurrency", 1) > 1:
+            refused = f"max_concurrency={values['max_concurrency']}"
+        elif values.get("concurrency_groups"):
+            refused = "concurrency_groups"
+        elif values.get("allow_out_of_order_execution"):
+            refused = "allow_out_of_order_execution"
+        if refused:
+            raise ValueError(
+                f"{option} does not go with {refused}: the state can be had again by replaying calls only if they run "
+                "one at a time, in one order"
+            )
+        if self.max_restarts == 0:
+            raise ValueError(
+                f"{option} does not go with max_restarts=0: without a restart nobody reads a checkpoint. "
+                "Leave max_restarts out for restarts without limit"
+            )
 
 
 @dataclass(slots=True)
@@ -395,10 +438,12 @@ class MethodOptions(_Options):
     max_task_retries: int | None = None  #: None for the actor's
     retry_exceptions: bool | tuple[type[BaseException], ...] = False
     backpressure: int = -1
+    read_only: bool = False  #: it does not change the actor's state
     enable_task_events: bool = True
 
     def _fill(self, values: dict[str, Any]) -> None:
         self.num_returns = values.get("num_returns")
+        self.read_only = values.get("read_only", False)
         self.name = values.get("name", "")
         self.concurrency_group = values.get("concurrency_group", "")
         self.max_task_retries = values.get("max_task_retries")

@@ -77,6 +77,15 @@ GCS_DEATHS_WITHIN_S = 60.0
 GCS_AWAY_S = 30.0  #: a node that wants to join ends when the GCS server cannot be reached for so long
 GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
+# --- actors with checkpoints
+RECORD_ARGUMENT_BYTES_MAX = 1 << 20  #: larger arguments are recorded as objects in the store
+RECORDS_BYTES_MAX = 16 << 20  #: arguments recorded since the last checkpoint: then there is another one
+REPLIES_KEPT_MAX = 100_000  #: answers that callers may ask for again; the oldest are let go beyond it
+REPLIES_KEPT_BYTES_MAX = 64 << 20
+CALLERS_MARKED_MAX = 10_000  #: callers whose last call is known; those that have not called for longest are forgotten
+RECOVERIES_MAX = 10  #: so many lives in a row that came no further than the one before end the actor
+SETTLE_BATCH = 64  #: answers received before the actor is told at once
+
 # --- defaults of options
 MAX_RETRIES_DEFAULT = 3
 ASYNC_CONCURRENCY_DEFAULT = 1000

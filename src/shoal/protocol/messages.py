@@ -513,6 +513,12 @@ class BudgetReturned(Message, tag=62):
 
 # ---------------------------------------------------------------- actors
 
+#: keys of ActorSpec.options: recorded calls, or seconds, between checkpoints; 0 for no such limit
+CHECKPOINT_INTERVAL = "checkpoint_interval"
+CHECKPOINT_SECONDS = "checkpoint_seconds"
+#: key of TaskTemplate.options, of a method that changes nothing
+READ_ONLY = "read_only"
+
 
 class ActorSpec(Message, tag=70):
     """All that creates an actor, and creates it again. `arguments` and `dependencies` as in PushTasks."""
@@ -538,6 +544,11 @@ class ActorSpec(Message, tag=70):
     methods: bytes = b""  #: serialized table of method options, for handles made by name
     options: dict[str, Any] = {}
     home: bytes = b""  #: the node that counts its handles: its creator's
+
+    @property
+    def takes_checkpoints(self) -> bool:
+        """Whether its state survives its process (`runtime.exact_actor`): `options` has how often."""
+        return bool(self.options.get(CHECKPOINT_INTERVAL) or self.options.get(CHECKPOINT_SECONDS))
 
 
 class CreateActor(Message, tag=71):
@@ -571,12 +582,23 @@ class ActorState(Message, tag=73):
     node_id: bytes = b""  #: where it lives; a daemon makes `address` one that its own processes can reach
 
 
+class Recovery(msgspec.Struct, array_like=True, gc=False):
+    """What a new life of an actor with checkpoints begins with: its last checkpoint (`runtime.exact_actor`), which covers the calls up to
+    `index`, and the records of those since. With `problem` nothing can be recovered: why."""
+
+    index: int
+    checkpoint: Value
+    records: list[bytes]
+    problem: str = ""
+
+
 class BecomeActor(Message, tag=74):
     """To a worker: construct this actor; calls come under `lease_id` (LeaseStarted came before)."""
 
     lease_id: int
     incarnation: int
     spec: ActorSpec
+    recovery: Recovery | None = None
 
 
 class ActorStarted(Message, tag=75):
@@ -600,6 +622,38 @@ class TerminateActor(Message, tag=77):
     reason: str
 
 
+class CallsSettled(Message, tag=80):
+    """To an actor with checkpoints: the caller has the answers of calls `task_ids`, and of all calls of `caller` (12 bytes) numbered below
+    `below`, and will not ask for them again."""
+
+    lease_id: int
+    task_ids: list[bytes]
+    caller: bytes = b""
+    below: int = 0
+
+
+class RecordCall(Message, tag=81):
+    """From an actor with checkpoints: call number `index` begins. `record` is all that its replay needs (`runtime.replay.Record`). As long as
+    it is kept, each of `refs` is held once in the name of the ActorID (Hold came before), which owns the objects `stored` too."""
+
+    actor_id: bytes
+    incarnation: int
+    index: int
+    record: bytes
+    refs: list[bytes] = []
+    stored: list[bytes] = []
+
+
+class StoreCheckpoint(Message, tag=82):
+    """From an actor with checkpoints: its state after call number `index`; records up to that one are needed no more. `refs` as in RecordCall."""
+
+    actor_id: bytes
+    incarnation: int
+    index: int
+    state: Value
+    refs: list[bytes] = []
+
+
 PeerMessage = (
     Hello
     | DefineFunction
@@ -612,6 +666,7 @@ PeerMessage = (
     | TaskReplies
     | TasksBounced
     | StreamItem
+    | CallsSettled
 )
 #: what a node daemon sends to the processes of its node
 FromDaemon = (
@@ -669,6 +724,8 @@ ToDaemon = (
     | SubscribeActor
     | ActorStarted
     | KillActor
+    | RecordCall
+    | StoreCheckpoint
 )
 #: what a runtime may receive, from its daemon or from a peer
 ToRuntime = PeerMessage | FromDaemon

@@ -8,6 +8,7 @@ restarting: they queue. Dead: they fail, with the cause.
 
     in flight when the actor dies    retried if max_task_retries allows, else ActorUnavailableError (restarting) or ActorDiedError (dead)
     not started when it dies         pushed again after the restart, free; failed when it is dead
+    an actor with checkpoints        all are pushed again after the restart: it knows which ones it has run (`exact_actor`)
 
 An actor has many callers, and its page tells one started call: each caller numbers its calls from a base of its own, so that the number says
 whose call it was. Calls to threaded and asyncio actors count as started once they are sent.
@@ -25,15 +26,17 @@ import msgspec
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.gcs_messages import DEATH_UNSCHEDULABLE
-from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS
+from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS, SETTLE_BATCH
 from shoal.protocol.messages import (
     ActorSpec,
     ActorState,
     Call,
+    CallsSettled,
     CreateActor,
     Failed,
     KillActor,
     SubscribeActor,
+    TaskReplies,
     WorkerDied,
 )
 from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
@@ -51,6 +54,7 @@ class ActorQueue:
         "actor_id",
         "class_name",
         "death",
+        "exact",
         "home",
         "in_order",
         "kept",
@@ -58,6 +62,7 @@ class ActorQueue:
         "last_end",
         "lease",
         "lost",
+        "settled",
         "state",
         "unsent",
     )
@@ -68,6 +73,10 @@ class ActorQueue:
         self.class_name = class_name
         #: whether a call with a missing dependency holds back later ones
         self.in_order = in_order
+        #: it takes checkpoints: it knows again a call that it has run, so all that were lost are sent anew
+        self.exact = False
+        #: calls answered, of which it has not been told so
+        self.settled: list[bytes] = []
         self.state = "pending"
         self.lease: WorkerLease | None = None
         self.killed = False  #: this process killed it for good: nothing is pushed any more, its death is on the way
@@ -97,17 +106,21 @@ class ActorCalls:
         self._dead: deque[bytes] = deque()
         #: alive, but they could not be connected to: tried again at every tick
         self._unreached: dict[bytes, ActorState] = {}
+        self._unsettled: list[ActorQueue] = []
         #: numbers of calls carry their caller in the upper half, below 2**63
         self._first_seq = ((int.from_bytes(runtime.worker_id[:4], "big") & 0x7FFFFFFF) << 32) + 1
         runtime.reactor.handlers[ActorState] = self.on_state
         runtime.reactor.on_tick.append(self._reach)
 
-    def queue_of(self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"") -> ActorQueue:
+    def queue_of(
+        self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"", exact: bool = False
+    ) -> ActorQueue:
         """The queue to an actor; subscribes to its state at first use. Caller holds the lock."""
         queue = self.queues.get(actor_id)
         if queue is None:
             queue = self.queues[actor_id] = ActorQueue(actor_id, class_name, in_order, home)
             self._subscribe(actor_id, home)
+        queue.exact = exact
         return queue
 
     def _subscribe(self, actor_id: bytes, home: bytes = b"") -> None:
@@ -325,6 +338,8 @@ class ActorCalls:
             lease.queue = queue
             lease.next_seq = self._first_seq
             peer.attachment.leases[message.lease_id] = lease
+            if queue.exact:
+                self._settle_names(queue)
             self._settle_lost(queue)
             self.advance(queue)
         elif message.state == "restarting":
@@ -346,8 +361,53 @@ class ActorCalls:
         """The connection to an actor broke, though it lives: what was lost is settled when its state is told again. Caller holds the lock."""
         self._subscribe(queue.actor_id, queue.home)
 
+    # ------------------------------------------------------------ actors with checkpoints
+
+    def answered(self, lease: WorkerLease, message: TaskReplies) -> None:
+        """Answers of an actor with checkpoints are here: it need not keep them. Caller holds the lock.
+
+        In a worker that takes checkpoints itself only these make the answers superfluous, see `settle_names`.
+        """
+        queue = lease.queue
+        if self.runtime.call_names is not None or queue is None:
+            return
+        inflight = lease.inflight
+        if not queue.settled:
+            self._unsettled.append(queue)
+        queue.settled.extend(inflight[seq].task_id for seq, _ in message.items if seq in inflight)
+        if len(queue.settled) >= SETTLE_BATCH:
+            self._tell_settled(queue)
+
+    def _tell_settled(self, queue: ActorQueue) -> None:
+        lease, settled = queue.lease, queue.settled
+        if lease is not None and settled:
+            queue.settled = []
+            lease.connection.send(CallsSettled(lease.lease_id, settled))
+
+    def settle_names(self) -> None:
+        """This worker's actor has taken a checkpoint: no replay will ask again what came before. Caller holds the lock."""
+        for queue in self.queues.values():
+            if queue.exact:
+                self._settle_names(queue)
+
+    def _settle_names(self, queue: ActorQueue) -> None:
+        names = self.runtime.call_names
+        if names is not None and names.settled and queue.lease is not None:
+            queue.lease.connection.send(CallsSettled(queue.lease.lease_id, [], names.prefix, names.settled + 1))
+
+    def awaits_exact(self) -> bool:
+        """Whether a call to an actor with checkpoints has no answer yet."""
+        with self.reactor.lock:
+            return any(queue.exact and queue.pending_calls() for queue in self.queues.values())
+
+    # ------------------------------------------------------------ time
+
     def _reach(self, now: float) -> None:
-        """Try again to connect to actors that could not be reached. Caller holds the lock."""
+        """Try again to connect to actors that could not be reached; tell of answers received. Caller holds the lock."""
+        if self._unsettled:
+            unsettled, self._unsettled = self._unsettled, []
+            for queue in unsettled:
+                self._tell_settled(queue)
         if self._unreached:
             daemon = self.reactor.causal
             if daemon is not None:
@@ -403,7 +463,7 @@ class ActorCalls:
                 self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled"))
             elif queue.death is not None:
                 self._fail(queue, task, queue.death)
-            elif not started:
+            elif not started or queue.exact:
                 again.append(task)
             elif task.retries_left != 0:
                 task.count_retry()

@@ -45,6 +45,7 @@ from shoal.runtime.tasks import TaskContext
 if TYPE_CHECKING:
     import asyncio
 
+    from shoal.runtime.exact_actor import ExactActor
     from shoal.runtime.executor import Executor
     from shoal.runtime.jobs import HeldLease, Job
     from shoal.runtime.reactor import Connection
@@ -75,6 +76,9 @@ class ActorHost:
         self.reactor.handlers[BecomeActor] = self._on_become
         self.reactor.handlers[TerminateActor] = self._on_terminate
         self._become: BecomeActor | None = None
+        #: the actor's lease, from its construction on
+        self.held: HeldLease = None  # type: ignore[assignment]
+        self.exact: ExactActor | None = None  #: of an actor with checkpoints
 
     # ------------------------------------------------------------ birth
 
@@ -104,6 +108,7 @@ class ActorHost:
         self.incarnation = message.incarnation
         held: HeldLease = self.executor.leases[message.lease_id]
         held.is_actor = True
+        self.held = held
         executor = self.executor
         context = TaskContext(
             spec.actor_id, message.incarnation, b"", held.started.depth, spec.job_id, f"{spec.class_name}.__init__"
@@ -117,10 +122,13 @@ class ActorHost:
             if error:
                 raise InputFailed
             cls = self._load_class(spec)
-            plain = executor.load_value(spec.arguments)
-            positional, named = executor.with_dependencies(plain, spec.dependencies)
-            executor.actor = self
-            self.instance = cls(*positional, **named)
+            if spec.takes_checkpoints:
+                from shoal.runtime.exact_actor import ExactActor
+
+                self.exact = ExactActor(self)
+                self.exact.begin(cls, lambda: self._instantiate(cls), message.recovery)
+            else:
+                self.instance = self._instantiate(cls)
             self._prepare_concurrency()
         except InputFailed:
             pass
@@ -137,6 +145,14 @@ class ActorHost:
             executor.exit_reason = "its constructor failed"
         elif spec.is_async:
             self._run_loop()
+
+    def _instantiate(self, cls: type) -> Any:
+        """Run the constructor."""
+        executor, spec = self.executor, self.spec
+        plain = executor.load_value(spec.arguments)
+        positional, named = executor.with_dependencies(plain, spec.dependencies)
+        executor.actor = self
+        return cls(*positional, **named)
 
     def _failed_argument(self, spec: Any) -> bytes:
         """The constructor's error, when one of its arguments could not be computed; else empty."""
@@ -251,6 +267,9 @@ class ActorHost:
                 self._start_arrived()
             else:
                 self._loop.call_soon_threadsafe(self._start_arrived)
+            return True
+        if self.exact is not None:
+            self.exact.takes(jobs)
             return True
         if self._threads:
             for job in jobs:

@@ -59,7 +59,7 @@ from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
-from shoal.runtime.tasks import PendingTask, TaskContext, Template
+from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
 from shoal.store.client import StoreClient
 
 #: the task that runs in this thread or coroutine; None outside of tasks
@@ -162,6 +162,7 @@ class Runtime:
             str  #: what the starter of the node knows of its death, to be put after "died"
         )
         self.executor: Any = None  #: of a worker
+        self.call_names: CallNames | None = None  #: of a worker that hosts an actor with checkpoints
         self._template_numbers = 0
         self._requests = 0
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
@@ -246,6 +247,11 @@ class Runtime:
             if self.lost is not None:  # meanwhile: nobody would end what is submitted now
                 self.objects.unuse(held or ())
                 raise self.lost
+            if queue is not None and queue.exact:
+                task_id = self._name_exact(context)
+                if held and type(blob) is bytes and len(held) > len(deps or ()):
+                    # It keeps its arguments: it must know of the refs inside, which come first.
+                    blob = Containing(blob, [entry.oid for entry in held[: len(held) - len(deps or ())]])
             if handle is not None:
                 handle.count += 1
                 held = [handle] if held is None else [*held, handle]
@@ -271,6 +277,15 @@ class Runtime:
             self._since_poll = 0
             self.reactor.poll_once()
         return result
+
+    def _name_exact(self, context: TaskContext) -> bytes:
+        """The name of a call to an actor with checkpoints, later than all before of this caller. Caller holds the lock, so that they arrive in
+        that order."""
+        names = self.call_names
+        if names is not None and names.active and context.actor_id:
+            names.made += 1
+            return ids.task_id_of(names.prefix, names.made)
+        return ids.task_id_of(context.prefix, next(context.children))
 
     def _make_results(self, task: PendingTask) -> Any:
         """The results of a task that has not just one."""

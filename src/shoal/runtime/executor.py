@@ -92,6 +92,8 @@ class Executor:
         self.loaded: dict[bytes, Callable[..., Any]] = {}
         self.running: Job | None = None
         self.results = ResultWriter(runtime, lambda: self.actor.instance if self.actor is not None else None)
+        #: runs a task on the main thread; an actor with checkpoints does more than `run_task`
+        self.perform: Callable[[Job], Value | Many] = self.run_task
         self.host: ActorHost = ActorHost(self)
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
@@ -241,6 +243,8 @@ class Executor:
     def _on_cancel(self, connection: Connection, message: CancelTask) -> None:
         running = self.running
         if running is not None and running.seq == message.seq and running.connection is connection:
+            if self.host.exact is not None:
+                return  # half a call could not be replayed
             running.cancelled = True
             self._cancel_children(running, message.recursive)
             if message.force:
@@ -253,6 +257,8 @@ class Executor:
         for job in self.queue:
             if job.seq == message.seq and job.connection is connection:
                 self.queue.remove(job)
+                if self.host.exact is not None:
+                    self.host.exact.withdraw(job)
                 self.answer_cancelled(job)
                 return
 
@@ -387,7 +393,7 @@ class Executor:
         held = job.held_lease
         self.page.set_started(held.lease_id, job.seq)
         start = perf_counter()
-        value = self.run_task(job)
+        value = self.perform(job)
         now = perf_counter()
         spent_s = now - start
         template.estimate_s += 0.3 * (spent_s - template.estimate_s)

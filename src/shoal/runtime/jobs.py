@@ -41,7 +41,7 @@ class BoundTemplate:
         self.num_returns = wire.num_returns
         self.is_call = wire.kind == KIND_ACTOR_CALL
         #: of a re-run: the ids of the objects that are to be made anew
-        self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if wire.options else None
+        self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if "wanted" in wire.options else None
         #: of what has never run here nobody knows that it is quick, or whether it ends its process: replies leave before it
         self.estimate_s = 2 * SLOW_TASK_S
 

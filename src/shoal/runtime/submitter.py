@@ -254,6 +254,8 @@ class Submitter:
             return
         items = message.items
         inflight = lease.inflight
+        if lease.queue is not None and lease.queue.exact:
+            self.runtime.actor_calls.answered(lease, message)
         spent_s = message.busy_us * 1e-6 / len(items)
         complete = self.complete
         for seq, value in items:

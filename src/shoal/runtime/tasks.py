@@ -108,7 +108,7 @@ class PendingTask:
         """It is run again. A retry is a new attempt, whose children get new names; a re-run after a loss repeats the recorded one."""
         if self.retries_left > 0:
             self.retries_left -= 1
-        if not self.template.wire.options:
+        if "wanted" not in self.template.wire.options:
             self.attempt += 1
 
 
@@ -206,6 +206,19 @@ class WorkerPeer:
         self.death: Any = None  #: the WorkerDied message, once it came
         self.closed_at = 0.0  #: when the connection ended
         self.refs = 0  #: refs that came in its results
+
+
+class CallNames:
+    """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike. Written by `exact_actor`;
+    counted under the reactor's lock."""
+
+    __slots__ = ("active", "made", "prefix", "settled")
+
+    def __init__(self, prefix: bytes) -> None:
+        self.prefix = prefix
+        self.made = 0  #: calls named so far
+        self.active = False  #: a recorded call runs now
+        self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
 
 
 class TaskContext:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.serialization.custom import deregister_serializer, register_serializer
 from shoal.serialization.failures import dumps_error, loads_error
 from shoal.serialization.format import Serialized
-from shoal.serialization.values import Blob, allow_out_of_band, collect, dumps, dumps_inline, loads
+from shoal.serialization.values import Blob, allow_out_of_band, collect, dumps, dumps_inline, dumps_whole, loads
 
 if TYPE_CHECKING:
     from shoal.serialization.code import dumps_code, loads_code
@@ -27,6 +27,7 @@ __all__ = [
     "dumps_code",
     "dumps_error",
     "dumps_inline",
+    "dumps_whole",
     "explain_unserializable",
     "loads",
     "loads_code",

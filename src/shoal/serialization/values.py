@@ -106,6 +106,37 @@ def dumps_inline(value: Any) -> bytes:
     return blob if isinstance(blob, bytes) else blob.to_bytes()
 
 
+def dumps_whole(value: Any) -> tuple[bytes, list[Any]]:
+    """`value` with its buffers inside, so that what `loads` makes of it may be changed where the original might; and the references in it.
+
+    Raises:
+        TypeError: it cannot be serialized; the text names the part that cannot.
+    """
+    with collecting() as collected:
+        try:
+            head = plain_dumps(value, 5)
+        except (ShoalError, MemoryError):
+            raise
+        except Exception as error:
+            head = b""
+            first_error: Exception | None = error
+        else:
+            first_error = None
+        if first_error is not None or _must_travel_by_value(head):
+            from shoal.serialization.code import pickle_by_value
+
+            collected.clear()
+            try:
+                head = pickle_by_value(value, None)
+            except (ShoalError, MemoryError):
+                raise
+            except Exception as error:
+                from shoal.serialization.explain import explain_unserializable
+
+                raise explain_unserializable(value, first_error or error) from (first_error or error)
+    return head, collected
+
+
 def loads(blob: bytes | memoryview) -> Any:
     """The value of `blob`. Buffers are views of `blob`, read-only: it must not change or move while the value lives."""
     mark = blob[0]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.processes import End, Process, ProcessTable, Worker
+from shoal.node.io.recoveries import Recoveries
 from shoal.node.io.workers import WorkerPool
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
@@ -104,6 +105,8 @@ class Actors:
         self._pool = pool
         self._leases = leases
         self._gcs = gcs
+        #: checkpoints and records of those that take some; set by the daemon before the first message
+        self.recoveries: Recoveries = None  # type: ignore[assignment]
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
         self._creator_lives = creator_lives
@@ -198,10 +201,20 @@ class Actors:
         if known is not None and known.incarnation >= message.incarnation:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
+        if message.spec.takes_checkpoints:
+            self._keep_log(message)
         if message.delay_s > 0:
             self._loop.call_later(message.delay_s, self._place, placed)
         else:
             self._place(placed)
+
+    def _keep_log(self, message: StartActor) -> None:
+        """The actor takes checkpoints, which are kept here until it is dead: that must be heard."""
+        actor_id = message.actor_id
+        self.recoveries.begin(message.spec, message.incarnation)
+        if actor_id not in self._followed:
+            self._followed[actor_id] = Followed()
+            self._follow(actor_id, self._followed[actor_id])
 
     def _place(self, placed: Placed) -> None:
         """Ask the scheduler for a worker, unless this life was taken back while it waited."""
@@ -267,6 +280,7 @@ class Actors:
             if placed is not None and placed.worker is not None:
                 placed.worker.submitters.update(followed.subscribers)
             del self._followed[state.actor_id]
+            self.recoveries.drop(state.actor_id)
 
     def _tell(self, process: Process, state: ActorState) -> None:
         """Send a process an actor's state."""
@@ -372,7 +386,8 @@ class Actors:
         worker.actor_id = effect.actor_id
         worker.incarnation = effect.incarnation
         self._leases.start_lease(worker, effect, b"", 0)
-        worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec))
+        recovery = self.recoveries.recovery(placed.spec)
+        worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec, recovery))
         started = ActorWorkerStarted(
             effect.actor_id, effect.incarnation, worker.worker_id, worker.address, worker.pid, effect.lease_id
         )

@@ -42,6 +42,7 @@ from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
 from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Driver, End, Process, ProcessTable, WatchTable, Worker
+from shoal.node.io.recoveries import Recoveries
 from shoal.node.io.store_shell import StoreShell
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
@@ -138,6 +139,7 @@ class NodeDaemon:
             self.node_id,
             lambda process: self.leases.foreign.node_of(process) if self.leases.foreign is not None else None,
         )
+        self.recoveries = self.actors.recoveries = Recoveries(self.objects, self.store.free)
         #: None for a node that is alone
         self.cluster: Cluster | None = None
         if start.options.get("node_listen"):
@@ -192,7 +194,7 @@ class NodeDaemon:
         return {
             "scheduler": lambda: asdict(self.leases.machine.statistics()),
             "objects": lambda: self.objects.machine.statistics(),
-            "actors": self.actors.statistics,
+            "actors": lambda: {**self.actors.statistics(), **self.recoveries.statistics()},
             "gcs": lambda: {
                 **self.gcs.statistics(),
                 "pid": self.gcs_process.pid,
@@ -655,6 +657,8 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.SubscribeActor: lambda d: d.actors.on_subscribe,
     messages.ActorStarted: lambda d: d.actors.on_started,
     messages.KillActor: lambda d: d.actors.on_kill,
+    messages.RecordCall: lambda d: d.recoveries.on_record,
+    messages.StoreCheckpoint: lambda d: d.recoveries.on_checkpoint,
 }
 
 

@@ -1,0 +1,422 @@
+"""Actors whose state survives their process exactly: checkpoints, records of calls, replay.
+
+Purpose: the worker's side of `checkpoint_interval` and `checkpoint_seconds`. A call that was answered is in the state of every later life, and no
+call is in it twice.
+
+Design: the decisions are `replay.CallLedger`'s; here they meet sockets. Everything rests on one order of bytes (docs/ARCHITECTURE.md,
+"Causality"): a record goes into the daemon's buffer before its call runs, and whatever that call says to another process is written after it.
+So either nobody has seen anything of a call, or the daemon knows it.
+
+    a call          RecordCall -> run -> keep the answer -> (every interval: StoreCheckpoint) -> reply
+    a new life      load the checkpoint -> run the records again, in their order -> answer who asked meanwhile -> go on
+
+What a method of such an actor asks of another such actor is named by this one's ActorID and a number that counts only these calls: a replay names
+them alike, and is answered instead of being run again (`CallNames`). The number is part of the checkpoint, which is taken only when all of them are
+answered: what is on its way would be lost with the process.
+
+A read-only method is neither recorded nor replayed, except when it is called by such an actor, whose replay must be told the same again.
+
+What it does not do: keep records (the daemon), restart (the GCS), or call others anew (`actor_calls` does, for what has no answer).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, RECORD_ARGUMENT_BYTES_MAX, RECORDS_BYTES_MAX
+from shoal.protocol.messages import (
+    CHECKPOINT_INTERVAL,
+    CHECKPOINT_SECONDS,
+    KIND_ACTOR_CALL,
+    READ_ONLY,
+    CallsSettled,
+    Containing,
+    Failed,
+    Many,
+    RecordCall,
+    Recovery,
+    StoreCheckpoint,
+    Stored,
+    TaskTemplate,
+    Value,
+)
+from shoal.runtime import replay
+from shoal.runtime.jobs import BoundTemplate, Job
+from shoal.runtime.objects import ObjectRef, home_of
+from shoal.runtime.replay import AWAITED, FORGOTTEN, KNOWN, CallLedger, KeptReply, Record, ReplayGap
+from shoal.runtime.results import ResultWriter
+from shoal.runtime.tasks import CallNames
+
+if TYPE_CHECKING:
+    from shoal.runtime.actor_host import ActorHost
+    from shoal.runtime.reactor import Connection
+
+#: what every actor has and no state depends on
+_UNRECORDED = frozenset({"__ray_ready__", "__shoal_ready__", "__ray_terminate__", "__shoal_terminate__"})
+
+
+class ExactActor:
+    """What `actor_host` has more when its actor takes checkpoints."""
+
+    def __init__(self, host: ActorHost) -> None:
+        self.host = host
+        self.executor = host.executor
+        self.runtime = host.runtime
+        self.reactor = host.reactor
+        self.ledger = CallLedger()
+        self.names = self.runtime.call_names = CallNames(ids.child_prefix(host.actor_id, 0))
+        options = host.spec.options
+        self._interval: int = options.get(CHECKPOINT_INTERVAL, 0)
+        self._seconds: float = options.get(CHECKPOINT_SECONDS, 0)
+        self._calls = 0  #: recorded since the last checkpoint
+        self._bytes = 0  #: of arguments, likewise
+        self._checkpointed_at = 0.0
+        self._told_failure = ""
+        #: refs inside answers that the ledger keeps, alive as long as it does
+        self._refs: dict[bytes, list[ObjectRef]] = {}
+        #: calls that came again before they were answered
+        self._again: dict[bytes, list[Job]] = {}
+        self._results = self.executor.results = RecoverableResults(self.runtime, lambda: host.instance)
+        self.executor.actor = host
+        self.executor.perform = self.perform
+        self.reactor.handlers[CallsSettled] = self._on_settled
+
+    # ------------------------------------------------------------ the beginning of a life
+
+    def begin(self, cls: type, construct: Callable[[], Any], recovery: Recovery | None) -> None:
+        """Construct the actor, or bring it to where its former life was.
+
+        Raises:
+            ActorDiedError: its state cannot be had again.
+        """
+        if recovery is None:
+            self.host.instance = construct()
+            self.checkpoint()
+            return
+        try:
+            if recovery.problem:
+                raise ReplayGap(recovery.problem)
+            self._load(cls, construct, recovery)
+        except (ReplayGap, errors.ObjectLostError) as error:
+            spec = self.host.spec
+            text = f"the state of actor {spec.class_name} cannot be recovered: {error}"
+            raise errors.ActorDiedError(text, actor_id=spec.actor_id.hex(), class_name=spec.class_name) from None
+        self._replay()
+        if self._calls:
+            self._checkpoint_or_tell()
+
+    def _load(self, cls: type, construct: Callable[[], Any], recovery: Recovery) -> None:
+        value = recovery.checkpoint
+        if type(value) is Stored:
+            encoded, state = self.runtime.load_stored(value)
+        else:
+            assert type(value) is bytes, "a checkpoint is inline or stored"
+            encoded, state = serialization.loads(value)
+        snapshot = replay.decode_snapshot(encoded)
+        self.names.made = self.names.settled = snapshot.calls_made
+        for reply in snapshot.kept:
+            if reply.refs:
+                self._refs[reply.task_id] = [self.runtime.objects.borrow(oid, home) for oid, home in reply.refs]
+        self.host.instance = restored(cls, construct, state)
+        self.ledger.restore(snapshot, map(replay.decode_record, recovery.records))
+        self._checkpointed_at = perf_counter()
+
+    def _replay(self) -> None:
+        """Run what the former life had begun after its checkpoint, once more."""
+        plan = self.ledger.plan
+        self._results.recovers = True
+        try:
+            for record in plan:
+                with self.reactor.lock:
+                    self.ledger.begin(record.task_id)
+                self._finish(record.task_id, self._run(self._job_of(record)))
+        finally:
+            self._results.recovers = False
+        self._calls = len(plan)
+        plan.clear()
+
+    def _job_of(self, record: Record) -> Job:
+        """A recorded call as the executor runs it; its reply goes to nobody."""
+        daemon = self.reactor.causal
+        assert daemon is not None, "a worker ends with its daemon"
+        wire = TaskTemplate(
+            0, b"", record.name, KIND_ACTOR_CALL, record.num_returns, self.host.spec.job_id, method=record.method
+        )
+        item = (0, 0, record.task_id, 0, record.arguments, record.dependencies)
+        return Job(daemon, self.host.held, BoundTemplate(wire), item)
+
+    # ------------------------------------------------------------ calls
+
+    def takes(self, jobs: list[Job]) -> None:
+        """Calls came: queue what is new, answer what is known. Caller holds the lock."""
+        queue = self.executor.queue
+        for job in jobs:
+            if not is_recorded(job):
+                queue.append(job)
+                continue
+            verdict = self.ledger.arrive(job.task_id)
+            if verdict is KNOWN:
+                self._answer(job, self.ledger.answer(job.task_id))
+            elif verdict is AWAITED:
+                self._again.setdefault(job.task_id, []).append(job)
+            elif verdict is FORGOTTEN:
+                self._answer(job, KeptReply(job.task_id, self._forgotten(job)))
+            else:
+                queue.append(job)
+        self.executor.wake()
+
+    def withdraw(self, job: Job) -> None:
+        """A call was cancelled before it began. Caller holds the lock."""
+        self.ledger.withdraw(job.task_id)
+
+    def perform(self, job: Job) -> Value | Many:
+        """Run one call on the main thread: in place of `Executor.run_task`."""
+        if not is_recorded(job):
+            return self.executor.run_task(job)
+        try:
+            arguments, dependencies, refs, stored = self._recordable(job)
+        except (errors.ShoalError, MemoryError) as error:  # nothing has happened yet: not a call of the record
+            failed = self.executor.results.encode_error(job, error)
+            with self.reactor.lock:
+                self.ledger.withdraw(job.task_id)
+                for again in self._again.pop(job.task_id, ()):
+                    self._answer(again, KeptReply(job.task_id, failed))
+            return failed
+        wire = job.template.wire
+        host = self.host
+        record = Record(
+            self.ledger.index + 1, job.task_id, wire.method, wire.name, wire.num_returns, arguments, dependencies
+        )
+        encoded = replay.encode(record)
+        with self.reactor.lock:
+            index = self.ledger.begin(job.task_id)
+            daemon = self.reactor.causal
+            if daemon is not None:
+                oids = self._hold(daemon, refs) if refs else []
+                daemon.send(RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+        value = self._run(job)
+        self._calls += 1
+        self._bytes += len(encoded)
+        self._finish(job.task_id, value)
+        if self._is_due() and not self.executor.exit_reason:
+            self._checkpoint_or_tell()
+        return value
+
+    def _run(self, job: Job) -> Value | Many:
+        names = self.names
+        names.active = True
+        self._results.handed = []
+        try:
+            return self.executor.run_task(job)
+        finally:
+            names.active = False
+
+    def _finish(self, task_id: bytes, value: Value | Many) -> None:
+        """A call has ended: keep its answer, and give it to all who asked."""
+        handed = self._results.handed
+        kept = KeptReply(task_id, self._inlined(value), [(ref.binary(), home_of(ref)) for ref in handed])
+        with self.reactor.lock:
+            if handed:
+                self._refs[task_id] = handed
+                self._results.handed = []
+            self.ledger.finish(kept)
+            self._drop_refs()
+            for job in self._again.pop(task_id, ()):
+                self._answer(job, kept)
+
+    def _answer(self, job: Job, reply: KeptReply) -> None:
+        """Answer a call from what was kept. Caller holds the lock."""
+        objects = self.runtime.objects
+        refs = self._refs.get(reply.task_id)
+        if refs and reply.refs:
+            entries = objects.escape(refs)
+            objects.hold_for(entries, job.connection.attachment.worker_id)
+            objects.unuse(entries)
+        self.executor.add_reply(job, reply.value, 0.0, perf_counter())
+        self.executor.flush_replies()
+
+    def _forgotten(self, job: Job) -> Failed:
+        name = job.template.wire.name
+        text = (
+            f"{name} was called again, by a caller that began anew; it ran once, and its answer is not kept any more. "
+            "Actors keep answers until the checkpoint of the calling actor: let that take checkpoints more often"
+        )
+        spec = self.host.spec
+        error = errors.ActorUnavailableError(text, actor_id=spec.actor_id.hex(), class_name=spec.class_name)
+        return Failed(serialization.dumps_error(error))
+
+    def _on_settled(self, connection: Connection, message: CallsSettled) -> None:
+        """A caller will not ask for these again."""
+        self.ledger.settle(message.task_ids)
+        if message.below:
+            self.ledger.settle_below(message.caller, message.below)
+        self._drop_refs()
+
+    def _drop_refs(self) -> None:
+        ledger = self.ledger
+        if ledger.dropped:
+            dropped, ledger.dropped = ledger.dropped, []
+            for reply in dropped:
+                self._refs.pop(reply.task_id, None)
+
+    # ------------------------------------------------------------ values that outlive the process
+
+    def _recordable(self, job: Job) -> tuple[Value, list[tuple[int | str, Value]] | None, list[ObjectRef], list[bytes]]:
+        """A call's arguments as they can be read in another life: arguments, dependencies, refs inside, objects stored for them."""
+        arguments, dependencies = job.args, job.deps
+        if type(arguments) is bytes and dependencies is None:
+            return arguments, None, [], []
+        refs: list[ObjectRef] = []
+        stored: list[bytes] = []
+        arguments = self._lasting(arguments, refs, stored)
+        if dependencies is not None:
+            dependencies = [(key, self._lasting(value, refs, stored)) for key, value in dependencies]
+        return arguments, dependencies, refs, stored
+
+    def _lasting(self, value: Value, refs: list[ObjectRef], stored: list[bytes]) -> Value:
+        """An argument as a value that belongs to nobody else."""
+        if type(value) is bytes or type(value) is Failed:
+            return value
+        # Its owner lets it go after the reply. Reading it makes the refs inside known, with their homes.
+        plain = self.runtime.load_stored(value) if type(value) is Stored else serialization.loads(value.blob)  # type: ignore[union-attr]
+        blob, nested = serialization.dumps(plain)
+        refs.extend(nested or ())
+        oids = [ref.binary() for ref in nested or ()]
+        size = len(blob) if isinstance(blob, bytes) else blob.total_bytes
+        if size > RECORD_ARGUMENT_BYTES_MAX:
+            place = self.runtime.store_blob(os.urandom(ids.OBJECT_ID_BYTES), blob, self.host.actor_id, oids)
+            stored.append(place.oid)
+            return place
+        whole = blob if isinstance(blob, bytes) else blob.to_bytes()
+        return Containing(whole, oids) if oids else whole
+
+    def _inlined(self, value: Value | Many) -> Value | Many:
+        """An answer that needs no place in the store: its caller may free that."""
+        if type(value) is Many:
+            return Many([self._inlined(part) for part in value.values])  # type: ignore[misc]
+        if type(value) is not Stored:
+            return value
+        store = self.runtime.store
+        assert store is not None, "it was stored just now"
+        whole = bytes(store.read(value))
+        return Containing(whole, value.nested) if value.nested else whole
+
+    def _hold(self, daemon: Connection, refs: list[ObjectRef]) -> list[bytes]:
+        """Have the daemon hold refs in the actor's name. Caller holds the lock."""
+        objects = self.runtime.objects
+        entries = objects.escape(refs)
+        objects.hold_for(entries, self.host.actor_id)
+        objects.unuse(entries)
+        return [entry.oid for entry in entries]
+
+    # ------------------------------------------------------------ checkpoints
+
+    def _is_due(self) -> bool:
+        if 0 < self._interval <= self._calls or self._bytes > RECORDS_BYTES_MAX:
+            return True
+        return self._seconds > 0 and perf_counter() - self._checkpointed_at >= self._seconds
+
+    def _checkpoint_or_tell(self) -> None:
+        """Take a checkpoint; one that fails costs the next life time, not the call its answer."""
+        if self.runtime.actor_calls.awaits_exact():
+            return  # due again after the next call
+        try:
+            self.checkpoint()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if text != self._told_failure:
+                self._told_failure = text
+                name = self.host.spec.class_name
+                print(
+                    f"actor {name} could not take a checkpoint after call {self.ledger.index}: {text}. "
+                    "Its calls are recorded since the last one that succeeded.",
+                    file=sys.stderr,
+                )
+
+    def checkpoint(self) -> None:
+        """Write the state after the last call.
+
+        Raises:
+            TypeError: it cannot be serialized.
+            ObjectStoreFullError: there is no room for it.
+        """
+        host = self.host
+        snapshot = self.ledger.snapshot(self.names.made)
+        blob, refs = serialization.dumps_whole((replay.encode(snapshot), state_of(host.instance)))
+        refs.extend(ref for kept in self._refs.values() for ref in kept)
+        value: Value = blob
+        if len(blob) > INLINE_RESULT_BYTES_MAX:
+            value = self.runtime.store_blob(os.urandom(ids.OBJECT_ID_BYTES), blob, host.actor_id)
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is None:
+                return
+            oids = self._hold(daemon, refs) if refs else []
+            daemon.send(StoreCheckpoint(host.actor_id, host.incarnation, snapshot.index, value, oids))
+            self.names.settled = snapshot.calls_made
+            self.runtime.actor_calls.settle_names()
+        self._calls = self._bytes = 0
+        self._checkpointed_at = perf_counter()
+
+
+class RecoverableResults(ResultWriter):
+    """Results whose refs are remembered; in a replay they are not sent, so they are written inline."""
+
+    recovers = False
+    handed: list[ObjectRef]
+
+    def encode_value(self, job: Job, value: Any, index: int) -> Value:
+        """See ResultWriter."""
+        if not self.recovers:
+            return super().encode_value(job, value, index)
+        blob, nested = serialization.dumps(value)
+        whole = blob if isinstance(blob, bytes) else blob.to_bytes()
+        if nested is None:
+            return whole
+        self.handed.extend(nested)
+        return Containing(whole, [ref.binary() for ref in nested])
+
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
+        self.handed.extend(nested)
+        return super()._hand_over(job, blob, nested, index)
+
+
+def is_recorded(job: Job) -> bool:
+    """Whether a call may change the state."""
+    wire = job.template.wire
+    return not wire.options.get(READ_ONLY) and wire.method not in _UNRECORDED
+
+
+def state_of(instance: Any) -> Any:
+    """The state of an actor as its class gives it.
+
+    Raises:
+        TypeError: the class has half of what it needs.
+    """
+    if hasattr(instance, "save_checkpoint"):
+        return instance.save_checkpoint()
+    return instance.__getstate__()
+
+
+def restored(cls: Any, construct: Callable[[], Any], state: Any) -> Any:
+    """An instance with that state: the counterpart of `state_of`."""
+    if hasattr(cls, "load_checkpoint"):
+        instance = construct()
+        instance.load_checkpoint(state)
+        return instance
+    instance = cls.__new__(cls)
+    if hasattr(instance, "__setstate__"):
+        instance.__setstate__(state)
+        return instance
+    plain, slots = state if type(state) is tuple else (state, None)
+    if plain:
+        instance.__dict__.update(plain)
+    for name, value in (slots or {}).items():
+        setattr(instance, name, value)
+    return instance
