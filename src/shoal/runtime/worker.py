@@ -44,10 +44,7 @@ def run_worker(start: WorkerStart) -> int:
     folder = os.path.join(start.session_dir, "w")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     address = os.path.join(folder, start.worker_id.hex()[:16] + ".sock")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(address)
-    listener.listen(LISTEN_BACKLOG)
-    listener.setblocking(False)
+    listener = _listening_at(address)
     executor = connect_executor(runtime, start, address, listener)
     try:
         executor.run()
@@ -61,6 +58,16 @@ def run_worker(start: WorkerStart) -> int:
                 pass
     exit_process(0)
     return 0
+
+
+def _listening_at(path: str) -> socket.socket:
+    """A socket that only this user can connect to: before it listens nobody can."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(LISTEN_BACKLOG)
+    listener.setblocking(False)
+    return listener
 
 
 def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, listener: socket.socket) -> Executor:
@@ -110,11 +117,7 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
 
 def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: Callable[[Connection], None]) -> None:
     """Take connections of submitters on other nodes, which the daemon hands on."""
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    path = handover_path(address)
-    door.bind(path)
-    door.listen(LISTEN_BACKLOG)
-    door.setblocking(False)
+    door = _listening_at(handover_path(address))
     reactor = runtime.reactor
 
     def accept() -> None:
