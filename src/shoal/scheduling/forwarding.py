@@ -11,7 +11,8 @@ waits, and has a record of those of which anything is abroad.
     Granted by a node -> TellProcess; the lease is known here by its node until that says LeaseEnded
 
 A request may be granted here and abroad at once, since tasks are counted in both places: the submitter returns the lease for which it has no task.
-The number that a submitter believes to be asked for is therefore never more than what is asked for, so it never waits in vain.
+The number that a submitter believes to be asked for is therefore never more than what is asked for, so it never waits in vain. It is counted here
+too, and when it has come down to zero, what is still asked of others is taken back.
 
 When a node dies its leases end (WorkerDied to their holders: what ran there may have begun, and is charged a retry), and what was asked of it
 is asked of the global scheduler again.
@@ -46,6 +47,14 @@ class Requested:
 
     process: bytes
     request: RequestLeases
+
+
+@dataclass(slots=True)
+class GrantedHere:
+    """This node has granted a lease to one of its processes."""
+
+    process: bytes
+    class_no: int
 
 
 @dataclass(slots=True)
@@ -136,6 +145,7 @@ class GcsReturned:
 
 Event = (
     Requested
+    | GrantedHere
     | RefusedHere
     | Overdue
     | Placed
@@ -218,6 +228,8 @@ class ClassAbroad:
     #: what was asked of each node and is not granted
     placed: dict[bytes, int] = field(default_factory=dict)
     refusals: int = 0
+    #: more was placed than was asked for: a change of mind and an answer crossed, and the global scheduler may want to place what is left
+    crossed: bool = False
 
 
 @dataclass(slots=True)
@@ -232,13 +244,15 @@ class LeaseAbroad:
 class Forwarding:
     """The machine of one node."""
 
-    __slots__ = ("_abroad", "_dealt", "_in_cluster", "_leases", "_node_id", "_requests")
+    __slots__ = ("_abroad", "_believed", "_dealt", "_in_cluster", "_leases", "_node_id", "_requests")
 
     def __init__(self, node_id: bytes) -> None:
         self._node_id = node_id
         self._in_cluster = False
         #: the classes that wait, by (process, class number)
         self._requests: dict[Key, RequestLeases] = {}
+        #: how many leases the submitter of each believes to be asked for, or more; the same keys
+        self._believed: dict[Key, int] = {}
         #: those of which something is asked of others; each is a key of `_requests`
         self._abroad: dict[Key, ClassAbroad] = {}
         self._leases: dict[int, LeaseAbroad] = {}
@@ -282,12 +296,11 @@ class Forwarding:
         request = event.request
         key = (event.process, request.class_no)
         if request.backlog <= 0:
-            known = self._requests.pop(key, None)
             effects.append(RequestHere(event.process, request))
-            if known is not None:
-                self._withdraw(key, known, effects)
+            self._forget(key, effects)
             return
         self._requests[key] = request
+        self._believed[key] = request.backlog
         if self._in_cluster and request.strategy.get("kind") in GLOBAL_KINDS:
             self._ask(key, request.backlog, effects)
         else:
@@ -304,6 +317,25 @@ class Forwarding:
             abroad.asked = wanted
             effects.append(AskGlobal(key[0], self._requests[key], wanted))
 
+    def _forget(self, key: Key, effects: list[Effect]) -> None:
+        """The class waits no more."""
+        request = self._requests.pop(key, None)
+        self._believed.pop(key, None)
+        if request is not None:
+            self._withdraw(key, request, effects)
+
+    def _on_granted_here(self, event: GrantedHere, effects: list[Effect]) -> None:
+        self._count_grant((event.process, event.class_no), effects)
+
+    def _count_grant(self, key: Key, effects: list[Effect]) -> None:
+        believed = self._believed.get(key)
+        if believed is None:
+            return
+        if believed > 1:
+            self._believed[key] = believed - 1
+        else:
+            self._forget(key, effects)
+
     def _withdraw(self, key: Key, request: RequestLeases, effects: list[Effect]) -> None:
         abroad = self._abroad.pop(key, None)
         if abroad is None:
@@ -317,15 +349,13 @@ class Forwarding:
     def _on_refused_here(self, event: RefusedHere, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
         request = self._requests.get(key)
-        if request is not None and self._in_cluster:
-            self._ask(key, request.backlog, effects)
-        else:
+        if not self._in_cluster:
             self._refuse(key, event.reason, effects)
+        elif request is not None:
+            self._ask(key, request.backlog, effects)
 
     def _refuse(self, key: Key, reason: str, effects: list[Effect]) -> None:
-        request = self._requests.pop(key, None)
-        if request is not None:
-            self._withdraw(key, request, effects)
+        self._forget(key, effects)
         effects.append(TellProcess(key[0], LeasesUnschedulable(key[1], reason)))
 
     def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
@@ -347,6 +377,7 @@ class Forwarding:
             self._refuse(key, event.refused, effects)
             return
         for node_id, count in event.placements:
+            abroad.crossed = abroad.crossed or count > abroad.asked
             abroad.asked = max(0, abroad.asked - count)
             if node_id == self._node_id:
                 if request.strategy.get("kind") in GLOBAL_KINDS:  # else it waits here anyway
@@ -355,6 +386,15 @@ class Forwarding:
             abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
             self._dealt.setdefault(event.process, {})[node_id] = None
             effects.append(AskNode(node_id, event.process, request, abroad.placed[node_id]))
+        self._forget_served(key, abroad, effects)
+
+    def _forget_served(self, key: Key, abroad: ClassAbroad, effects: list[Effect]) -> None:
+        """Drop a record of nothing: its process may leave now, as far as this goes."""
+        if abroad.asked or abroad.placed or self._abroad.get(key) is not abroad:
+            return
+        del self._abroad[key]
+        if abroad.crossed and key in self._requests:
+            effects.append(AskGlobal(key[0], self._requests[key], 0))
 
     def _on_granted(self, event: GrantedAbroad, effects: list[Effect]) -> None:
         granted, process = event.granted, event.process
@@ -364,11 +404,13 @@ class Forwarding:
             abroad.placed[event.node_id] -= 1
             if not abroad.placed[event.node_id]:
                 del abroad.placed[event.node_id]
+            self._forget_served((process, granted.class_no), abroad, effects)
         if process not in self._dealt:
             effects.append(GiveBack(event.node_id, granted.lease_id))  # it has died
             return
         self._leases[granted.lease_id] = LeaseAbroad(event.node_id, process, granted.worker_id)
         effects.append(TellProcess(process, granted))
+        self._count_grant((process, granted.class_no), effects)
 
     def _on_refused_abroad(self, event: RefusedAbroad, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
@@ -394,7 +436,7 @@ class Forwarding:
     def _on_process_died(self, event: ProcessDied, effects: list[Effect]) -> None:
         process = event.process
         for key in [key for key in self._requests if key[0] == process]:
-            self._withdraw(key, self._requests.pop(key), effects)
+            self._forget(key, effects)
         for lease_id in [number for number, lease in self._leases.items() if lease.process == process]:
             del self._leases[lease_id]
         for node_id in self._dealt.pop(process, ()):
@@ -422,6 +464,7 @@ class Forwarding:
 
 _HANDLERS: dict[type, Callable[[Forwarding, Any, list[Effect]], None]] = {
     Requested: Forwarding._on_requested,
+    GrantedHere: Forwarding._on_granted_here,
     RefusedHere: Forwarding._on_refused_here,
     Overdue: Forwarding._on_overdue,
     Placed: Forwarding._on_placed,

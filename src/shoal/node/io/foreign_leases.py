@@ -95,6 +95,10 @@ class ForeignLeases:
         self._links.send(node_id, message)
         return True
 
+    def granted_here(self, process: bytes, class_no: int) -> None:
+        """The local scheduler has granted a lease to a process of this node."""
+        self._feed(forwarding.GrantedHere(process, class_no))
+
     def refused_here(self, process: bytes, class_no: int, reason: str) -> None:
         """The local scheduler can never serve a class."""
         node_id = self._node_of.get(process)

@@ -269,6 +269,8 @@ class Leases:
         foreign = self.foreign
         if submitter is not None:
             worker.connection.when_written(lambda: submitter.send(granted))
+            if foreign is not None:
+                foreign.granted_here(effect.process, effect.class_no)
         elif foreign is not None and foreign.node_of(effect.process) is not None:
             worker.connection.when_written(lambda: foreign.tell(effect.process, granted))
         else:

@@ -1,0 +1,247 @@
+"""A whole cluster in one process: nodes, the GCS, drivers, what can go wrong, and what must hold all the same.
+
+Design: `check_safety` may be called after any event, `check_drained` when nothing is left to do. They look from outside: they believe what tasks
+and machines show, not what these say of each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.simulator.gcs import Gcs
+from shoal.simulator.node import Node
+from shoal.simulator.process import Process, Worker
+from shoal.simulator.tasks import RETRIES, Task
+from shoal.simulator.world import Costs, World
+
+DRIVER_DIED = "its driver died"
+
+
+class Violation(AssertionError):
+    """Something that must never be."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run was like. Times in seconds of virtual time."""
+
+    nodes: int
+    tasks: int
+    duration_s: float
+    tasks_s: float  #: per second
+    latency_s: dict[str, float]  #: from submission to start: percentiles 50, 99, 100
+    balance: dict[str, float]  #: tasks a node: least, mean, most
+    messages: dict[str, int]  #: to each kind of component
+    messages_by_type: dict[str, int]
+    busy: dict[str, float]  #: share of the time: the GCS, the mean and the busiest daemon, the busiest submitter
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+class Cluster:
+    """Nodes and a GCS in virtual time.
+
+    Args:
+        seed: of everything.
+        nodes: how many.
+        cpus: of each.
+        costs: what things take.
+        joined: the nodes of the beginning are not told of each other (with thousands of them that alone takes long); they live as long as
+            the run.
+    """
+
+    def __init__(self, seed: int, nodes: int, cpus: int, costs: Costs | None = None, *, joined: bool = False) -> None:
+        self.world = World(seed, costs or Costs())
+        self.gcs = Gcs(self.world)
+        self.gcs.tells_nodes = not joined
+        self.nodes: dict[bytes, Node] = {}
+        self.processes: dict[bytes, Process] = {}
+        self._ids = 0
+        self.tasks: list[Task] = []
+        self._tasks_of: dict[bytes, list[Task]] = {}
+        self.drivers: list[Process] = []
+        for place in range(nodes):
+            self._add_node(place, cpus)
+
+    def new_id(self) -> bytes:
+        """An id that nobody has."""
+        self._ids += 1
+        return self._ids.to_bytes(16, "big")
+
+    def _add_node(self, place: int, cpus: int) -> Node:
+        resources = {"CPU": cpus * 10_000, f"node:{place}": 10_000}
+        node = Node(self.world, self, place, self.new_id(), resources)
+        self.nodes[node.node_id] = node
+        self.world.at(self.world.now + place * 1e-6, node.begin)
+        return node
+
+    def add_node(self, cpus: int) -> Node:
+        """One more joins."""
+        return self._add_node(len(self.nodes), cpus)
+
+    def settle(self, seconds: float = 1.0) -> None:
+        """Let the nodes join."""
+        self.world.run(self.world.now + seconds)
+
+    def forget_busy(self) -> None:
+        """What was done so far is not in the figures."""
+        self.gcs.station.busy_s = 0.0
+        for node in self.nodes.values():
+            node.station.busy_s = 0.0
+
+    def add_driver(self, node: Node) -> Process:
+        """A driver on a node, with a job of its own."""
+        driver = Process(self.world, node, self.new_id(), (len(self.drivers) + 1).to_bytes(4, "big"))
+        node.add_process(driver)
+        self.drivers.append(driver)
+        return driver
+
+    def submit(self, driver: Process, tasks: list[Task]) -> None:
+        """A driver submits tasks now; they are watched to their end."""
+        self.tasks += tasks
+        self._tasks_of.setdefault(driver.process_id, []).extend(tasks)
+        driver.submit(tasks)
+
+    def worker(self, worker_id: bytes) -> Worker | None:
+        """A worker by its id, None when it is dead."""
+        process = self.processes.get(worker_id)
+        return process if isinstance(process, Worker) else None
+
+    def process(self, process_id: bytes) -> Process | None:
+        """A process by its id, None when it is dead."""
+        return self.processes.get(process_id)
+
+    # ---------------------------------------------------------------- faults
+
+    def kill_worker(self, worker: Worker) -> None:
+        """kill -9 of a worker."""
+        worker.node.process_died(worker, "killed")
+
+    def kill_node(self, node: Node, cause: str = "killed") -> None:
+        """The machine is gone: everybody there, and their connections."""
+        if node.dead:
+            return
+        connection = node.gcs_connection
+        for driver in self.drivers:
+            if driver.node is node:
+                self._give_up(driver)
+        node.die()
+        if connection:
+            self.world.after(self.world.costs.network_s, self.gcs.lose, connection, cause)
+
+    def abandon(self, driver: Process) -> None:
+        """kill -9 of a driver: its job is over, what it submitted is nobody's any more."""
+        self._give_up(driver)
+        driver.node.process_died(driver, "killed")
+
+    def _give_up(self, driver: Process) -> None:
+        for task in self._tasks_of.pop(driver.process_id, []):
+            if not task.end:
+                task.end = DRIVER_DIED
+
+    def kill_gcs(self, away_s: float) -> None:
+        """kill -9 of the GCS; another one begins after a while."""
+        if self.gcs.shard is not None:
+            self.gcs.kill()
+            self.world.after(away_s, self.gcs.start)
+
+    # ---------------------------------------------------------------- what must hold
+
+    def run(self, until: float) -> None:
+        """Let time pass until all tasks have ended, or to `until`."""
+        left = [task for task in self.tasks if not task.end]
+
+        def done() -> bool:
+            while left and left[-1].end:
+                left.pop()
+            return not left
+
+        self.world.run(until, done)
+
+    def unfinished(self) -> list[Task]:
+        """Tasks of living drivers that have not ended."""
+        return [task for task in self.tasks if not task.end]
+
+    def check_safety(self) -> None:
+        """What holds after every event.
+
+        Raises:
+            Violation: it does not.
+        """
+        for task in self.tasks:
+            if task.executions > 1 + RETRIES:
+                raise Violation(f"a task began {task.executions} times, with {RETRIES} retries")
+        for node in self.nodes.values():
+            if not node.dead:
+                node.machine.check()
+
+    def check_drained(self) -> None:
+        """What holds when all work is done and idle leases have ended.
+
+        Raises:
+            Violation: something is left.
+        """
+        self.check_safety()
+        for node in self.nodes.values():
+            if node.dead:
+                continue
+            what = f"node {node.place}"
+            statistics = node.machine.statistics()
+            if statistics.leases or statistics.classes_waiting:
+                raise Violation(f"{what}: {statistics.leases} leases, {statistics.classes_waiting} classes are left")
+            if node.machine.available() != node.machine.total():
+                raise Violation(f"{what}: of {node.machine.total()} only {node.machine.available()} is free")
+            left = node.forwarding.statistics()
+            if any(left.values()):
+                raise Violation(f"{what}: {left} are left")
+        assert self.gcs.shard is not None
+        scheduler = self.gcs.shard.scheduler.statistics()
+        if scheduler["waiting"]:
+            raise Violation(f"the global scheduler: {scheduler['waiting']} leases are waited for by nobody")
+        alive = {node.node_id for node in self.nodes.values() if not node.dead}
+        known = {row["node_id"] for row in self.gcs.shard.nodes.rows() if row["state"] != "dead"}
+        if alive != known:
+            raise Violation(f"{len(alive)} nodes live, the GCS knows {len(known)}")
+
+    # ---------------------------------------------------------------- report
+
+    def report(self, begun_at: float, tasks: list[Task] | None = None) -> Report:
+        """What was seen since `begun_at`."""
+        chosen = self.tasks if tasks is None else tasks
+        duration = max((task.ended_at for task in chosen), default=begun_at) - begun_at
+        waits = sorted(task.started_at - task.submitted_at for task in chosen if task.started_at >= 0)
+        nodes = list(self.nodes.values())
+        served = [node.executed for node in nodes]
+        messages: Counter[str] = Counter()
+        for (kind, _), count in self.world.messages.items():
+            messages[kind] += count
+        daemons = [node.station.busy_s for node in nodes]
+        submitters = [driver.station.busy_s for driver in self.drivers] or [0.0]
+        return Report(
+            len(nodes),
+            len(chosen),
+            duration,
+            len(chosen) / duration if duration else 0.0,
+            {name: waits[min(len(waits) - 1, int(share * len(waits)))] if waits else 0.0
+             for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))},
+            {"least": min(served), "mean": sum(served) / len(served), "most": max(served)},
+            dict(sorted(messages.items())),
+            {f"{kind}: {name}": count for (kind, name), count in sorted(self.world.messages.items())},
+            {
+                "gcs": self.gcs.station.busy_s / duration if duration else 0.0,
+                "daemon_mean": sum(daemons) / len(daemons) / duration if duration else 0.0,
+                "daemon_most": max(daemons) / duration if duration else 0.0,
+                "submitter_most": max(submitters) / duration if duration else 0.0,
+            },
+            dict(Counter(task.end for task in chosen if task.end not in ("", "done"))),
+        )  # fmt: skip
+
+    def statistics(self) -> dict[str, Any]:
+        """Sizes, for a look from outside."""
+        return {
+            "now": self.world.now,
+            "nodes_alive": sum(not node.dead for node in self.nodes.values()),
+            "processes": len(self.processes),
+            "unfinished": len(self.unfinished()),
+        }

@@ -1,0 +1,140 @@
+"""The GCS: the production shard (tables, actor manager, global scheduler), with connections and a storage that outlives it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shoal.gcs import shard as shards
+from shoal.gcs.shard import GcsShard
+from shoal.gcs.storage.backend import Write
+from shoal.protocol.gcs_messages import ClusterNodes, PlaceLeases
+from shoal.simulator.world import GCS, Channel, Station, World
+
+if TYPE_CHECKING:
+    from shoal.simulator.node import Node
+
+
+class Gcs:
+    """One server, which may be killed and started again from its storage."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.station = Station(world, GCS, "GCS")
+        self.tells_nodes = True  #: of each other
+        self.stored: dict[str, dict[bytes, bytes]] = {}
+        self.shard: GcsShard | None = None
+        self._lives = 0
+        self._last_connection = 0
+        #: connection -> (node, to the GCS, to the node)
+        self._connections: dict[int, tuple[Node, Channel, Channel]] = {}
+        self._due: float | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Begin, with what is stored."""
+        self._lives += 1
+        shard = GcsShard(self._lives, self.world.dice.randrange)
+        for table, rows in self.stored.items():
+            for key, value in rows.items():
+                shard.restore(table, key, value)
+        shard.begin(self.world.now)
+        self.shard = shard
+        self._due = None
+        self._watch_time()
+
+    def kill(self) -> None:
+        """kill -9: connections end, what is stored stays."""
+        self.shard = None
+        for number in list(self._connections):
+            self._close(number)
+
+    def accept(self, node: Node) -> int:
+        """A node connects: the connection's number, 0 while nobody listens."""
+        if self.shard is None:
+            return 0
+        self._last_connection += 1
+        towards = Channel(self.world, node.place, GCS)
+        back = Channel(self.world, GCS, node.place)
+        self._connections[self._last_connection] = (node, towards, back)
+        return self._last_connection
+
+    def hear(self, connection: int, message: Any) -> None:
+        """A node writes."""
+        known = self._connections.get(connection)
+        if known is None:
+            return
+        costs = self.world.costs
+        cost = costs.gcs_message_s
+        if type(message) is PlaceLeases:
+            cost += costs.gcs_node_s * len(self._connections)
+        self.world.messages["GCS", type(message).__name__] += 1
+        known[1].send(self.station, cost, self._handle, shards.MessageReceived(connection, message))
+
+    def lose(self, connection: int, cause: str) -> None:
+        """A node's end of the connection is gone."""
+        known = self._connections.pop(connection, None)
+        if known is not None:
+            known[1].closed = known[2].closed = True
+            self._handle(shards.ConnectionLost(connection, cause))
+
+    def _close(self, number: int) -> None:
+        node, towards, back = self._connections.pop(number)
+        towards.closed = back.closed = True
+        self.world.after(self.world.costs.network_s, node.on_gcs_lost, number)
+
+    def _handle(self, event: Any) -> None:
+        shard = self.shard
+        if shard is None:
+            return
+        sends = 0
+        effect: Any
+        for effect in shard.handle(event, self.world.now):
+            kind = type(effect)
+            if kind is shards.Send:
+                known = self._connections.get(effect.connection)
+                if known is not None and (self.tells_nodes or type(effect.message) is not ClusterNodes):
+                    sends += 1
+                    node = known[0]
+                    known[2].send(
+                        node.station,
+                        self.world.costs.daemon_message_s,
+                        node.on_gcs_message,
+                        effect.connection,
+                        effect.message,
+                    )
+                    self.world.messages["node daemon", type(effect.message).__name__] += 1
+            elif kind is Write:
+                rows = self.stored.setdefault(effect.table, {})
+                if effect.value is None:
+                    rows.pop(effect.key, None)
+                else:
+                    rows[effect.key] = effect.value
+            elif kind is shards.CloseConnection:
+                if effect.connection in self._connections:
+                    self._close(effect.connection)
+                    self._handle(shards.ConnectionLost(effect.connection, effect.reason))
+            elif kind is shards.ProbeNode:
+                if all(node.dead or node.node_id != effect.node_id for node, *_ in self._known(effect.node_id)):
+                    self.world.after(2 * self.world.costs.network_s, self._refused, effect.node_id)
+        if sends > 2:  # one answer is in the cost of a message; a broadcast costs each receiver
+            self.station.spend(self.world.costs.gcs_message_s / 5 * sends)
+        self._watch_time()
+
+    def _known(self, node_id: bytes) -> list[tuple[Node, Channel, Channel]]:
+        return [each for each in self._connections.values() if each[0].node_id == node_id]
+
+    def _refused(self, node_id: bytes) -> None:
+        self._handle(shards.NodeRefuses(node_id))
+
+    def _watch_time(self) -> None:
+        assert self.shard is not None
+        deadline = self.shard.next_deadline()
+        if deadline is not None and (self._due is None or deadline < self._due):
+            self._due = max(deadline, self.world.now)
+            self.world.at(self._due, self._time_passed, self._lives, self._due)
+
+    def _time_passed(self, life: int, due: float) -> None:
+        if life != self._lives or self.shard is None or due != self._due:
+            return
+        self._due = None
+        self._handle(shards.TimePassed())

@@ -1,0 +1,451 @@
+"""A node: the production machines of its daemon, and a shell that performs their effects over played channels.
+
+Design: `LocalScheduler` and `Forwarding` are those of `node/io/leases.py` and `node/io/foreign_leases.py`; the methods here stand beside the ones
+there, and do the same: events are queued while effects are performed, a timer stands at `tick_at`, LeaseStarted is written before LeaseGranted,
+heartbeats leave every HEARTBEAT_S and LOAD_SOON_S after a change. What one daemon says to another travels on one channel a pair (`node_links` keeps
+it whole over broken connections; so do these channels).
+
+What it does not do: objects and actors; processes that start slowly or fail to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.io.cluster import LOAD_SOON_S
+from shoal.node.io.foreign_leases import LOOK_S, OVERDUE_S
+from shoal.protocol import messages
+from shoal.protocol.gcs_messages import (
+    ClusterNodes,
+    LeasesPlaced,
+    NodeLoad,
+    NodeRegistered,
+    NodeReport,
+    PlaceLeases,
+    RegisterNode,
+)
+from shoal.protocol.limits import HEARTBEAT_S, PROTOCOL_VERSION
+from shoal.protocol.messages import Hello, LeaseGranted, LeasesUnschedulable, RequestLeases, ReturnLease, WorkerDied
+from shoal.protocol.node_messages import ForeignLeases, ForeignProcessDied, ForProcess
+from shoal.scheduling import events, forwarding
+from shoal.scheduling.forwarding import Forwarding
+from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.simulator.process import Process, Worker
+from shoal.simulator.world import Channel, Station, World
+
+if TYPE_CHECKING:
+    from shoal.simulator.cluster import Cluster
+
+WAITING_TOLD_MAX = 100
+LEASE_NUMBER_BITS = 40
+RECONNECT_S = 0.1
+
+
+class Node:
+    """The daemon of one node, with its processes."""
+
+    def __init__(self, world: World, cluster: Cluster, place: int, node_id: bytes, resources: dict[str, int]) -> None:
+        self.world, self.cluster, self.place, self.node_id = world, cluster, place, node_id
+        self.resources = resources
+        self.station = Station(world, place, "node daemon")
+        self.machine = LocalScheduler(resources)
+        self.forwarding = Forwarding(node_id)
+        self.forwarding.join_cluster()
+        self.dead = False
+        self.node_no = 0
+        self.processes: dict[bytes, Process] = {}
+        self.executed = 0
+        self._of_lease: dict[int, Worker] = {}
+        #: processes of other nodes -> their node
+        self._node_of: dict[bytes, bytes] = {}
+        self._dead_nodes: set[bytes] = set()
+        self._events: deque[Any] = deque()
+        self._handles = False
+        self._tick_due = math.inf
+        self._looks = False
+        self._heartbeats = 0
+        self._beat_at = math.inf
+        self._beat_number = 0
+        self._to_node: dict[bytes, Channel] = {}
+        self.gcs_connection = 0  #: 0: not connected
+
+    # ---------------------------------------------------------------- begin
+
+    def begin(self) -> None:
+        """Connect to the GCS, start the first workers."""
+        self.connect()
+        self.feed(events.Tick())
+
+    def connect(self) -> None:
+        """Open a connection to the GCS; tried again until it listens."""
+        if self.dead:
+            return
+        self.gcs_connection = self.cluster.gcs.accept(self)
+        if not self.gcs_connection:
+            self.world.after(RECONNECT_S, self.connect)
+            return
+        self._to_gcs(Hello(PROTOCOL_VERSION, self.node_id, b"", 1))
+        register = RegisterNode(
+            self.node_id, 1, "host", f"tcp:{self.place}", self.resources, node_no=self.node_no, is_head=self.place == 0,
+            name=f"node{self.place}",
+        )  # fmt: skip
+        self._to_gcs(register)
+
+    def on_gcs_lost(self, connection: int) -> None:
+        """The connection ended."""
+        if connection == self.gcs_connection and not self.dead:
+            self.gcs_connection = 0
+            self._beat_at = math.inf
+            self.world.after(RECONNECT_S, self.connect)
+
+    def _to_gcs(self, message: Any) -> None:
+        if self.gcs_connection:
+            self.cluster.gcs.hear(self.gcs_connection, message)
+
+    def on_gcs_message(self, connection: int, message: Any) -> None:
+        """From the GCS."""
+        if self.dead or connection != self.gcs_connection:
+            return
+        kind = type(message)
+        if kind is NodeRegistered:
+            self._on_registered(message)
+        elif kind is ClusterNodes:
+            self._on_cluster(message)
+        elif kind is LeasesPlaced:
+            placements = [(node, count) for node, count in message.placements]
+            self._forward(forwarding.Placed(message.process, message.class_no, placements, message.refused))
+
+    def _on_registered(self, message: NodeRegistered) -> None:
+        if message.refused:
+            self.cluster.kill_node(self, f"refused: {message.refused}")
+            return
+        if not self.node_no:
+            self.node_no = message.node_no
+            if self.node_no and not self.machine.granted_total():
+                self.machine.number_leases_from(self.node_no << LEASE_NUMBER_BITS)
+        self._to_gcs(NodeReport([]))
+        self._forward(forwarding.GcsReturned())
+        self._heartbeats = 0
+        self._beat(self._arm_beat(0.0))
+
+    def _on_cluster(self, message: ClusterNodes) -> None:
+        for entry in message.nodes:
+            if not entry.alive and entry.node_id not in self._dead_nodes and entry.node_id != self.node_id:
+                self._dead_nodes.add(entry.node_id)
+                self._forward(forwarding.NodeDied(entry.node_id, entry.cause))
+                for process in [each for each, node in self._node_of.items() if node == entry.node_id]:
+                    self._end_foreign(process)
+
+    # ---------------------------------------------------------------- from processes
+
+    def hear(self, channel: Channel, process: Process, message: Any) -> None:
+        """A process of this node writes a message."""
+        self._count(type(message).__name__)
+        channel.send(self.station, self.world.costs.daemon_message_s, self._on_message, process, message)
+
+    def hear_finished(self, channel: Channel, worker: Worker, lease_id: int) -> None:
+        """A worker writes LeaseFinished."""
+        self._count("LeaseFinished")
+        channel.send(self.station, self.world.costs.daemon_message_s, self._on_finished, worker, lease_id)
+
+    def hear_blocked(self, channel: Channel, worker: Worker, lease_id: int, blocked: bool) -> None:
+        """A worker writes Blocked or Unblocked."""
+        self._count("Blocked" if blocked else "Unblocked")
+        channel.send(self.station, self.world.costs.daemon_message_s, self._on_blocked, worker, lease_id, blocked)
+
+    def _count(self, name: str) -> None:
+        self.world.messages["node daemon", name] += 1
+
+    def _on_message(self, process: Process, message: Any) -> None:
+        if self.dead or process.process_id not in self.processes:
+            return
+        if type(message) is RequestLeases:
+            self._forward(forwarding.Requested(process.process_id, message))
+            self._look_later()
+        elif type(message) is ReturnLease:
+            node_id = self.forwarding.node_of_lease(message.lease_id)
+            if node_id:
+                self.send(node_id, message)
+            else:
+                self._return(message.lease_id)
+
+    def _return(self, lease_id: int) -> None:
+        if lease_id in self._of_lease:
+            self.feed(events.LeaseReturned(lease_id))
+
+    def _on_finished(self, worker: Worker, lease_id: int) -> None:
+        if self.dead or self._of_lease.get(lease_id) is not worker:
+            return
+        del self._of_lease[lease_id]
+        holder = self.machine.holder_of(lease_id)
+        node_id = self._node_of.get(holder or b"")
+        if node_id is not None:
+            self.send(node_id, messages.LeaseFinished(lease_id))
+        self.feed(events.LeaseFinished(lease_id))
+
+    def _on_blocked(self, worker: Worker, lease_id: int, blocked: bool) -> None:
+        if not self.dead and self._of_lease.get(lease_id) is worker:
+            self.feed(events.WorkerBlocked(lease_id) if blocked else events.WorkerUnblocked(lease_id))
+
+    # ---------------------------------------------------------------- between nodes
+
+    def send(self, node_id: bytes, message: Any) -> None:
+        """Write to another node's daemon; what is for a dead one is dropped."""
+        other = self.cluster.nodes.get(node_id)
+        if other is None or node_id in self._dead_nodes:
+            return
+        channel = self._to_node.get(node_id)
+        if channel is None:
+            channel = self._to_node[node_id] = Channel(self.world, self.place, other.place)
+        other._count(type(message).__name__)
+        channel.send(other.station, self.world.costs.daemon_message_s, other.on_node_message, self.node_id, message)
+
+    def on_node_message(self, node_id: bytes, message: Any) -> None:
+        """From another node's daemon."""
+        if self.dead or node_id in self._dead_nodes:
+            return
+        kind = type(message)
+        if kind is ForeignLeases:
+            self._node_of[message.process] = node_id
+            self.feed(
+                events.LeasesRequested(
+                    message.process, message.class_no, message.job_id, message.demand, message.depth, message.backlog,
+                    message.strategy, message.environment, message.name,
+                )
+            )  # fmt: skip
+        elif kind is ReturnLease:
+            self._return(message.lease_id)
+        elif kind is ForeignProcessDied:
+            self._end_foreign(message.process)
+        elif kind is messages.LeaseFinished:
+            self._forward(forwarding.EndedAbroad(message.lease_id))
+        elif kind is ForProcess:
+            self._on_for_process(node_id, message)
+
+    def _on_for_process(self, node_id: bytes, message: ForProcess) -> None:
+        inner = message.message
+        if type(inner) is LeaseGranted:
+            self._forward(forwarding.GrantedAbroad(node_id, message.process, inner))
+        elif type(inner) is LeasesUnschedulable:
+            self._forward(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
+        else:
+            if type(inner) is WorkerDied:
+                self._forward(forwarding.EndedAbroad(inner.lease_id))
+            self._tell(message.process, inner)
+
+    def _end_foreign(self, process: bytes) -> None:
+        self._node_of.pop(process, None)
+        self.feed(events.ProcessDied(process))
+
+    # ---------------------------------------------------------------- the machines
+
+    def feed(self, event: events.Event) -> None:
+        """An event of the local scheduler; its effects, and what follows from them."""
+        self._events.append(event)
+        if self._handles:
+            return
+        self._handles = True
+        while self._events:
+            for effect in self.machine.handle(self._events.popleft(), self.world.now):
+                self._perform(effect)
+        self._handles = False
+        if self.machine.tick_at < self._tick_due:
+            self._tick_due = self.machine.tick_at
+            self.world.at(self._tick_due, self._tick, self._tick_due)
+        if self._beat_at - self.world.now > LOAD_SOON_S:
+            self._arm_beat(LOAD_SOON_S)
+
+    def _tick(self, due: float) -> None:
+        if self.dead or due != self._tick_due:
+            return
+        self._tick_due = math.inf
+        if self.machine.tick_at <= self.world.now:
+            self.feed(events.Tick())
+        elif self.machine.tick_at < math.inf:
+            self._tick_due = self.machine.tick_at
+            self.world.at(self._tick_due, self._tick, self._tick_due)
+
+    def _perform(self, effect: Any) -> None:
+        kind = type(effect)
+        if kind is events.GrantLease:
+            self._grant(effect)
+        elif kind is events.RevokeLease:
+            worker = self.processes.get(effect.worker_id)
+            if isinstance(worker, Worker):
+                worker.from_daemon.send(worker.station, 0.0, worker.on_revoke, effect.lease_id)
+        elif kind is events.StartWorkers:
+            for _ in range(effect.count):
+                self.world.after(self.world.costs.worker_start_s, self._worker_ready)
+        elif kind is events.StopWorker:
+            worker = self.processes.get(effect.worker_id)
+            if worker is not None:
+                self._stop(worker)
+        elif kind is events.RefuseClass:
+            node_id = self._node_of.get(effect.process)
+            if node_id is not None:
+                self.send(node_id, ForProcess(effect.process, LeasesUnschedulable(effect.class_no, effect.reason)))
+            else:
+                self._forward(forwarding.RefusedHere(effect.process, effect.class_no, effect.reason))
+
+    def _grant(self, effect: events.GrantLease) -> None:
+        worker = self.processes.get(effect.worker_id)
+        if not isinstance(worker, Worker):
+            return  # dying: the machine hears of it next
+        node_id = self._node_of.get(effect.process)
+        submitter = self.processes.get(effect.process)
+        if submitter is None and node_id is not None:
+            submitter = self.cluster.process(effect.process)
+        if submitter is None:
+            self._of_lease[effect.lease_id] = worker
+            worker.lease_id = effect.lease_id
+            self.feed(events.LeaseReturned(effect.lease_id))
+            return
+        self._of_lease[effect.lease_id] = worker
+        # In the worker's socket before the grant is written: no push can come first.
+        worker.from_daemon.send(worker.station, 0.0, worker.on_lease_started, effect.lease_id, submitter, effect.job_id)
+        granted = LeaseGranted(effect.class_no, effect.lease_id, effect.worker_id, "", 1)
+        if effect.process in self.processes:
+            self._tell(effect.process, granted)
+            self._forward(forwarding.GrantedHere(effect.process, effect.class_no))
+        elif node_id is not None:
+            self.send(node_id, ForProcess(effect.process, granted))
+
+    def _tell(self, process_id: bytes, message: Any) -> None:
+        process = self.processes.get(process_id)
+        if process is not None:
+            process.from_daemon.send(process.station, 0.0, process.on_message, message)
+
+    def _forward(self, event: forwarding.Event) -> None:
+        effect: Any
+        for effect in self.forwarding.handle(event):
+            kind = type(effect)
+            if kind is forwarding.RequestHere:
+                self._request_here(effect)
+            elif kind is forwarding.AskGlobal:
+                request = effect.request
+                self._to_gcs(
+                    PlaceLeases(
+                        effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
+                        request.strategy, request.strategy.get("locality") or {}, request.name,
+                    )
+                )  # fmt: skip
+            elif kind is forwarding.AskNode:
+                request = effect.request
+                self.send(
+                    effect.node_id,
+                    ForeignLeases(
+                        effect.process, request.class_no, request.job_id, request.demand, request.depth,
+                        effect.backlog, request.strategy, request.environment, request.name, "",
+                    ),
+                )  # fmt: skip
+            elif kind is forwarding.TellProcess:
+                self._tell(effect.process, effect.message)
+            elif kind is forwarding.TellProcessDied:
+                self.send(effect.node_id, ForeignProcessDied(effect.process, effect.reason, effect.job_id))
+            elif kind is forwarding.GiveBack:
+                self.send(effect.node_id, ReturnLease(effect.lease_id))
+
+    def _request_here(self, effect: forwarding.RequestHere) -> None:
+        request = effect.request
+        backlog = request.backlog
+        if effect.more:
+            backlog = effect.more + self.machine.backlog_of(effect.process, request.class_no)
+        self.feed(
+            events.LeasesRequested(
+                effect.process, request.class_no, request.job_id, request.demand, request.depth, backlog,
+                request.strategy, request.environment, request.name,
+            )
+        )  # fmt: skip
+
+    def _look_later(self) -> None:
+        if not self._looks:
+            self._looks = True
+            self.world.after(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        if self.dead:
+            return
+        for (process, class_no), backlog in self.machine.overdue(self.world.now, OVERDUE_S):
+            if process in self.processes:
+                self._forward(forwarding.Overdue(process, class_no, backlog))
+        if self.machine.is_waited_for():
+            self._look_later()
+
+    # ---------------------------------------------------------------- heartbeats
+
+    def _arm_beat(self, delay_s: float) -> int:
+        self._beat_number += 1
+        self._beat_at = self.world.now + delay_s
+        if delay_s:
+            self.world.at(self._beat_at, self._beat, self._beat_number)
+        return self._beat_number
+
+    def _beat(self, number: int) -> None:
+        if self.dead or number != self._beat_number or not self.gcs_connection:
+            return
+        machine = self.machine
+        self._heartbeats += 1
+        self._to_gcs(
+            NodeLoad(
+                self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
+                machine.lease_time_s, actors=machine.actors(),
+            )
+        )  # fmt: skip
+        self._arm_beat(HEARTBEAT_S)
+
+    # ---------------------------------------------------------------- processes
+
+    def add_process(self, process: Process) -> None:
+        """A driver, or a worker that has registered."""
+        self.processes[process.process_id] = process
+        self.cluster.processes[process.process_id] = process
+
+    def _worker_ready(self) -> None:
+        if self.dead:
+            return
+        worker = Worker(self.world, self, self.cluster.new_id())
+        self.add_process(worker)
+        self.feed(events.WorkerReady(worker.process_id))
+
+    def _stop(self, worker: Process) -> None:
+        if self.forwarding.has_abroad(worker.process_id) or self.machine.submits(worker.process_id):
+            self.world.after(0.5, self._stop, worker)
+        elif not worker.dead:
+            self.process_died(worker, "stopped")
+
+    def process_died(self, process: Process, cause: str) -> None:
+        """A process of this node ends: its submitters, the machines and other nodes hear of it."""
+        if self.dead or process.dead:
+            return
+        process.die()
+        self.processes.pop(process.process_id, None)
+        self.cluster.processes.pop(process.process_id, None)
+        job_id = b"" if isinstance(process, Worker) else process.job_id
+        self._forward(forwarding.ProcessDied(process.process_id, job_id, cause))
+        if isinstance(process, Worker):
+            died = WorkerDied(process.process_id, process.lease_id, process.started_seq, cause, 9)
+            self._of_lease = {lease: worker for lease, worker in self._of_lease.items() if worker is not process}
+            for submitter_id in self._submitters_of(process):
+                if submitter_id in self.processes:
+                    self._tell(submitter_id, died)
+                elif submitter_id in self._node_of:
+                    self.send(self._node_of[submitter_id], ForProcess(submitter_id, died))
+            self.feed(events.WorkerDied(process.process_id))
+        self.feed(events.ProcessDied(process.process_id))
+
+    def _submitters_of(self, worker: Worker) -> list[bytes]:
+        found = [] if worker.submitter is None else [worker.submitter.process_id]
+        holder = self.machine.holder_of(self.machine.lease_of(worker.process_id))
+        if holder is not None and holder not in found:
+            found.append(holder)
+        return found
+
+    def die(self) -> None:
+        """The whole node is gone."""
+        self.dead = True
+        for process in self.processes.values():
+            process.die()
+            self.cluster.processes.pop(process.process_id, None)

@@ -1,0 +1,138 @@
+"""The simulator: it repeats itself, it computes what it should, and its checks can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shoal.scheduling.forwarding import Forwarding, GcsReturned, GrantedHere
+from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.simulator.campaign import run_seed
+from shoal.simulator.cluster import Cluster, Violation
+from shoal.simulator.scenarios import everywhere, latency, linear
+from shoal.simulator.tasks import tree
+from shoal.simulator.world import Channel, Costs, Station, World
+
+COMMAND = [sys.executable, "-m", "shoal.simulator"]
+
+
+def run(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=100, env=environment, check=False
+    )
+
+
+def test_a_seed_gives_the_same_run_whatever_the_hashes() -> None:
+    rows = []
+    for hash_seed in ("1", "2"):
+        found = run("scenario", "everywhere", "--nodes", "7", "--tasks", "900", hash_seed=hash_seed)
+        assert found.returncode == 0, found.stderr
+        row = json.loads(found.stdout)
+        del row["real_s"]
+        rows.append(row)
+    assert rows[0] == rows[1]
+    told = [run("campaign", "--seeds", "12", hash_seed=each).stdout.split(",", 1)[0] for each in ("1", "2")]
+    assert told[0] == told[1]
+
+
+def test_another_seed_gives_another_run() -> None:
+    assert everywhere(1, 5, 2, 200, 0.01)["virtual_s"] != everywhere(2, 5, 2, 200, 0.01)["virtual_s"]
+
+
+def test_channels_keep_order_and_stations_take_turns() -> None:
+    world = World(3, Costs(network_spread=50.0))
+    station, channel, heard = Station(world, 1, "x"), Channel(world, 0, 1), []
+    for number in range(50):
+        channel.send(station, 1e-3, heard.append, number)
+    world.run(10.0)
+    assert heard == list(range(50))
+    assert station.busy_s == pytest.approx(0.05) and station.free_at >= 0.05
+
+
+def test_a_partition_holds_back_and_heals() -> None:
+    world = World(1, Costs())
+    station, channel, heard = Station(world, 1, "x"), Channel(world, 0, 1), []
+    world.cut_off(1, 2.0)
+    channel.send(station, 0.0, lambda: heard.append(world.now))
+    world.run(10.0)
+    assert heard[0] >= 2.0
+
+
+def test_empty_tasks_scale_with_the_nodes() -> None:
+    """Paper section 5.1, figure 8b: throughput grows with the number of nodes; the GCS and the daemons see leases, not tasks."""
+    small, large = linear(1, 5, 8, 20_000), linear(1, 50, 8, 200_000)
+    assert large["tasks_s"] > 8 * small["tasks_s"] > 0
+    assert large["gcs_messages_s"] * large["virtual_s"] < 200_000 / 100
+
+
+def test_one_driver_fills_all_nodes() -> None:
+    """Paper section 4.2.2: what a node cannot serve, the global scheduler deals out."""
+    row = everywhere(1, 20, 4, 4_000, 0.01)
+    assert row["virtual_s"] < 1.5 * 4_000 * 0.01 / 80
+    assert row["tasks_a_node"]["least"] > 0.7 * row["tasks_a_node"]["mean"]
+
+
+def test_added_scheduling_latency_is_paid_once_not_in_every_round() -> None:
+    """Paper figure 12b: with a scheduler in the path of each task 10 ms double an iteration; leases pay them once."""
+    plain, *_, slow = list(latency(1, nodes=4, rounds=6))
+    assert slow["round_ms_first"] > plain["round_ms_first"] + 9
+    assert slow["round_ms_median"] < plain["round_ms_median"] * 1.1
+
+
+def test_a_tree_of_waiting_tasks_ends_on_few_cpus() -> None:
+    cluster = Cluster(5, 2, 2)
+    cluster.settle()
+    root = tree(3, 6, 0.001)
+    cluster.submit(cluster.add_driver(next(iter(cluster.nodes.values()))), [root])
+    cluster.run(cluster.world.now + 60)
+    assert root.end == "done"
+    cluster.world.run(cluster.world.now + 10)
+    cluster.check_drained()
+
+
+def test_campaigns_end_well() -> None:
+    for seed in range(int(os.environ.get("SHOAL_SIMULATOR_SEEDS", "300"))):
+        run_seed(seed)
+
+
+def without(machine: Any, event: type) -> Callable[[Any, Any, Any], None]:
+    """A machine that overlooks an event."""
+    return lambda self, event, *rest: None
+
+
+@pytest.mark.parametrize("event", [GrantedHere, GcsReturned])
+def test_campaigns_find_a_machine_that_overlooks_something(event: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shoal.scheduling.forwarding as module
+
+    monkeypatch.setitem(module._HANDLERS, event, without(Forwarding, event))
+    with pytest.raises(Violation, match=r"seed \d+: (.|\n)*python -m shoal.simulator campaign --seed"):
+        for seed in range(600):
+            run_seed(seed)
+
+
+def test_campaigns_find_lost_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LocalScheduler._on_worker_died
+    count = 0
+
+    def forgetful(self: LocalScheduler, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count % 3:
+            real(self, *arguments)
+
+    monkeypatch.setattr(LocalScheduler, "_on_worker_died", forgetful)
+    with pytest.raises(Violation):
+        for seed in range(300):
+            run_seed(seed)
+
+
+def test_a_scenario_with_a_wrong_option_says_so() -> None:
+    found = run("scenario", "evolution", "--nodes", "3")
+    assert found.returncode == 2 and "evolution takes no --nodes" in found.stderr
