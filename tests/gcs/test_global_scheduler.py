@@ -13,6 +13,7 @@ from shoal.gcs.global_scheduler import (
     PROMISED_S,
     QUEUED_AFTER_S,
     QUEUES_MAX,
+    REPLACED_S,
     GlobalScheduler,
     NodeAway,
     NodeDrains,
@@ -135,8 +136,19 @@ def test_refusals(nodes: Nodes) -> None:
     nodes.feed(NodeUp(C, "c", {"CPU": 8 * CPU}, {}))
     assert nodes.want(1, cpus=8) == []
     assert nodes.feed(NodeAway(C)) == []  # it may come back
-    [(asker, reason)] = nodes.feed(NodeGone(C))
-    assert asker == A and "asks for 8 CPU" in reason
+
+
+def test_what_only_a_dead_node_could_serve_waits_for_another_one_for_a_while(nodes: Nodes) -> None:
+    nodes.feed(NodeUp(b"d" * 16, "d", {"CPU": 8 * CPU}, {}))
+    assert nodes.want(1, cpus=8) == []
+    assert nodes.feed(NodeGone(b"d" * 16)) == []
+    assert nodes.want(1, cpus=8, class_no=1) == [] and nodes.waiting() == 2
+    assert [reason for _, reason in nodes.want(1, cpus=9, class_no=2) if "asks for 9 CPU" in reason]
+    assert nodes.want(1, class_no=3, strategy=strategies.node_affinity(b"d" * 16, False)) != []
+    nodes.now += REPLACED_S
+    refused = nodes.feed(TimePassed())
+    assert len(refused) == 2 and all("asks for 8 CPU" in reason for _, reason in refused)
+    assert nodes.waiting() == 0
 
 
 def test_the_last_node_that_could_drains(nodes: Nodes) -> None:

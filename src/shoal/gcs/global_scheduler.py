@@ -21,7 +21,8 @@ lease too many is returned at once.
 
     ActorWanted -> ActorPlaced ... ActorSettled    (or ActorRefused; or nothing: only nodes that are away could take it)
 
-A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve.
+A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve; nor for REPLACED_S after its
+death, since dead nodes are often replaced.
 
 How to extend: an event gets a row in `_HANDLERS`; strategies belong into `scheduling.node_policy`.
 
@@ -47,6 +48,7 @@ QUEUED_AFTER_S = 1.0
 QUEUES_MAX = 3
 MOVE_AFTER_S = 0.5
 LOOK_S = 0.1  #: while something waits
+REPLACED_S = 30.0  #: what only a dead node could have served waits so long for another one like it
 MOVED_MAX = 100  #: actors looked at in one go
 
 Key = tuple[bytes, bytes, int]  #: (node that asks, process, class number)
@@ -195,7 +197,7 @@ class Promise:
 class GlobalScheduler:
     """The machine. `dice(n)` is a number below n."""
 
-    __slots__ = ("_actors", "_demands", "_dice", "_looked_at", "_placed", "_promises", "_refused", "_views")
+    __slots__ = ("_actors", "_demands", "_dice", "_looked_at", "_lost", "_placed", "_promises", "_refused", "_views")
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
@@ -207,6 +209,8 @@ class GlobalScheduler:
         self._demands: dict[Key, Demand] = {}
         #: actors that were placed and have not begun, by id
         self._actors: dict[bytes, WaitingActor] = {}
+        #: nodes that died in the last REPLACED_S, each with the time of its death
+        self._lost: deque[tuple[float, NodeView]] = deque()
         #: when all that waits was looked at last
         self._looked_at = 0.0
         self._placed = 0
@@ -296,7 +300,9 @@ class GlobalScheduler:
 
     def _on_gone(self, event: NodeGone, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
-        self._views.pop(event.node_id, None)
+        view = self._views.pop(event.node_id, None)
+        if view is not None and not view.draining:
+            self._lost.append((now, view))
         self._promises.pop(event.node_id, None)
         for actor_id in [each for each, actor in self._actors.items() if actor.node_id == event.node_id]:
             del self._actors[actor_id]  # asked for again
@@ -388,7 +394,11 @@ class GlobalScheduler:
         self._move_actors([view], now, effects)
 
     def _possible(self, demand: Demand) -> bool:
-        return any(can_ever(view, demand.wish) for view in self._views.values())
+        if any(can_ever(view, demand.wish) for view in self._views.values()):
+            return True
+        # Another node may be like a dead one, but not be it.
+        by_id = demand.wish.strategy.get(KIND) == NODE_AFFINITY
+        return not by_id and any(can_ever(view, demand.wish) for _, view in self._lost)
 
     def _refuse_impossible(self, effects: list[Effect]) -> None:
         for key in [key for key, demand in self._demands.items() if not self._possible(demand)]:
@@ -471,6 +481,10 @@ class GlobalScheduler:
 
     def _on_time(self, event: TimePassed, now: float, effects: list[Effect]) -> None:
         self._looked_at = now
+        if self._lost and now - self._lost[0][0] >= REPLACED_S:
+            while self._lost and now - self._lost[0][0] >= REPLACED_S:
+                self._lost.popleft()
+            self._refuse_impossible(effects)
         for view in self._end_promises(now):
             self._offer(view, now, effects)
         for key, demand in list(self._demands.items()):
