@@ -72,7 +72,13 @@ NODE: dict[str, Route] = {
     "CancelObject": Route("process, then daemon", "daemon, then the owner", "the object's `Resolved`, with the error"),
 }
 OBJECTS: dict[str, Route] = {
+    "TaskLineage": Route("(inside `Escape` and `Adopt`)", "-"),
     "Escape": Route("process", "daemon"),
+    "LineageCode": Route("process", "daemon"),
+    "Adopt": Route("daemon", "process", "`Publish` for each object, or `NotMade`"),
+    "NotMade": Route("process", "daemon"),
+    "SubmitterDied": Route("daemon", "worker", "`Claims`"),
+    "Claims": Route("worker", "daemon"),
     "Publish": Route("process", "daemon", "`Resolved` to everybody who asked"),
     "Hold": Route("process", "daemon"),
     "Release": Route("process", "daemon"),

@@ -17,7 +17,7 @@ import pytest
 from tests.engine.node_counts import counts, eventually, pid_of, settled_counts, wait_for_counts
 
 import shoal
-from shoal.exceptions import ObjectLostError, OwnerDiedError, ShoalError, WorkerCrashedError
+from shoal.exceptions import ObjectLostError, ShoalError, WorkerCrashedError
 from shoal.runtime import core
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
@@ -453,33 +453,24 @@ def test_published_values_of_a_killed_owner_stay(value: Any, freed: None) -> Non
     assert shoal.get(fetch.remote(nested), timeout=10) == value
 
 
-def test_unpublished_values_of_a_killed_owner_fail_soon(freed: None) -> None:
+def test_unpublished_values_of_a_killed_owner_come(freed: None) -> None:
     keeper = Keeper.remote()
-    nested = shoal.get(keeper.ask.remote("never", 5.0), timeout=10)
+    nested = shoal.get(keeper.ask.remote("late", 0.6), timeout=10)
     os.kill(pid_of(keeper), signal.SIGKILL)
-    start = time.perf_counter()
-    with pytest.raises(OwnerDiedError):
-        shoal.get(nested[0], timeout=10)
-    assert time.perf_counter() - start < 2
-    assert shoal.wait(nested, timeout=5)[0] == nested
-    with pytest.raises(OwnerDiedError):
-        shoal.get(same.remote(nested[0]), timeout=10)
+    assert shoal.get(nested[0], timeout=10) == "late"
+    assert shoal.get(same.remote(nested[0]), timeout=10) == "late"
 
 
 def test_waiting_while_the_owner_is_killed(freed: None) -> None:
     keeper = Keeper.remote()
-    nested = shoal.get(keeper.ask.remote("never", 5.0), timeout=10)
+    nested = shoal.get(keeper.ask.remote("late", 0.6), timeout=10)
     result = fetch.remote(nested)
     pid = pid_of(keeper)
     import threading
 
     threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
-    start = time.perf_counter()
-    with pytest.raises(OwnerDiedError):
-        shoal.get(nested[0], timeout=10)
-    with pytest.raises(OwnerDiedError):
-        shoal.get(result, timeout=10)
-    assert time.perf_counter() - start < 3
+    assert shoal.get(nested[0], timeout=10) == "late"
+    assert shoal.get(result, timeout=10) == "late"
 
 
 # ---------------------------------------------------------------- anything at all

@@ -514,7 +514,7 @@ class World:
         while process.queue.waiting:
             process.queue.read()
         del process.node.by_id[process.worker_id]
-        process.node.shell.process_died(process, "killed")  # type: ignore[arg-type]
+        process.node.shell.process_died(process, "killed", [])  # type: ignore[arg-type]
         self.tell_of_death(process.node, process.worker_id)
         for node in self.nodes:
             if node.alive and node is not process.node:

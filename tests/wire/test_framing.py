@@ -80,7 +80,14 @@ def test_each_message_whole_byte_by_byte_and_with_trailing_bytes(kind: type, dra
 
 def test_every_message_stands_in_a_union() -> None:
     """A message that nobody expects would end the connection that it comes by."""
-    parts = {messages.Stored, messages.Failed, messages.Containing, messages.Many, messages.ActorSpec}
+    parts = {
+        messages.Stored,
+        messages.Failed,
+        messages.Containing,
+        messages.Many,
+        messages.ActorSpec,
+        messages.TaskLineage,
+    }
     expected = {*typing.get_args(messages.ToRuntime), *typing.get_args(messages.ToDaemon), *parts}
     own = [each for each in message_types() if each.__module__ == messages.__name__]
     assert [each.__name__ for each in own if each not in expected] == []

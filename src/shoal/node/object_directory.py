@@ -9,7 +9,7 @@ Design: one pure machine, `handle(event, now) -> list[Effect]`. Events are the o
     Held, Released     a row of the table process x object goes up or down; negative for a moment when two sockets race
     ResolveAsked       the value is sent when it is known; an id still unknown after a sweep is lost
     RefsReceived       refs that a worker held in another's name, and died before it told: those holds end (`handed_refs`)
-    ProcessDied        its rows vanish; what it owed (owned, not published) fails, what it published stays
+    ProcessDied        its rows vanish; what it owed (owned, not published) gets a successor, what it published stays
 
 An object is freed when all its rows are zero, no object contains it, and a *sweep* issued after that found it untouched. A sweep is the
 shell's proof that every local socket was seen empty since the token was issued; because a Hold is written before whatever makes the
@@ -28,7 +28,7 @@ known: the HoldFor that tells it is still on its way.
 Rows live in one place, `_held[process][oid]`, so the death of a process costs what it held; an entry only counts its rows.
 Measured: Escape + Publish + Hold + Release, each its own event, and the sweep's share: about 5 us.
 
-How to extend: an event gets a row in `_HANDLERS`. Re-running the lineage of a dead owner's objects belongs in `_fail_unpublished`.
+How to extend: an event gets a row in `_HANDLERS`. Dead owners and lost objects are the matter of `succession`, a part of this machine.
 
 What it does not do: sockets, the store's blocks (`FreeStored` and `EnsureResident` go to the store table), or unpickling anything.
 """
@@ -42,6 +42,8 @@ from shoal.node.foreign_holds import ForeignHolds
 from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
     ActorHandleGone,
+    Claimed,
+    CodeTold,
     Effect,
     EnsureResident,
     Escaped,
@@ -59,6 +61,7 @@ from shoal.node.object_events import (
     NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
+    NotMadeTold,
     ProcessDied,
     ProcessJoined,
     Published,
@@ -75,50 +78,11 @@ from shoal.node.object_events import (
     SendResolveFor,
     Swept,
 )
+from shoal.node.object_rows import Abroad, ObjectRow
+from shoal.node.succession import Succession, is_put
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
-
-
-class Abroad:
-    """What an object's row has more when its home is another node."""
-
-    __slots__ = ("asked", "home", "number", "taken")
-
-    def __init__(self, home: bytes) -> None:
-        self.home = home
-        #: holds that this node has there
-        self.taken = 0
-        #: the NodeHold that asked for the first of them
-        self.number = 0
-        #: its value was asked for, and has not come
-        self.asked = False
-
-
-class ObjectRow:
-    """One object. Written by ObjectDirectory alone."""
-
-    __slots__ = ("abroad", "known", "lineage", "nested", "owner", "resident", "rows", "stamp", "value", "waiters")
-
-    def __init__(self) -> None:
-        #: how many processes have a non-zero count of it, plus how often it stands in the `nested` of other objects
-        self.rows = 0
-        #: tokens issued when `rows` or a count last changed by a process
-        self.stamp = 0
-        #: Escape or Publish was seen
-        self.known = False
-        #: False while a Stored value is in no memory
-        self.resident = True
-        #: the owning process; empty when it is dead or not known
-        self.owner = b""
-        self.value: Value | None = None
-        #: refs inside the value, each held by this object
-        self.nested: list[bytes] = []
-        self.lineage = b""
-        #: processes to be told the value, without repeats
-        self.waiters: list[bytes] | None = None
-        #: None for this node's own, and while the home is not known
-        self.abroad: Abroad | None = None
 
 
 def _refs_inside(value: Value) -> list[bytes]:
@@ -146,6 +110,7 @@ class ObjectDirectory:
         "_nodes",
         "_objects",
         "_owed",
+        "_succession",
         "_sweeping",
         "_underway",
     )
@@ -170,6 +135,8 @@ class ObjectDirectory:
         self._candidates: dict[bytes, None] = {}
         #: unknown objects that somebody wants -> stamp of the asking
         self._asked: dict[bytes, int] = {}
+        #: how objects are made, and what dead owners leave behind
+        self._succession = Succession(self)
         #: tokens issued so far
         self._issued = 0
         #: token number `_issued` is outstanding
@@ -188,6 +155,7 @@ class ObjectDirectory:
             "handed": len(self._handed),
             "underway": self._underway.underway(),
             **self._holds_abroad.statistics(),
+            **self._succession.statistics(),
         }
 
     def home_of(self, oid: bytes) -> bytes:
@@ -227,7 +195,7 @@ class ObjectDirectory:
         """Take in an event; what to do about it, in this order. `now` is unused: nothing here depends on time."""
         effects: list[Effect] = []
         _HANDLERS[type(event)](self, event, effects)
-        if (self._candidates or self._asked) and not self._sweeping:
+        if (self._candidates or self._asked or self._succession.doubtful) and not self._sweeping:
             self._sweeping = True
             self._issued += 1
             effects.append(RequestSweep(self._issued))
@@ -238,12 +206,14 @@ class ObjectDirectory:
     def _on_joined(self, event: ProcessJoined, effects: list[Effect]) -> None:
         self._held.setdefault(event.process, {})
         self._owed.setdefault(event.process, {})
+        if event.runs:
+            self._succession.joined(event.process, event.is_driver)
 
     def _on_died(self, event: ProcessDied, effects: list[Effect]) -> None:
         held = self._held.pop(event.process, None)
         if held is None:
             return
-        self._fail_unpublished(event, effects)
+        self._succession.died(event, list(self._owed.pop(event.process)), effects)
         self._holds_abroad.process_died(event.process)
         self._underway.forget(event.process)
         self._drop_holds(held)
@@ -257,14 +227,6 @@ class ObjectDirectory:
             if not row.rows:
                 candidates[oid] = None
 
-    def _fail_unpublished(self, event: ProcessDied, effects: list[Effect]) -> None:
-        for oid in self._owed.pop(event.process):
-            row = self._objects[oid]
-            row.owner = b""
-            what = f"the owner of object {oid.hex()} died before its value was known: {event.cause}"
-            row.value = Failed(self._dump_error(OwnerDiedError(what, object_id=oid.hex())))
-            self._answer_waiters(oid, row, row.value, effects)
-
     # ------------------------------------------------------------ rows
 
     def _on_escaped(self, event: Escaped, effects: list[Effect]) -> None:
@@ -272,20 +234,24 @@ class ObjectDirectory:
         held = self._held.get(sender)
         if held is None:
             return
+        if event.lineage:
+            self._succession.note(event)
+            if event.freed:
+                return
         owed = self._owed[sender]
         fresh = []
         for oid in event.oids:
             row = self._objects.get(oid)
             if row is None:
                 row = self._objects[oid] = ObjectRow()
-            elif row.owner == sender:
+            elif row.owner == sender and oid in held:
                 continue  # said before
             fresh.append(oid)
-            if row.owner:
+            if row.owner and row.owner != sender:
                 continue  # a second owner is no more than a holder
             row.known = True
             row.owner = sender
-            row.lineage = event.lineage
+            self._succession.ghosts.pop(oid, None)
             self._asked.pop(oid, None)
             if row.value is None:
                 owed[oid] = None
@@ -355,6 +321,7 @@ class ObjectDirectory:
             self._owed[row.owner].pop(oid, None)
         row.resident = True
         row.value = value
+        self._succession.published(oid, value)
         if type(value) is Stored:
             if not value.node:
                 value.node = self._node_id
@@ -420,9 +387,9 @@ class ObjectDirectory:
                 if event.stale_generation:
                     if not row.known:
                         effects.append(EnsureResident(oid, process))
-                    elif process != row.owner:  # it was stored, and is not: it was lost
+                    else:  # it was stored, and is not: it was lost
                         effects.append(SendBeingRemade(process, oid))
-                elif not row.known:
+                elif not row.known and not self._succession.revive(oid, row, effects):
                     self._asked[oid] = self._issued
 
     def _wait(self, row: ObjectRow, process: bytes) -> None:
@@ -470,8 +437,20 @@ class ObjectDirectory:
         elif type(value) is not Stored or value.node != (event.node or self._node_id):
             return  # a copy of it
         owner = row.owner or event.owner
-        if owner in self._held and owner not in self._nodes and row.abroad is None:
+        has_spec = oid in self._succession.specs
+        if row.abroad is not None:
+            has_spec = False
+        elif (
+            owner in self._held
+            and owner not in self._nodes
+            and not (has_spec and (is_put(oid) or oid not in self._held[owner]))
+        ):
             self._remake(oid, row, owner, event.reason, effects)
+            return
+        if has_spec:
+            row.value = None
+            self._succession.make_anew([oid], self._where(event.reason), True, effects)
+            self._tell_waiters_remade(oid, row, effects)
             return
         failed = self._lost(oid, event.reason)
         if value is not None:
@@ -490,8 +469,14 @@ class ObjectDirectory:
             row.known = True
             self._asked.pop(oid, None)
             self._count(self._held[owner], (oid,), 1)
-        effects.append(SendRemake(owner, oid, f"{reason} (node {self._node_id.hex()[:8]})", held))
-        effects.extend(SendBeingRemade(process, oid) for process in row.waiters or () if process != owner)
+        effects.append(SendRemake(owner, oid, self._where(reason), held))
+        self._tell_waiters_remade(oid, row, effects)
+
+    def _where(self, reason: str) -> str:
+        return f"{reason} (node {self._node_id.hex()[:8]})"
+
+    def _tell_waiters_remade(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
+        effects.extend(SendBeingRemade(process, oid) for process in row.waiters or ())
 
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))
@@ -529,6 +514,7 @@ class ObjectDirectory:
                 reason = f"object {oid.hex()} was freed before it was asked for, or belongs to another cluster"
                 self._answer_waiters(oid, row, self._lost(oid, reason), effects)
                 self._drop_if_idle(oid, row)
+        self._succession.swept(token, effects)
         self._holds_abroad.flush(effects)
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Effect]) -> None:
@@ -537,6 +523,7 @@ class ObjectDirectory:
             return
         del self._objects[oid]
         self._asked.pop(oid, None)
+        self._succession.freed(oid, row.value)
         if row.owner and row.value is None:
             self._owed[row.owner].pop(oid, None)
         if row.waiters is not None:
@@ -766,6 +753,9 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Held: ObjectDirectory._on_held,
     Released: ObjectDirectory._on_released,
     RefsReceived: ObjectDirectory._on_refs_received,
+    CodeTold: lambda directory, event, effects: directory._succession.on_code(event, effects),
+    Claimed: lambda directory, event, effects: directory._succession.claimed(event, effects),
+    NotMadeTold: lambda directory, event, effects: directory._succession.on_not_made(event, effects),
     Escaped: ObjectDirectory._on_escaped,
     Published: ObjectDirectory._on_published,
     ResolveAsked: ObjectDirectory._on_resolve_asked,

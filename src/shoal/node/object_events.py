@@ -9,10 +9,10 @@ What it does not do: anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoal.node.foreign_holds import ConfirmHolds, SendHoldForDone, SendNodeHold, SendNodeRelease
-from shoal.protocol.messages import Stored, Value
+from shoal.protocol.messages import Failed, Stored, Value
 
 # ---------------------------------------------------------------- events
 
@@ -22,23 +22,58 @@ class ProcessJoined:
     """A process registered; before this, and after its death, nothing is taken from it or held in its name."""
 
     process: bytes
+    is_driver: bool = False
+    runs: bool = True  #: it is a real one, which can run tasks
 
 
 @dataclass(slots=True)
 class ProcessDied:
-    """A process is dead, and its socket has been read to the end. `cause` is told to those who wait for what it owed."""
+    """A process is dead, and its socket has been read to the end. `cause` is told to those who wait for what it owed. `executors` are the workers
+    that may have tasks of it."""
 
     process: bytes
     cause: str
+    executors: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Escaped:
-    """An owner lets go refs to `oids` and holds them itself, once. `lineage` makes them anew."""
+    """An owner lets go refs to `oids` and holds them itself, once, unless they are `freed`: then others need them. `lineage` makes them anew, out of
+    `needs`."""
 
     sender: bytes
     oids: list[bytes]
     lineage: bytes = b""
+    needs: list[bytes] = field(default_factory=list)
+    function_id: bytes = b""
+    freed: bool = False
+
+
+@dataclass(slots=True)
+class CodeTold:
+    """The code of a function that lineage names."""
+
+    process: bytes
+    function_id: bytes
+    code: bytes
+
+
+@dataclass(slots=True)
+class Claimed:
+    """`worker` has these tasks of `process`, which is dead, and will publish what they make."""
+
+    worker: bytes
+    process: bytes
+    task_ids: list[bytes]
+
+
+@dataclass(slots=True)
+class NotMadeTold:
+    """A successor has run a task that was to put `oids`; `error` says what if it has not."""
+
+    process: bytes
+    oids: list[bytes]
+    error: Failed
 
 
 @dataclass(slots=True)
@@ -200,6 +235,9 @@ Event = (
     ProcessJoined
     | ProcessDied
     | Escaped
+    | CodeTold
+    | Claimed
+    | NotMadeTold
     | Published
     | Held
     | Released
@@ -248,6 +286,34 @@ class SendBeingRemade:
 
     process: bytes
     oid: bytes
+
+
+@dataclass(slots=True)
+class Adopted:
+    """`process` owns `oids` from now on and is to run the task that makes them. Holds on them (but for puts) and on `needs` were counted for it."""
+
+    process: bytes
+    oids: list[bytes]
+    reason: str
+    begun: bool
+    lineage: bytes
+    needs: list[bytes]
+    code: bytes
+
+
+@dataclass(slots=True)
+class AskClaims:
+    """Ask a worker what it has of a dead process; answered by Claimed."""
+
+    worker: bytes
+    process: bytes
+
+
+@dataclass(slots=True)
+class OrphansSettled:
+    """Nothing waits any more for what a dead process's workers say: what is stored in its name and not known is of no use."""
+
+    process: bytes
 
 
 @dataclass(slots=True)
@@ -320,6 +386,9 @@ Effect = (
     SendResolved
     | SendRemake
     | SendBeingRemade
+    | Adopted
+    | AskClaims
+    | OrphansSettled
     | FreeStored
     | KeepStored
     | EnsureResident

@@ -124,11 +124,13 @@ class PushTasks(Message, tag=8):
     """Tasks for a leased worker. An item is (seq, template number, task id, attempt, arguments, dependencies).
 
     `arguments` is a serialized value: the tuple of positional arguments, or a list [args, kwargs]. `dependencies` is None or a list of
-    (position or keyword, Value) that replace the Nones standing there.
+    (position or keyword, Value) that replace the Nones standing there. `read` is how many TaskReplies the sender has had on this connection:
+    those the worker need not keep any more.
     """
 
     lease_id: int
     items: list[tuple[int, int, bytes, int, Value, list[tuple[int | str, Value]] | None]]
+    read: int = 0
 
 
 class RecallTasks(Message, tag=9):
@@ -374,11 +376,72 @@ class CancelObject(Message, tag=41):
 # ---------------------------------------------------------------- objects
 
 
+class TaskLineage(Message, tag=16):
+    """All that runs a task again, under the same name; travels inside `Escape` and `Adopt`. Of `dependencies` each is (position or keyword,
+    ObjectID, its value if that is inline and known). `actor` is empty, or (ActorID, class name, whether calls keep their order, home)."""
+
+    task_id: bytes
+    attempt: int
+    template: TaskTemplate
+    arguments: Value
+    dependencies: list[tuple[int | str, bytes, Value | None]] | None
+    demand: dict[str, int]
+    strategy: dict[str, Any]
+    environment: dict[str, Any]
+    max_retries: int
+    retries_left: int
+    actor: tuple[bytes, str, bool, bytes] | None = None
+
+
 class Escape(Message, tag=50):
-    """From an owner: refs to `oids` are about to leave this process, which holds them. `lineage` is the spec that makes them anew."""
+    """From an owner: refs to `oids` are about to leave this process, which holds them. `lineage` is the task that makes them anew (a TaskLineage
+    in its encoded form), `needs` what that must have, besides the code of `function_id`. With `freed` the objects are known only because others
+    need them: the owner does not hold them any more."""
 
     oids: list[bytes]
     lineage: bytes = b""
+    needs: list[bytes] = []
+    function_id: bytes = b""
+    freed: bool = False
+
+
+class LineageCode(Message, tag=69):
+    """From an owner, before the first Escape whose lineage names it: the code of a function."""
+
+    function_id: bytes
+    code: bytes
+
+
+class Adopt(Message, tag=68):
+    """To the successor of a dead owner: run this task, and publish `oids`, which it owns from now on; holds on them (but for what the task puts),
+    and on `needs`, are counted in its name. With `begun` it may have begun before, so it must be one that may run again."""
+
+    oids: list[bytes]
+    reason: str
+    begun: bool
+    lineage: bytes
+    needs: list[bytes]
+    code: bytes
+
+
+class NotMade(Message, tag=44):
+    """From a successor: the task has run, or could not; what it had not put by then of `oids` it will never put. `error` says why."""
+
+    oids: list[bytes]
+    error: Failed
+
+
+class SubmitterDied(Message, tag=42):
+    """To a worker: a process that may have given it tasks is dead. Answered by Claims."""
+
+    process: bytes
+
+
+class Claims(Message, tag=43):
+    """From a worker: it runs, or will run, these tasks of a dead process, and publishes their results; those that had ended are published."""
+
+    process: bytes
+    task_ids: list[bytes]
 
 
 class Publish(Message, tag=51):
@@ -685,6 +748,8 @@ FromDaemon = (
     | Resolved
     | Remake
     | BeingRemade
+    | Adopt
+    | SubmitterDied
     | HoldsConfirmed
     | FreeBlocks
     | SegmentBudget
@@ -710,6 +775,9 @@ ToDaemon = (
     | Call
     | CancelObject
     | Escape
+    | LineageCode
+    | NotMade
+    | Claims
     | Publish
     | Hold
     | Release

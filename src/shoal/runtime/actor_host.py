@@ -285,6 +285,10 @@ class ActorHost:
         entry = self._async_jobs.get(key)
         return entry[0] if entry is not None else self._active.get(key)
 
+    def jobs(self) -> list[Job]:
+        """All calls that threads or the loop were given and have not answered."""
+        return [*self._active.values(), *(job for job, _ in self._async_jobs.values()), *self._arrived]
+
     def cancel(self, connection: Connection, seq: int) -> bool:
         """Cancel a call in a thread (a flag it may ask for) or on the loop (asyncio's cancellation). Caller holds the lock."""
         key = (id(connection), seq)

@@ -18,6 +18,8 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
+import msgspec
+
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
@@ -51,6 +53,7 @@ from shoal.protocol.messages import (
 from shoal.runtime import awaiting, cancelling, stored, unread_errors, waiting
 from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
+from shoal.runtime.closures import Closures
 from shoal.runtime.exports import Exports, forgotten
 from shoal.runtime.lineage import LineageTable
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
@@ -59,7 +62,7 @@ from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
-from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
+from shoal.runtime.tasks import CallNames, PendingTask, SchedulingClass, TaskContext, Template
 from shoal.store.client import StoreClient
 
 #: the task that runs in this thread or coroutine; None outside of tasks
@@ -135,13 +138,15 @@ class Runtime:
             self.reactor,
             lambda entry: stored.free(self, entry),
             self._on_unread,
-            lambda oid: self.lineage.forget(oid),
+            lambda oid: self.closures.forget(oid),
         )
         self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse)
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.remaker = Remaker(self)
         self.pulling = Pulling(self)
+        self.closures = Closures(self)
+        self.objects.describe = self.closures.describe
         self.store: StoreClient | None = None
         self.root = TaskContext(
             os.urandom(16),
@@ -211,6 +216,15 @@ class Runtime:
         wire = TaskTemplate(self.new_number(), function_id, name, kind, num_returns, self.job_id, **more)
         template = Template(wire, code, klass, max_retries, retry_exceptions, self.submitter.gone_templates)
         template.exported = self.exports.code_of(function_id) if function_id else None
+        return template
+
+    def adopt_template(
+        self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int
+    ) -> Template:
+        """A template of another process, to submit with from here."""
+        wire = msgspec.structs.replace(wire, number=self.new_number())
+        template = Template(wire, code, klass, max_retries, False, self.submitter.gone_templates)
+        template.exported = self.exports.keep_code(wire.function_id, code) if wire.function_id else None
         return template
 
     def new_number(self) -> int:
@@ -628,6 +642,8 @@ class Runtime:
             try:
                 inside = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []
                 entry.value = self.store_blob(entry.oid, blob, self.worker_id, inside)
+                if context.job is not None:
+                    self.closures.putters[entry.oid] = context.job
             except BaseException:
                 with self.reactor.lock:
                     self.objects.free(entry)  # lets go what is inside

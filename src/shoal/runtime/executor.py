@@ -58,8 +58,9 @@ from shoal.protocol.messages import (
 from shoal.runtime.actor_host import ActorHost, exit_process
 from shoal.runtime.assignment import apply_assignment, remember_environment
 from shoal.runtime.core import Runtime, running_task
-from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate, HeldLease, Job, SubmitterPeer
+from shoal.runtime.jobs import SLOW_TASK_S, UNREAD_REPLIES_MAX, BoundTemplate, HeldLease, Job, SubmitterPeer
 from shoal.runtime.objects import ObjectRef
+from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.results import ResultWriter
 from shoal.runtime.tasks import TaskContext
@@ -95,6 +96,7 @@ class Executor:
         #: runs a task on the main thread; an actor with checkpoints does more than `run_task`
         self.perform: Callable[[Job], Value | Many] = self.run_task
         self.host: ActorHost = ActorHost(self)
+        self.orphans = OrphanTasks(self)
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
         self._lingering: HeldLease | None = None  #: its last task has run, but not all that it has submitted
@@ -180,7 +182,10 @@ class Executor:
             connection.send(TasksBounced(message.lease_id, [item[0] for item in message.items], held is None))
             return
         held.connection = connection
-        templates = connection.attachment.templates
+        peer: SubmitterPeer = connection.attachment
+        if peer.read < message.read:
+            peer.has_read(message.read)
+        templates = peer.templates
         jobs = [Job(connection, held, templates[item[1]], item) for item in message.items]
         for job in jobs:
             if job.deps is not None or type(job.args) is Stored:
@@ -340,6 +345,7 @@ class Executor:
             running.waiter.finish()  # a producer waiting for a consumer that is gone
         if self.actor is not None:
             self.actor.on_submitter_gone(connection)
+        self.orphans.note_gone(connection)
 
     def run(self) -> None:
         """Execute until the process is to leave."""
@@ -401,7 +407,12 @@ class Executor:
         with self.reactor.lock:
             self.running = None
             self.add_reply(job, value, spent_s, now)
-            if spent_s > SLOW_TASK_S or now - peer.first_reply_at > REPLY_FLUSH_S or template.wire.prompt_reply:
+            if (
+                spent_s > SLOW_TASK_S
+                or now - peer.first_reply_at > REPLY_FLUSH_S
+                or template.wire.prompt_reply
+                or connection.closed
+            ):
                 self._flush_replies_of(connection)
             max_calls = template.wire.max_calls
             if max_calls and self._count_call(template.wire.function_id) >= max_calls:
@@ -567,18 +578,25 @@ class Executor:
             peer.busy_s = 0.0
             self._answered.append(connection)
         peer.replies.append((job.seq, value))
+        peer.task_ids.append(job.task_id if job.template.outlives else b"")
         peer.busy_s += spent_s
 
     def _flush_replies_of(self, connection: Connection) -> None:
         peer: SubmitterPeer = connection.attachment
         replies = peer.replies
         if replies:
-            peer.replies = []
+            task_ids = peer.task_ids
+            peer.replies, peer.task_ids = [], []
             if connection in self._answered:
                 self._answered.remove(connection)
             if not connection.closed:
                 self.flush_output()  # what a task printed comes before its result
                 connection.send_now(TaskReplies(peer.lease_id, replies, int(peer.busy_s * 1e6)))
+                if len(peer.unread) == UNREAD_REPLIES_MAX:
+                    peer.read += 1  # the oldest goes
+                peer.unread.append((replies, task_ids))
+            else:
+                self.orphans.publish(replies, task_ids)
 
     def flush_replies(self) -> None:
         """Send all gathered replies."""

@@ -100,6 +100,13 @@ class Exports:
         table[key] = (alive if alive is not None else lambda: code, exported)
         return exported
 
+    def keep_code(self, function_id: bytes, blob: bytes) -> ExportedCode:
+        """The code of a function that another process has exported; workers may drop it with its last use here."""
+        exported = self._by_id.get(function_id)
+        if exported is None:
+            exported = self._by_id[function_id] = ExportedCode(function_id, blob, [])
+        return exported
+
     def code_of(self, function_id: bytes) -> ExportedCode | None:
         """What was exported under an id, while anybody can call it."""
         return self._by_id.get(function_id)

@@ -5,14 +5,16 @@ Plain records without behaviour of their own; who writes them is said with each.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shoal.protocol.messages import KIND_ACTOR_CALL, LeaseStarted, Many, TaskTemplate, Value
+from shoal.protocol.messages import KIND_ACTOR_CALL, NUM_RETURNS_STREAMING, LeaseStarted, Many, TaskTemplate, Value
 
 if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection, Waiter
 
+UNREAD_REPLIES_MAX = 64  #: messages with replies that are kept until the submitter has read them
 SLOW_TASK_S = 100e-6  #: replies leave before and after a task that takes longer
 
 
@@ -33,7 +35,7 @@ class HeldLease:
 class BoundTemplate:
     """A template as its executor knows it."""
 
-    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "wanted", "wire")
+    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "wanted", "wire")
 
     def __init__(self, wire: TaskTemplate) -> None:
         self.wire = wire
@@ -42,6 +44,8 @@ class BoundTemplate:
         self.is_call = wire.kind == KIND_ACTOR_CALL
         #: of a re-run: the ids of the objects that are to be made anew
         self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if "wanted" in wire.options else None
+        #: whether its results are published here should the submitter die: not a stream's, which ends then, nor a re-run's, which are not all there
+        self.outlives = wire.num_returns != NUM_RETURNS_STREAMING and self.wanted is None
         #: of what has never run here nobody knows that it is quick, or whether it ends its process: replies leave before it
         self.estimate_s = 2 * SLOW_TASK_S
 
@@ -49,16 +53,38 @@ class BoundTemplate:
 class SubmitterPeer:
     """What a worker knows of one process that pushes to it. Attached to the connection."""
 
-    __slots__ = ("busy_s", "first_reply_at", "functions", "lease_id", "replies", "templates", "worker_id")
+    __slots__ = (
+        "busy_s",
+        "first_reply_at",
+        "functions",
+        "lease_id",
+        "read",
+        "replies",
+        "task_ids",
+        "templates",
+        "unread",
+        "worker_id",
+    )
 
     def __init__(self) -> None:
         self.worker_id = b""
         self.templates: dict[int, BoundTemplate] = {}
         self.functions: set[bytes] = set()  #: that it has sent and may call
         self.replies: list[tuple[int, Value | Many]] = []
+        self.task_ids: list[bytes] = []  #: of the replies
+        #: what was sent and may not have been read: should the submitter be dead, this worker publishes it
+        self.unread: deque[tuple[list[tuple[int, Value | Many]], list[bytes]]] = deque(maxlen=UNREAD_REPLIES_MAX)
+        self.read = 0  #: how many messages with replies were read, or dropped from `unread`
         self.lease_id = 0  #: of the gathered replies
         self.busy_s = 0.0
         self.first_reply_at = 0.0
+
+    def has_read(self, count: int) -> None:
+        """The submitter has had `count` messages with replies."""
+        unread = self.unread
+        while self.read < count and unread:
+            unread.popleft()
+            self.read += 1
 
 
 class Job:

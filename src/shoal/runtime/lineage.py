@@ -84,6 +84,18 @@ class LineageTable:
             self._evict(record)
         return record
 
+    def add(self, record: Record) -> None:
+        """A record made elsewhere: of a task that this process runs for a dead one."""
+        task_id = record.task.task_id
+        former = self.records.get(task_id)
+        if former is not None:
+            record.entries.update(former.entries)
+            record.needed = former.needed
+        else:
+            record.needed = self._promised.pop(task_id, 0)
+        self.records[task_id] = self._whole[task_id] = record
+        self.bytes += record.bytes
+
     def _fill(self, record: Record, task: PendingTask) -> None:
         """Note what a re-run would need."""
         args = task.args

@@ -246,6 +246,10 @@ class ObjectTable:
         self._foreign_holds: dict[bytes, list[bytes]] = {}
         self._foreign_frees: dict[bytes, list[bytes]] = {}
         self.node_id = _here = b""
+        #: how an entry is made: (lineage, what it needs, ids that it needs besides, function id); None: it cannot be lost, or not be made again
+        self.describe: Callable[[ObjectEntry], tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None] = (
+            lambda entry: None
+        )
         reactor.write_notes = self._write_notes
         reactor.handlers[HoldsConfirmed] = lambda connection, message: reactor.on_holds_confirmed(message.count)
         _kept.clear()
@@ -426,13 +430,43 @@ class ObjectTable:
                     # A container of its holds it, which may be of yet another home and end first: the daemon must know where it is at home.
                     shared.holds = 1
                     self._note_hold(entry.oid, shared.home)
-            daemon = self.daemon
-            if fresh and daemon is not None:
-                daemon.send(Escape([entry.oid for entry in fresh]))
-                for entry in fresh:
-                    if entry.value is not None:
-                        daemon.send(Publish(entry.oid, sendable(entry)))
+            if fresh:
+                self._tell_escaped(fresh)
         return entries
+
+    def _tell_escaped(self, fresh: list[ObjectEntry]) -> None:
+        """Tell the daemon of objects that others will know, with what makes those that could be lost, and with what that needs, and so on."""
+        daemon = self.daemon
+        if daemon is None:
+            return
+        plain: list[bytes] = []
+        told = 0
+        while told < len(fresh):
+            entry = fresh[told]
+            told += 1
+            made = self.describe(entry)
+            if made is None:
+                if entry.count > 0:
+                    plain.append(entry.oid)
+                continue
+            lineage, needs, more, function_id = made
+            for need in needs:
+                shared = need.shared
+                if shared is None:
+                    shared = need.shared = SharedState(owned=True)
+                if shared.owned and not shared.escaped:
+                    shared.escaped = True
+                    if need.count > 0:
+                        shared.holds = 1
+                        self.table[need.oid] = need
+                    fresh.append(need)
+            names = [need.oid for need in needs] + more
+            daemon.send(Escape([entry.oid], lineage, names, function_id, entry.count <= 0))
+        if plain:
+            daemon.send(Escape(plain))
+        for entry in fresh:
+            if entry.value is not None and entry.count > 0:
+                daemon.send(Publish(entry.oid, sendable(entry)))
 
     def publish(self, entry: ObjectEntry) -> None:
         """The value of an escaped object became known. Caller holds the lock."""

@@ -31,6 +31,7 @@ from shoal.protocol.messages import (
     BeingRemade,
     Failed,
     Many,
+    NotMade,
     Publish,
     Release,
     Remake,
@@ -52,15 +53,30 @@ FREED = "it was freed, as nobody referred to it any more"
 class Rerun:
     """One repetition of a task; stands in the place of its result. Written by the remaker under the reactor's lock."""
 
-    __slots__ = ("checking", "deps", "later", "pushed", "reason", "record", "task", "used", "wanted")
+    __slots__ = (
+        "checking",
+        "deps",
+        "later",
+        "pushed",
+        "puts",
+        "puts_later",
+        "reason",
+        "record",
+        "task",
+        "used",
+        "wanted",
+    )
 
     def __init__(self, record: Record, reason: str) -> None:
         self.record = record
         self.reason = reason  #: of the loss that began it
         #: what it is to make, by id
         self.wanted: dict[bytes, ObjectEntry] = {}
+        #: what it is to put, for the daemon
+        self.puts: list[bytes] = []
+        self.puts_later: list[bytes] = []
         #: inputs and other results whose state is not known yet
-        self.checking: dict[bytes, ObjectEntry] = {}
+        self.checking: dict[bytes, None] = {}
         #: lost since it was pushed
         self.later: dict[bytes, str] = {}
         #: inputs, each counted once
@@ -146,32 +162,63 @@ class Remaker:
                 self._checked(run, oid)
             return
         if record is None or _cannot_run(record):
-            self._give(entry, self._failed(oid, record, reason))
+            self.give(entry, self._failed(oid, record, reason))
             return
-        self._begin(record, entry, reason)
+        self._begin(Rerun(record, reason), entry)
 
-    def _begin(self, record: Record, entry: ObjectEntry, reason: str) -> None:
+    def run_for_others(
+        self, record: Record, entries: list[ObjectEntry], puts: list[bytes], reason: str, begun: bool
+    ) -> None:
+        """Run the task of a dead owner: the entries are ours from now on, what it puts is of whoever runs it. Caller holds the lock."""
+        if record.run is not None:
+            for entry in entries:
+                self.request(entry, reason)
+            if puts:
+                self._soon(lambda: self._put_later(record, puts, reason))
+            return
+        run = Rerun(record, reason)
+        run.wanted = {entry.oid: entry for entry in entries}
+        run.puts = puts
+        record.run = run
+        self._soon(lambda: self._begin(run, None, charged=begun))
+
+    def _put_later(self, record: Record, puts: list[bytes], reason: str) -> None:
+        """What a task that is running again is to put, too: it may have done so already, so it runs once more."""
+        run: Rerun | None = record.run
+        if run is None:
+            self.run_for_others(record, [], puts, reason, True)
+        elif not run.pushed:
+            run.puts.extend(puts)
+        else:
+            run.puts_later.extend(puts)
+
+    def _begin(self, run: Rerun, entry: ObjectEntry | None, charged: bool = True) -> None:
+        record = run.record
         task = record.task
-        run = record.run = Rerun(record, reason)
-        run.wanted[entry.oid] = entry
+        record.run = run
+        if entry is not None:
+            run.wanted[entry.oid] = entry
         self.reruns += 1
         self.runtime.submitter.pending += 1
-        if task.retries_left > 0:
+        if charged and task.retries_left > 0:
             task.retries_left -= 1
         # All that is to be checked is noted before the first answer can come.
-        run.checking[b""] = entry
+        run.checking[b""] = None
         live = {inner.oid: self._live(inner) for inner in record.inputs}
         run.deps = [(key, live[dependency.oid]) for key, dependency in task.deps] if task.deps is not None else None
         direct = {dependency.oid for _, dependency in run.deps or ()}
         for inner in live.values():
             self._use(run, inner, inner.oid in direct, nested=inner.oid not in direct)
         for other in list(record.entries.values()):
-            if other is not entry and type(other.value) is Stored:
+            if other.oid not in run.wanted and type(other.value) is Stored:
                 self._check(run, other)
         self._checked(run, b"")
 
     def _checked(self, run: Rerun, oid: bytes) -> None:
-        if run.checking.pop(oid, None) is not None and not run.checking:
+        if oid not in run.checking:
+            return
+        del run.checking[oid]
+        if not run.checking:
             self._soon(lambda: self._push(run))
 
     def _live(self, entry: ObjectEntry) -> ObjectEntry:
@@ -216,7 +263,7 @@ class Remaker:
         self._watch(run, entry)
 
     def _watch(self, run: Rerun, entry: ObjectEntry) -> None:
-        run.checking[entry.oid] = entry
+        run.checking[entry.oid] = None
         self.runtime.when_known(entry, lambda entry: self._checked(run, entry.oid))
 
     # ------------------------------------------------------------ running
@@ -227,7 +274,7 @@ class Remaker:
         task = record.task
         run.pushed = True
         again = run.task = PendingTask(
-            self._template_for(task.template, list(run.wanted)), task.task_id, task.args, run.deps, run.used
+            self._template_for(task.template, [*run.wanted, *run.puts]), task.task_id, task.args, run.deps, run.used
         )
         again.attempt = task.attempt
         again.retries_left = task.retries_left
@@ -245,7 +292,9 @@ class Remaker:
 
     def _template_for(self, template: Template, wanted: list[bytes]) -> Template:
         """A task's template for one re-run: it tells the worker what is wanted."""
-        wire = msgspec.structs.replace(template.wire, number=self.runtime.new_number(), options={"wanted": wanted})
+        wire = msgspec.structs.replace(
+            template.wire, number=self.runtime.new_number(), options={**template.wire.options, "wanted": wanted}
+        )
         again = Template(wire, template.code, template.klass, template.max_retries, False, template.gone)
         again.exported = template.exported
         again.estimate_s = template.estimate_s
@@ -265,7 +314,7 @@ class Remaker:
         if entry is None or entry.value is not None:
             self.runtime.objects.let_go(value)
         else:
-            self._give(entry, value)
+            self.give(entry, value)
 
     def finished(self, run: Rerun, value: Value | Many) -> None:
         """The task has run again, or failed to. Caller holds the lock."""
@@ -283,7 +332,7 @@ class Remaker:
                 if entry is None:
                     self.runtime.objects.let_go(part)
                 else:
-                    self._give(entry, part)
+                    self.give(entry, part)
             for entry in run.wanted.values():
                 if entry.value is None and entry.task is again:
                     why = (
@@ -291,22 +340,41 @@ class Remaker:
                         "time, as with random numbers or the time of day."
                     )
                     kind = errors.StreamingGeneratorReplayInconsistentError if is_stream else None
-                    self._give(entry, _failure(entry.oid, why, kind))
+                    self.give(entry, _failure(entry.oid, why, kind))
         record.run = None
+        self._tell_not_made(run, value)
+        if run.puts_later:
+            self.run_for_others(record, [], run.puts_later, run.reason, True)
         for oid, reason in run.later.items():
             entry = record.entries.get(oid)
             if entry is not None and entry.value is None:
                 self.request(entry, reason)
         self.runtime.lineage.drop_idle(record)
 
+    def _tell_not_made(self, run: Rerun, value: Value | Many) -> None:
+        """What the task should have put and has not, it never will."""
+        daemon = self.runtime.reactor.causal
+        if not run.puts or daemon is None:
+            return
+        if type(value) is Failed:
+            cause = serialization.loads_error(value.error)
+            why = f"is lost: {run.reason}. Its task, {run.record.task.template.wire.name}(), was to run again, but that failed: {cause}"
+        else:
+            why = (
+                f"is lost: {run.reason}. Its task, {run.record.task.template.wire.name}(), ran again and did not put it: the program takes "
+                "another way each time, as with random numbers or the time of day."
+            )
+        error = errors.ObjectReconstructionFailedError(f"object {run.puts[0].hex()} {why}", object_id=run.puts[0].hex())
+        daemon.send(NotMade(run.puts, Failed(serialization.dumps_error(error))))
+
     def _failed_again(self, run: Rerun, value: Failed) -> None:
         cause = serialization.loads_error(value.error)
         for entry in run.wanted.values():
             if entry.value is None:
                 why = f"{_story(entry.oid, run.record, run.reason)}. It was to run again, but that failed: {cause}"
-                self._give(entry, _failure(entry.oid, why))
+                self.give(entry, _failure(entry.oid, why))
 
-    def _give(self, entry: ObjectEntry, value: Value) -> None:
+    def give(self, entry: ObjectEntry, value: Value) -> None:
         """An entry's wait is over."""
         if entry.shared is not None:
             entry.shared.place = None

@@ -183,7 +183,7 @@ class Submitter:
         """First use of a template on a connection: send its code and itself, after what was gathered before."""
         connection = lease.connection
         if lease.out:
-            connection.send(PushTasks(lease.lease_id, lease.out))
+            connection.send(PushTasks(lease.lease_id, lease.out, peer.read))
             lease.out = []
         wire = template.wire
         if wire.function_id and wire.function_id not in peer.functions:
@@ -217,7 +217,8 @@ class Submitter:
         out = lease.out
         if out:
             lease.out = []
-            lease.connection.send_now(PushTasks(lease.lease_id, out))
+            connection = lease.connection
+            connection.send_now(PushTasks(lease.lease_id, out, connection.attachment.read))
 
     def flush(self) -> None:
         """Send everything gathered: before this thread sleeps."""
@@ -249,6 +250,7 @@ class Submitter:
     def on_replies(self, connection: Connection, message: TaskReplies) -> None:
         """Results from a worker."""
         peer: WorkerPeer = connection.attachment
+        peer.read += 1
         lease = peer.leases.get(message.lease_id)
         if lease is None:
             return
@@ -666,7 +668,9 @@ class Submitter:
             and count > 0
             and not (task.lease and is_abroad(task.lease.connection.attachment.address))
         ):
-            daemon.send(FreeObjects([ids.result_id(task.task_id, index + 1) for index in range(count)]))
+            wanted = task.template.wire.options.get("wanted")  # of a re-run, which writes nothing else
+            made = [ids.result_id(task.task_id, index + 1) for index in range(count)]
+            daemon.send(FreeObjects([oid for oid in made if wanted is None or oid in wanted]))
 
     # ------------------------------------------------------------ time
 

@@ -193,7 +193,18 @@ class WorkerLease:
 class WorkerPeer:
     """What a submitter knows of one worker it is connected to. Attached to the connection."""
 
-    __slots__ = ("address", "closed_at", "death", "functions", "leases", "pid", "refs", "templates", "worker_id")
+    __slots__ = (
+        "address",
+        "closed_at",
+        "death",
+        "functions",
+        "leases",
+        "pid",
+        "read",
+        "refs",
+        "templates",
+        "worker_id",
+    )
 
     def __init__(self, worker_id: bytes, address: str, pid: int) -> None:
         self.worker_id = worker_id
@@ -206,6 +217,7 @@ class WorkerPeer:
         self.death: Any = None  #: the WorkerDied message, once it came
         self.closed_at = 0.0  #: when the connection ended
         self.refs = 0  #: refs that came in its results
+        self.read = 0  #: messages with replies that came
 
 
 class CallNames:

@@ -508,12 +508,17 @@ class NodeDaemon:
             return
         process.dead = True
         del self.table.by_id[process.worker_id]
+        executors = [
+            worker.worker_id
+            for worker in self.table.workers()
+            if process.worker_id in worker.submitters or process.worker_id in self.actors.subscribers_of(worker)
+        ]
         if self.leases.foreign is not None:
             self.leases.foreign.process_died(process, cause)
         if self.cluster is not None:
             self.cluster.transfer.process_died(process.worker_id)
         self.leases.process_died(process)
-        self.objects.process_died(process, cause)
+        self.objects.process_died(process, cause, executors)
         self.actors.process_died(process, end, cause)
         self.store.remove_process(process.worker_id)
         self.calls.process_died(process)
@@ -642,6 +647,9 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Shutdown: lambda d: d.on_shutdown,
     messages.TaskEvents: lambda d: d.calls.on_task_events,
     messages.Escape: lambda d: d.objects.on_escape,
+    messages.LineageCode: lambda d: d.objects.on_lineage_code,
+    messages.Claims: lambda d: d.objects.on_claims,
+    messages.NotMade: lambda d: d.objects.on_not_made,
     messages.Publish: lambda d: d.objects.on_publish,
     messages.Hold: lambda d: d.objects.on_hold,
     messages.Release: lambda d: d.objects.on_release,

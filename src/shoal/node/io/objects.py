@@ -22,7 +22,7 @@ from shoal.node import foreign_holds
 from shoal.node import object_events as events
 from shoal.node.io.connections import Connection
 from shoal.node.io.node_links import UNKNOWN_WAIT_S, NodeLinks
-from shoal.node.io.processes import Process, ProcessTable
+from shoal.node.io.processes import Driver, Process, ProcessTable
 from shoal.node.io.store_shell import StoreShell
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages, node_messages
@@ -88,7 +88,23 @@ class Objects:
 
     def on_escape(self, process: Process, message: messages.Escape) -> None:
         """Refs leave their owner."""
-        self.handle(events.Escaped(process.worker_id, message.oids, message.lineage))
+        self.handle(
+            events.Escaped(
+                process.worker_id, message.oids, message.lineage, message.needs, message.function_id, message.freed
+            )
+        )
+
+    def on_lineage_code(self, process: Process, message: messages.LineageCode) -> None:
+        """The code of a function that lineage will name."""
+        self.handle(events.CodeTold(process.worker_id, message.function_id, message.code))
+
+    def on_claims(self, process: Process, message: messages.Claims) -> None:
+        """A worker tells what it has of a dead process."""
+        self.handle(events.Claimed(process.worker_id, message.process, message.task_ids))
+
+    def on_not_made(self, process: Process, message: messages.NotMade) -> None:
+        """A successor has run a task."""
+        self.handle(events.NotMadeTold(process.worker_id, message.oids, message.error))
 
     def on_publish(self, process: Process, message: messages.Publish) -> None:
         """A value is known."""
@@ -145,16 +161,31 @@ class Objects:
 
     def joined(self, process: Process) -> None:
         """A process registered."""
-        self.handle(events.ProcessJoined(process.worker_id))
+        self.handle(events.ProcessJoined(process.worker_id, isinstance(process, Driver)))
 
-    def process_died(self, process: Process, cause: str) -> None:
-        """A process is dead and its socket was read to the end."""
-        self.handle(events.ProcessDied(process.worker_id, cause))
+    def process_died(self, process: Process, cause: str, executors: list[bytes]) -> None:
+        """A process is dead and its socket was read to the end. `executors` may have tasks of it."""
+        self.handle(events.ProcessDied(process.worker_id, cause, executors))
+
+    def _settled(self, effect: events.OrphansSettled) -> None:
         # What it owned in the store and had never let go of is of use to nobody.
-        value_of = self.machine.value_of
-        private = [oid for oid in self._store.owned_by(process.worker_id) if type(value_of(oid)) is not Stored]
+        machine = self.machine
+        private = [
+            oid
+            for oid in self._store.owned_by(effect.process)
+            if type(machine.value_of(oid)) is not Stored and not machine.owner_of(oid)
+        ]
         if private:
             self._store.free(private)
+
+    def _ask_claims(self, effect: events.AskClaims) -> None:
+        self._table.send(effect.worker, messages.SubmitterDied(effect.process))
+
+    def _adopt(self, effect: events.Adopted) -> None:
+        self._table.send(
+            effect.process,
+            messages.Adopt(effect.oids, effect.reason, effect.begun, effect.lineage, effect.needs, effect.code),
+        )
 
     def owner_gone(self, process_id: bytes) -> None:
         """A process of another node is dead: what it owned in this node's store and had never let go of is of use to nobody."""
@@ -355,6 +386,9 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendResolved: Objects._send_resolved,
     events.SendRemake: Objects._send_remake,
     events.SendBeingRemade: Objects._send_being_remade,
+    events.Adopted: Objects._adopt,
+    events.AskClaims: Objects._ask_claims,
+    events.OrphansSettled: Objects._settled,
     events.FreeStored: Objects._free,
     events.EnsureResident: Objects._ensure_resident,
     events.RequestSweep: Objects._request_sweep,

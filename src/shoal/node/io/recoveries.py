@@ -37,7 +37,7 @@ class Recoveries:
         if self._logs.is_outdated(spec.actor_id, incarnation):
             self.drop(spec.actor_id)
         if self._logs.begin(spec.actor_id, incarnation):
-            self._objects.handle(events.ProcessJoined(spec.actor_id))
+            self._objects.handle(events.ProcessJoined(spec.actor_id, runs=False))
 
     def recovery(self, spec: ActorSpec) -> Recovery | None:
         """What the life that begins is to start from; None for nothing."""

@@ -1,0 +1,377 @@
+"""What becomes of a dead owner's objects, and how lost ones are made again: the directory's memory of lineage.
+
+Purpose: a ref outlives its owner. The daemon is the successor: it owns the rows, and has a live process run what must run.
+
+Design: a pure part of `object_directory`, which lends it its tables. An owner told with each escaping ref that may be lost how it is made: a task
+(`Spec`), and what that needs. While others need it, a freed object stays as a *ghost*: its value is gone (unless it was inline), its spec not.
+
+    an owner dies         what it owed are orphans. Workers that may have its tasks are asked (SubmitterDied), each answers what it runs or will run
+                          (Claimed; what had ended it has published). A claimed orphan is owed by the worker. What is needed for the
+                          orphans is held meanwhile.
+    all have answered     what nobody claims is made anew
+    made anew             the task is handed to a *runner*: a driver of this node, else a process that holds the object, else the one that is here
+                          longest. It owes the value from now on; if it dies, all of this begins again. A need that is a ghost, or lost with no
+                          live owner, is made anew before, and so on, without recursion.
+    it cannot             the object fails, with the reason
+
+Nobody adopts from a live owner: what a live owner lost, the owner is asked to make (`_remake` of the directory), unless it has let the object go;
+then it is the runner.
+
+How to extend: what else an owner leaves behind belongs into `Orphans`.
+
+What it does not do: know what a spec says (`protocol.messages.TaskLineage`), or run it (`runtime.closures`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shoal.node.object_events import (
+    Adopted,
+    AskClaims,
+    Claimed,
+    CodeTold,
+    Effect,
+    Escaped,
+    NotMadeTold,
+    OrphansSettled,
+    ProcessDied,
+)
+from shoal.node.object_rows import ObjectRow
+from shoal.protocol.errors import OwnerDiedError
+from shoal.protocol.ids import TASK_ID_BYTES
+from shoal.protocol.messages import Failed, Stored, Value
+
+if TYPE_CHECKING:
+    from shoal.node.object_directory import ObjectDirectory
+
+SPEC_BYTES = 200  #: what a spec takes beside its text
+SPECS_BYTES_MAX = 256 << 20
+
+
+class Spec:
+    """How to make an object."""
+
+    __slots__ = ("function_id", "lineage", "needs")
+
+    def __init__(self, lineage: bytes, needs: list[bytes], function_id: bytes) -> None:
+        self.lineage = lineage
+        self.needs = needs
+        self.function_id = function_id
+
+
+class Code:
+    """The code of a function that specs name. It is kept while one does, or while a process lives that has sent it and will not again."""
+
+    __slots__ = ("senders", "specs", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.specs = 0
+        self.senders: dict[bytes, None] = {}
+
+
+class Orphans:
+    """What a dead process owed."""
+
+    __slots__ = ("begun", "cause", "oids", "waiting")
+
+    def __init__(self, oids: list[bytes], waiting: dict[bytes, None], cause: str) -> None:
+        self.oids = oids
+        self.cause = cause
+        #: workers that have not said yet what they run
+        self.waiting = waiting
+        #: a worker died before it could say: its tasks may have begun
+        self.begun = False
+
+
+class Succession:
+    """See the module's page. Writes rows of the directory only in the ways that are named there."""
+
+    def __init__(self, directory: ObjectDirectory) -> None:
+        self._directory = directory
+        self.specs: dict[bytes, Spec] = {}
+        self.spec_bytes = 0
+        self.evictions = 0
+        #: how many specs have an object among their needs
+        self.needed: dict[bytes, int] = {}
+        #: freed objects that specs need; the value if it is inline
+        self.ghosts: dict[bytes, Value | None] = {}
+        self.codes: dict[bytes, Code] = {}
+        self.orphans: dict[bytes, Orphans] = {}
+        #: owed by a worker that has claimed their task: it may have begun, should the worker die
+        self.claims: dict[bytes, None] = {}
+        #: needs of orphans and of claimed ones, held until the value is known: oid -> needs
+        self.kept: dict[bytes, list[bytes]] = {}
+        #: tasks have run without making these, unless what says so is still to be read: oid -> (stamp, why)
+        self.doubtful: dict[bytes, tuple[int, Failed]] = {}
+        #: processes that can run tasks for others, in the order of joining; True for drivers
+        self.runners: dict[bytes, bool] = {}
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {
+            "specs": len(self.specs),
+            "spec_bytes": self.spec_bytes,
+            "ghosts": len(self.ghosts),
+            "orphans": sum(len(orphans.oids) for orphans in self.orphans.values()),
+            "kept": len(self.kept),
+            "codes": len(self.codes),
+        }
+
+    # ------------------------------------------------------------ specs
+
+    def note(self, event: Escaped) -> None:
+        """An owner says how objects are made."""
+        for oid in event.oids:
+            if oid in self.specs:
+                continue
+            self.specs[oid] = Spec(event.lineage, event.needs, event.function_id)
+            self.spec_bytes += len(event.lineage) + SPEC_BYTES
+            for need in event.needs:
+                self.needed[need] = self.needed.get(need, 0) + 1
+            code = self.codes.get(event.function_id)
+            if code is not None:
+                code.specs += 1
+            if event.freed and oid not in self._directory._objects:
+                self.ghosts[oid] = None
+        while self.spec_bytes > SPECS_BYTES_MAX:
+            self.evictions += 1
+            self.drop(next(iter(self.specs)))
+
+    def drop(self, oid: bytes) -> None:
+        """How an object is made is of no use any more, nor are the ghosts that only that needed, and so on."""
+        dropped = [oid]
+        while dropped:
+            spec = self.specs.pop(dropped.pop(), None)
+            if spec is None:
+                continue
+            self.spec_bytes -= len(spec.lineage) + SPEC_BYTES
+            code = self.codes.get(spec.function_id)
+            if code is not None:
+                code.specs -= 1
+                self._drop_code(spec.function_id)
+            for need in spec.needs:
+                left = self.needed[need] - 1
+                if left:
+                    self.needed[need] = left
+                else:
+                    del self.needed[need]
+                    if need in self.ghosts:
+                        del self.ghosts[need]
+                        dropped.append(need)
+
+    def on_code(self, event: CodeTold, effects: list[Effect]) -> None:
+        """A process tells a function's code."""
+        if event.process not in self.runners:
+            return
+        code = self.codes.get(event.function_id)
+        if code is None:
+            code = self.codes[event.function_id] = Code(event.code)
+        code.senders[event.process] = None
+
+    def _drop_code(self, function_id: bytes) -> None:
+        code = self.codes[function_id]
+        if not code.specs and not code.senders:
+            del self.codes[function_id]
+
+    def published(self, oid: bytes, value: Value) -> None:
+        """A value is known: an inline one cannot be lost."""
+        if type(value) is not Stored and oid in self.specs:
+            self.drop(oid)
+        self.doubtful.pop(oid, None)
+        self.claims.pop(oid, None)
+        self._release_kept(oid)
+
+    def freed(self, oid: bytes, value: Value | None) -> None:
+        """Nobody holds an object any more."""
+        self.doubtful.pop(oid, None)
+        self.claims.pop(oid, None)
+        self._release_kept(oid)
+        if oid in self.needed:
+            inline = value if type(value) is bytes else None
+            if inline is not None or oid in self.specs:
+                self.ghosts[oid] = inline
+                return
+        self.drop(oid)
+
+    def revive(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
+        """Whether a ghost is asked for: it becomes an object again."""
+        if oid not in self.ghosts:
+            return False
+        value = self.ghosts.pop(oid)
+        row.known = True
+        row.value = value
+        if value is None:
+            self.make_anew([oid], "it was freed, as nobody referred to it any more", True, effects)
+        else:
+            self._directory._answer_waiters(oid, row, value, effects)
+        return True
+
+    # ------------------------------------------------------------ an owner dies
+
+    def joined(self, process: bytes, is_driver: bool) -> None:
+        """A process could run tasks for others."""
+        self.runners.setdefault(process, is_driver)
+
+    def died(self, event: ProcessDied, owed: list[bytes], effects: list[Effect]) -> None:
+        """A process is dead; its holds still count."""
+        process = event.process
+        self.runners.pop(process, None)
+        for function_id in [each for each, code in self.codes.items() if process in code.senders]:
+            del self.codes[function_id].senders[process]
+            self._drop_code(function_id)
+        objects = self._directory._objects
+        for oid in owed:
+            objects[oid].owner = b""
+            self._keep(oid)
+        waiting = {each: None for each in event.executors if each in self.runners} if owed else {}
+        self.orphans[process] = Orphans(owed, waiting, event.cause)
+        effects.extend(AskClaims(executor, process) for executor in waiting)
+        for other, orphans in list(self.orphans.items()):
+            if process in orphans.waiting:
+                del orphans.waiting[process]
+                orphans.begun = True
+            if not orphans.waiting:
+                self._settle(other, effects)
+
+    def _keep(self, oid: bytes) -> None:
+        """See that what makes an orphan is still there when it is needed."""
+        spec = self.specs.get(oid)
+        if spec is None or oid in self.kept:
+            return
+        self.kept[oid] = [need for need in spec.needs if need in self._directory._objects]
+        for need in self.kept[oid]:
+            row = self._directory._objects[need]
+            row.rows += 1
+            row.stamp = self._directory._issued
+
+    def _release_kept(self, oid: bytes) -> None:
+        directory = self._directory
+        for need in self.kept.pop(oid, ()):
+            row = directory._objects[need]
+            row.rows -= 1
+            row.stamp = directory._issued
+            if not row.rows:
+                directory._candidates[need] = None
+
+    def claimed(self, event: Claimed, effects: list[Effect]) -> None:
+        """A worker says which tasks of a dead process it has."""
+        orphans = self.orphans.get(event.process)
+        if orphans is None or event.worker not in self.runners:
+            return
+        directory = self._directory
+        task_ids = set(event.task_ids)
+        for oid in orphans.oids:
+            row = directory._objects.get(oid)
+            if row is not None and row.value is None and not row.owner and oid[:TASK_ID_BYTES] in task_ids:
+                row.owner = event.worker
+                self.claims[oid] = None
+                directory._owed[event.worker][oid] = None
+        orphans.waiting.pop(event.worker, None)
+        if not orphans.waiting:
+            self._settle(event.process, effects)
+
+    def _settle(self, process: bytes, effects: list[Effect]) -> None:
+        """It is known what runs: what nobody claims is made anew."""
+        orphans = self.orphans.pop(process)
+        reason = f"its owner died before its value was known: {orphans.cause}"
+        self.make_anew(orphans.oids, reason, orphans.begun, effects)
+        effects.append(OrphansSettled(process))
+
+    # ------------------------------------------------------------ making anew
+
+    def make_anew(self, oids: list[bytes], reason: str, begun: bool, effects: list[Effect]) -> None:
+        """Hand the tasks of objects without a value, and of what those need, to runners."""
+        directory = self._directory
+        objects = directory._objects
+        batches: dict[tuple[bytes, bytes], tuple[list[bytes], Spec, bool]] = {}
+        todo = deque((oid, begun or oid in self.claims) for oid in oids)
+        while todo:
+            oid, may_have_begun = todo.popleft()
+            row = objects.get(oid)
+            if row is None or row.value is not None or row.abroad is not None:
+                continue
+            if row.owner and oid in directory._owed.get(row.owner, ()):
+                continue  # somebody makes it
+            spec = self.specs.get(oid)
+            runner = self._runner(oid, row)
+            if spec is None or not runner:
+                self._fail(oid, row, reason, spec, effects)
+                continue
+            row.known = True
+            directory._asked.pop(oid, None)
+            self.claims.pop(oid, None)
+            row.owner = runner
+            directory._owed[runner][oid] = None
+            # All results of one task go together; what it puts is told apart by its name.
+            batches.setdefault((runner, spec.lineage), ([], spec, may_have_begun))[0].append(oid)
+            for need in spec.needs:
+                needed = objects.get(need)
+                if need in self.ghosts:
+                    value = self.ghosts.pop(need)
+                    if needed is None:
+                        needed = objects[need] = ObjectRow()
+                    needed.known = True
+                    needed.value = value
+                if needed is not None and needed.value is None and needed.known:
+                    todo.append((need, True))
+        for (runner, _), (made, spec, may_have_begun) in batches.items():
+            held = directory._held[runner]
+            directory._count(held, [oid for oid in made if not is_put(oid)], 1)
+            directory._count(held, spec.needs, 1)
+            for oid in made:
+                self._release_kept(oid)
+            code = self.codes.get(spec.function_id)
+            effects.append(
+                Adopted(runner, made, reason, may_have_begun, spec.lineage, spec.needs, code.text if code else b"")
+            )
+
+    def _runner(self, oid: bytes, row: ObjectRow) -> bytes:
+        """Who runs the task that makes an object; empty for nobody."""
+        if row.owner in self.runners:
+            return row.owner
+        holder = first = b""
+        for process, is_driver in self.runners.items():
+            if is_driver:
+                return process
+            first = first or process
+            if not holder and oid in self._directory._held[process]:
+                holder = process
+        return holder or first
+
+    def _fail(self, oid: bytes, row: ObjectRow, reason: str, spec: Spec | None, effects: list[Effect]) -> None:
+        why = (
+            "no process is left on its node that could make it"
+            if spec is not None
+            else "how it was made is not recorded (what shoal.put stores is made by no task; and max_retries=0 forbids to run one again)"
+        )
+        what = f"object {oid.hex()} is lost: {reason}. It cannot be made again: {why}"
+        row.value = Failed(self._directory._dump_error(OwnerDiedError(what, object_id=oid.hex())))
+        self._release_kept(oid)
+        self._directory._answer_waiters(oid, row, row.value, effects)
+
+    def on_not_made(self, event: NotMadeTold, effects: list[Effect]) -> None:
+        """A runner has run a task; what it should have put may still stand in another process's socket."""
+        for oid in event.oids:
+            row = self._directory._objects.get(oid)
+            if row is not None and row.value is None and row.owner == event.process:
+                self.doubtful[oid] = (self._directory._issued, event.error)
+
+    def swept(self, token: int, effects: list[Effect]) -> None:
+        """All sockets were seen empty: what was not put by then never will."""
+        for oid, (stamp, error) in list(self.doubtful.items()):
+            if stamp < token:
+                del self.doubtful[oid]
+                directory = self._directory
+                row = directory._objects.get(oid)
+                if row is not None and row.value is None:
+                    directory._owed.get(row.owner, {}).pop(oid, None)
+                    row.value = error
+                    directory._answer_waiters(oid, row, error, effects)
+
+
+def is_put(oid: bytes) -> bool:
+    """Whether a task (or a driver) has put it, instead of returning it."""
+    return bool(oid[TASK_ID_BYTES] & 0x80)

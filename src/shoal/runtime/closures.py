@@ -1,0 +1,240 @@
+"""How an object is made, in a form that another process can run: written when a ref escapes, read by the successor of a dead owner.
+
+Purpose: refs outlive their owners.
+
+Design: `describe` gives the `TaskLineage` of an entry whose value is not known yet, or lies in the store: of a pending task, of a finished one
+(its record), or, for what a task has put, of that task. Inline values that are known stand in it; all else it needs is named, and escapes
+as well (`objects.escape`). `adopt` is the other side: the daemon hands over a lineage, this process makes a record of it, as if the task had been its
+own, and has it run by the remaker.
+
+What it does not do: decide who adopts (`node.succession`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal import serialization
+from shoal.protocol import errors, ids
+from shoal.protocol.limits import MAX_RETRIES_DEFAULT
+from shoal.protocol.messages import (
+    KIND_TASK,
+    Adopt,
+    Failed,
+    LineageCode,
+    NotMade,
+    Stored,
+    TaskLineage,
+    Value,
+)
+from shoal.runtime.lineage import Record
+from shoal.runtime.objects import ObjectEntry, SharedState
+from shoal.runtime.tasks import PendingTask
+
+if TYPE_CHECKING:
+    from shoal.runtime.core import Runtime
+    from shoal.runtime.jobs import Job
+    from shoal.runtime.reactor import Connection
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Closures:
+    """The lineage that this process has told, and was told."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        #: stored puts of tasks that run or have run here -> that task
+        self.putters: dict[bytes, Job] = {}
+        #: functions whose code the daemon has from us
+        self._told: set[bytes] = set()
+        runtime.reactor.handlers[Adopt] = self.on_adopt
+
+    def forget(self, oid: bytes) -> None:
+        """An object of ours that lay in the store is freed."""
+        self.putters.pop(oid, None)
+        self.runtime.lineage.forget(oid)
+
+    # ------------------------------------------------------------ telling
+
+    def describe(self, entry: ObjectEntry) -> tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None:
+        """How an entry is made: (lineage, entries that it needs, ids that it needs besides, function id). None when it cannot be lost or be made
+        again. Caller holds the lock."""
+        value = entry.value
+        if value is not None and type(value) is not Stored:
+            return None
+        job = self.putters.get(entry.oid)
+        if job is not None:
+            return self._describe_job(job)
+        task: PendingTask | None = entry.task
+        if task is None:
+            record = self.runtime.lineage.records.get(entry.oid[: ids.TASK_ID_BYTES])
+            if record is None or record.evicted or not record.task.template.max_retries:
+                return None
+            task, inputs, argument = record.task, record.inputs, record.argument
+        else:
+            args = task.args
+            inputs, argument = task.held or [], None
+            if type(args) is Stored:
+                argument = next((held for held in inputs if held.oid == args.oid), None)
+                inputs = [held for held in inputs if held is not argument]
+        return self._describe_task(task, inputs, argument)
+
+    def _describe_task(
+        self, task: PendingTask, inputs: list[ObjectEntry], argument: ObjectEntry | None
+    ) -> tuple[bytes, list[ObjectEntry], list[bytes], bytes]:
+        template = task.template
+        klass, queue = template.klass, task.queue
+        deps = None
+        inline = set()
+        if task.deps is not None:
+            deps = []
+            for key, entry in task.deps:
+                value = entry.value
+                plain = type(value) is bytes and (entry.shared is None or not entry.shared.nested)
+                deps.append((key, entry.oid, value if plain else None))
+                if plain:
+                    inline.add(entry.oid)
+        direct = {oid for _, oid, _ in deps or ()}
+        needs = [entry for entry in inputs if entry.oid not in inline or entry.oid not in direct]
+        if argument is not None:
+            needs.append(argument)
+        if template.exported is not None:
+            needs.extend(template.exported.held)
+        lineage = TaskLineage(
+            task.task_id,
+            task.attempt,
+            template.wire,
+            task.args,
+            deps,
+            klass.demand if klass is not None else {},
+            klass.strategy if klass is not None else {},
+            klass.environment if klass is not None else {},
+            template.max_retries,
+            task.retries_left,
+            (queue.actor_id, queue.class_name, queue.in_order, queue.home) if queue is not None else None,
+        )
+        self._tell_code(template.wire.function_id, template.code)
+        return _encode(lineage), list(dict.fromkeys(needs)), [], template.wire.function_id
+
+    def _describe_job(self, job: Job) -> tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None:
+        """The task that has put an object, as its worker knows it."""
+        wire = job.template.wire
+        if wire.kind != KIND_TASK or wire.prompt_reply:
+            return None  # an actor's method, or what may run once only
+        started = job.held_lease.started
+        deps: list[tuple[int | str, bytes, Value | None]] | None = None
+        needs: list[bytes] = []
+        for key, value in job.deps or ():
+            deps = deps if deps is not None else []
+            if type(value) is Stored:
+                needs.append(value.oid)
+                deps.append((key, value.oid, value))
+            else:
+                deps.append((key, b"", value))
+        if type(job.args) is Stored:
+            needs.append(job.args.oid)
+        code = self.runtime.executor.functions.get(wire.function_id)
+        if code is None:
+            return None
+        retries = MAX_RETRIES_DEFAULT
+        lineage = TaskLineage(
+            job.task_id, job.attempt, wire, job.args, deps, started.demand, {}, started.environment, retries, retries
+        )
+        self._tell_code(wire.function_id, code)
+        return _encode(lineage), [], needs, wire.function_id
+
+    def _tell_code(self, function_id: bytes, code: bytes) -> None:
+        daemon = self.runtime.reactor.causal
+        if function_id and function_id not in self._told and daemon is not None:
+            self._told.add(function_id)
+            daemon.send(LineageCode(function_id, code))
+
+    # ------------------------------------------------------------ adopting
+
+    def on_adopt(self, connection: Connection, message: Adopt) -> None:
+        """Objects of a dead owner are ours now: make them."""
+        lineage = msgspec.msgpack.decode(message.lineage, type=TaskLineage)
+        runtime = self.runtime
+        objects = runtime.objects
+        needs = objects.adopt_held(message.needs)
+        puts = [oid for oid in message.oids if oid[ids.TASK_ID_BYTES] & 0x80]
+        entries = [self._own(oid) for oid in message.oids if oid not in puts]
+        record = runtime.lineage.records.get(lineage.task_id)
+        if record is None or record.evicted:
+            record = self._record_of(lineage, {entry.oid: entry for entry in needs}, message.code)
+            runtime.lineage.add(record)
+        for entry in entries:
+            record.entries[entry.oid] = entry
+        if message.begun and record.task.retries_left == 0 and record.run is None:
+            option = "max_task_retries" if lineage.actor is not None else "max_retries"
+            error = errors.OwnerDiedError(
+                f"{lineage.template.name}() may have run already, and cannot run again ({option}={lineage.max_retries}): {message.reason}. "
+                f"A higher {option} would have saved what it makes.",
+                object_id=message.oids[0].hex(),
+            )
+            failed = Failed(serialization.dumps_error(error))
+            for entry in entries:
+                runtime.remaker.give(entry, failed)
+            if puts:
+                connection.send(NotMade(puts, failed))
+            runtime.lineage.drop_idle(record)
+        else:
+            runtime.remaker.run_for_others(record, entries, puts, message.reason, message.begun)
+        objects.unuse(needs)
+
+    def _own(self, oid: bytes) -> ObjectEntry:
+        """An object's entry, owned by this process from now on."""
+        objects = self.runtime.objects
+        entry = objects.table.get(oid)
+        if entry is None:
+            entry = objects.table[oid] = ObjectEntry(oid)
+            entry.count = 0
+            entry.shared = SharedState(owned=True)
+        shared = entry.shared
+        assert shared is not None, "entries in the table are shared"
+        shared.owned = shared.escaped = True
+        shared.holds += 1
+        shared.resolving = False
+        if entry.value is not None:
+            objects.displace(entry)
+        return entry
+
+    def _record_of(self, lineage: TaskLineage, needs: dict[bytes, ObjectEntry], code: bytes) -> Record:
+        """A record of another process's task, as if it were ours."""
+        runtime = self.runtime
+        options = {name: value for name, value in lineage.template.options.items() if name != "wanted"}
+        wire = msgspec.structs.replace(lineage.template, options=options)
+        queue = klass = None
+        if lineage.actor is not None:
+            queue = runtime.actor_calls.queue_of(*lineage.actor)
+        else:
+            klass = runtime.submitter.class_of(
+                lineage.demand, wire.depth, lineage.strategy, lineage.environment, wire.name
+            )
+        template = runtime.adopt_template(wire, code, klass, lineage.max_retries)
+        deps: Any = None
+        inputs = list(needs.values())
+        if lineage.dependencies is not None:
+            deps = []
+            for key, oid, value in lineage.dependencies:
+                entry = needs.get(oid)
+                if entry is None:
+                    entry = ObjectEntry(oid)
+                    entry.count = 0
+                    inputs.append(entry)
+                if value is not None and entry.value is None:
+                    entry.value = value
+                deps.append((key, entry))
+        task = PendingTask(template, lineage.task_id, lineage.arguments, deps, None)
+        task.attempt, task.retries_left, task.queue = lineage.attempt, lineage.retries_left, queue
+        record = Record(task)
+        record.inputs = [entry for entry in inputs if type(task.args) is not Stored or entry.oid != task.args.oid]
+        if type(task.args) is Stored:
+            record.argument = needs.get(task.args.oid)
+            if record.argument is not None:
+                record.argument.count += 1
+        record.bytes += len(task.args) if type(task.args) is bytes else 0
+        return record

@@ -1,0 +1,102 @@
+"""Tasks whose submitter is dead: this worker finishes what it has begun, and tells the node.
+
+Purpose: nothing runs twice because somebody died who was to be told.
+
+Design: the daemon asks (`SubmitterDied`) after it has read the dead process's socket. This worker reads what that process had written to it, and
+answers:
+
+    ended, and told     replies that may not have been read (`SubmitterPeer.unread`) are published. Not those with refs inside: the holds on these
+                        were the dead process's. Such tasks run again
+    runs, or is queued  claimed (calls of an actor are kept, queued tasks are not): what they make is published when they have ended
+    streams             not claimed: they stop, as their consumer is gone
+
+What it does not do: decide what happens to the rest (`node.succession`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shoal.protocol import ids
+from shoal.protocol.messages import (
+    Claims,
+    Containing,
+    Many,
+    Publish,
+    Stored,
+    SubmitterDied,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from shoal.runtime.executor import Executor
+    from shoal.runtime.jobs import Job, SubmitterPeer
+    from shoal.runtime.reactor import Connection
+
+GONE_MAX = 64  #: submitters whose connection ended and of whom the daemon has not spoken
+
+
+class OrphanTasks:
+    """What a worker has of dead submitters."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._reactor = executor.reactor
+        #: connections of submitters that ended, the oldest first
+        self._gone: deque[Connection] = deque(maxlen=GONE_MAX)
+        self._reactor.handlers[SubmitterDied] = self._on_submitter_died
+
+    def note_gone(self, connection: Connection) -> None:
+        """A submitter's connection has ended."""
+        self._gone.append(connection)
+
+    def _on_submitter_died(self, daemon: Connection, message: SubmitterDied) -> None:
+        process = message.process
+        for connection in list(self._reactor.connections.values()):
+            if _peer_is(connection, process):
+                self._reactor.drain(connection)
+                self._reactor._ended(
+                    connection
+                )  # it is dead, so this is the end, also if a child of its holds the socket
+        claims: list[bytes] = []
+        for connection in [each for each in self._gone if _peer_is(each, process)]:
+            self._gone.remove(connection)
+            peer: SubmitterPeer = connection.attachment
+            claims.extend(job.task_id for job in self._jobs_of(connection) if _is_claimed(job))
+            for replies, task_ids in peer.unread:
+                self.publish(replies, task_ids, told=True)
+            peer.unread.clear()
+        daemon.send_now(Claims(process, claims))
+
+    def _jobs_of(self, connection: Connection) -> list[Job]:
+        """What runs or is queued here for one submitter."""
+        executor = self._executor
+        jobs = [job for job in executor.queue if job.connection is connection]
+        if executor.running is not None and executor.running.connection is connection:
+            jobs.append(executor.running)
+        if executor.actor is not None:
+            jobs.extend(job for job in executor.actor.jobs() if job.connection is connection)
+        return jobs
+
+    def publish(self, replies: list[tuple[int, Value | Many]], task_ids: list[bytes], told: bool = False) -> None:
+        """Results that their submitter cannot take. With `told` the refs inside were held in its name, which is of no use. Caller holds the lock."""
+        daemon = self._reactor.causal
+        if daemon is None:
+            return
+        for (_, value), task_id in zip(replies, task_ids, strict=True):
+            if not task_id:
+                continue
+            parts = value.values if isinstance(value, Many) else [value]
+            for index, part in enumerate(parts, start=1):
+                has_refs = (type(part) is Containing or type(part) is Stored) and part.nested
+                if not (told and has_refs):
+                    daemon.send(Publish(ids.result_id(task_id, index), part))
+
+
+def _peer_is(connection: Connection, process: bytes) -> bool:
+    return getattr(connection.attachment, "worker_id", b"") == process and hasattr(connection.attachment, "unread")
+
+
+def _is_claimed(job: Job) -> bool:
+    return job.template.outlives and not job.cancelled

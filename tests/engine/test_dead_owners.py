@@ -1,0 +1,317 @@
+"""Refs outlive the processes that made them: owners are killed at every step, and whoever holds a ref gets its value.
+
+Every task that matters appends a line to a file each time it runs. What runs when its owner dies goes on; what nobody runs is run, once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.engine.node_counts import settled_counts, wait_for_counts
+from tests.engine.test_lost_objects import lose, note, runs
+
+import shoal
+from shoal.exceptions import OwnerDiedError, ShoalError
+
+BIG = 200_000
+STORE_BYTES = 24 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    shoal.shutdown()
+    shoal.init(num_cpus=4, object_store_memory=STORE_BYTES, log_to_driver=False)
+    yield
+    shoal.shutdown()
+
+
+@shoal.remote(num_cpus=0)
+class Owner:
+    """An actor that submits tasks, hands their refs on, and is killed."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def submit(self, function: Any, *args: Any, **options: Any) -> Any:
+        self.kept = [function.options(**options).remote(*args)]
+        return self.kept
+
+    def chain(self, path: str, depth: int, seconds: float) -> Any:
+        ref = work.remote(path, "0", seconds)
+        for number in range(1, depth):
+            ref = work.remote(path, str(number), 0.0, ref)
+        self.kept = [ref]
+        return self.kept
+
+    def store(self, value: Any) -> Any:
+        self.kept = [shoal.put(value)]
+        return self.kept
+
+
+@shoal.remote(num_cpus=0)
+def work(path: str, name: str, seconds: float, *inputs: Any) -> Any:
+    note(path, name)
+    time.sleep(seconds)
+    note(path, name + "-done")
+    return name
+
+
+@shoal.remote(num_cpus=0)
+def large(path: str, name: str, seconds: float, size: int = BIG) -> Any:
+    note(path, name)
+    time.sleep(seconds)
+    return b"x" * size
+
+
+def kill(owner: Any) -> None:
+    os.kill(shoal.get(owner.pid.remote(), timeout=20), signal.SIGKILL)
+    with pytest.raises(ShoalError):
+        shoal.get(owner.pid.remote(), timeout=20)
+
+
+@pytest.fixture
+def freed() -> Iterator[None]:
+    before = settled_counts()
+    yield
+    import gc
+
+    gc.collect()
+    wait_for_counts(before)
+
+
+def until(path: Path, name: str, count: int = 1) -> None:
+    deadline = time.monotonic() + 20
+    while runs(path, name) < count:
+        assert time.monotonic() < deadline, f"{name} did not run"
+        time.sleep(0.005)
+
+
+def test_a_running_task_goes_on(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.6), timeout=20)
+    until(path, "a")
+    kill(owner)
+    assert shoal.get(ref, timeout=20) == "a"
+    assert runs(path, "a") == 1
+
+
+def test_a_running_task_with_a_large_result(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.5), timeout=20)
+    until(path, "a")
+    kill(owner)
+    assert len(shoal.get(ref, timeout=20)) == BIG
+    assert runs(path, "a") == 1
+
+
+def test_what_had_not_begun_is_run_once(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.chain.remote(str(path), 5, 0.6), timeout=20)
+    until(path, "0")
+    kill(owner)
+    assert shoal.get(ref, timeout=20) == "4"
+    assert [runs(path, str(number)) for number in range(5)] == [1] * 5
+
+
+def test_a_task_that_waits_for_a_worker(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    blockers = [work.options(num_cpus=4).remote(str(path), "blocker", 0.8)]
+    until(path, "blocker")
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0, num_cpus=1, max_retries=0), timeout=20)
+    kill(owner)
+    assert shoal.get(ref, timeout=20) == "a"
+    assert runs(path, "a") == 1
+    del blockers
+
+
+def test_what_has_ended_and_was_not_read_is_not_run_again(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.3), timeout=20)
+    pid = shoal.get(owner.pid.remote(), timeout=20)
+    until(path, "a")
+    os.kill(pid, signal.SIGSTOP)
+    until(path, "a-done")
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    assert shoal.get(ref, timeout=20) == "a"
+    assert runs(path, "a") == 1
+
+
+def test_nobody_adopts_from_a_stopped_owner(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0), timeout=20)
+    [late] = shoal.get(owner.submit.remote(work, str(path), "late", 0.4), timeout=20)
+    pid = shoal.get(owner.pid.remote(), timeout=20)
+    until(path, "late")
+    os.kill(pid, signal.SIGSTOP)
+    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.wait([late], timeout=1.0)[0] == []
+    os.kill(pid, signal.SIGCONT)
+    assert shoal.get(late, timeout=20) == "late"
+    assert runs(path, "a") == runs(path, "late") == 1
+    del ref, late
+
+
+def test_a_busy_owner_is_not_robbed(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0)
+    class Busy:
+        def submit(self) -> Any:
+            return [work.remote(str(path), "a", 0.1)]
+
+        def compute(self) -> None:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                sum(range(1000))
+
+    busy = Busy.remote()
+    [ref] = shoal.get(busy.submit.remote(), timeout=20)
+    busy.compute.remote()
+    assert shoal.get(ref, timeout=20) == "a"
+    assert runs(path, "a") == 1
+
+
+def test_a_large_value_that_the_owner_had_put(freed: None) -> None:
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.store.remote(b"y" * BIG), timeout=20)
+    kill(owner)
+    assert shoal.get(ref, timeout=20) == b"y" * BIG
+
+
+def test_lost_after_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.0, 2_000_000), timeout=20)
+    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    kill(owner)
+    lose(ref)
+    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    assert runs(path, "a") == 2
+
+
+def test_a_put_of_a_task_is_made_anew_by_running_the_task(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote
+    def putting(number: float) -> Any:
+        note(str(path), "putting")
+        return [shoal.put(np.full(250_000, number))]
+
+    [ref] = shoal.get(putting.remote(3.0), timeout=20)
+    assert shoal.get(ref, timeout=20)[0] == 3
+    lose(ref)
+    assert shoal.get(ref, timeout=20)[0] == 3
+    assert runs(path, "putting") == 2
+
+
+def test_a_put_that_is_not_put_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote
+    def fickle() -> Any:
+        note(str(path), "fickle")
+        return [shoal.put(np.zeros(250_000))] if runs(path, "fickle") == 1 else "nothing"
+
+    [ref] = shoal.get(fickle.remote(), timeout=20)
+    assert len(shoal.get(ref, timeout=20)) == 250_000
+    lose(ref)
+    with pytest.raises(ShoalError, match=r"(?s)fickle\(\), ran again and did not put it"):
+        shoal.get(ref, timeout=20)
+
+
+def test_an_owner_that_let_go_is_asked_to_make_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0)
+    class Forgetful:
+        def submit(self) -> Any:
+            return [large.remote(str(path), "a", 0.0, 2_000_000)]
+
+        def ping(self) -> None:
+            pass
+
+    owner = Forgetful.remote()
+    [ref] = shoal.get(owner.submit.remote(), timeout=20)
+    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    shoal.get(owner.ping.remote(), timeout=20)
+    lose(ref)
+    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    assert runs(path, "a") == 2
+
+
+def test_calls_of_an_actor(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0)
+    class Server:
+        def serve(self, name: str, seconds: float) -> str:
+            note(str(path), name)
+            time.sleep(seconds)
+            return name
+
+    @shoal.remote(num_cpus=0)
+    class Caller:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def call(self, server: Any) -> Any:
+            return [server.serve.remote("running", 0.5), server.serve.remote("queued", 0.0)]
+
+    server, caller = Server.remote(), Caller.remote()
+    running, queued = shoal.get(caller.call.remote(server), timeout=20)
+    until(path, "running")
+    kill(caller)
+    assert shoal.get([running, queued], timeout=20) == ["running", "queued"]
+    assert runs(path, "running") == runs(path, "queued") == 1
+
+
+def test_what_may_not_run_again_says_so(tmp_path: Path, freed: None) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0, max_retries=0)
+    def suicidal(pid_of_owner: int) -> None:
+        note(str(path), "suicidal")
+        os.kill(pid_of_owner, signal.SIGKILL)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    owner = Owner.remote()
+    pid = shoal.get(owner.pid.remote(), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(suicidal, pid), timeout=20)
+    with pytest.raises(OwnerDiedError, match=r"(?s)max_retries=0"):
+        shoal.get(ref, timeout=20)
+    assert runs(path, "suicidal") == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_owners_killed_at_any_moment(tmp_path: Path, seed: int, freed: None) -> None:
+    """Each owner dies somewhere between being asked and long after it has answered."""
+    path = tmp_path / "runs"
+    rng = random.Random(seed)
+    for round_ in range(12):
+        owner = Owner.remote()
+        pid = shoal.get(owner.pid.remote(), timeout=20)
+        answer = owner.chain.remote(str(path), 3, rng.random() * 0.03)
+        time.sleep(rng.random() * 0.05)
+        os.kill(pid, signal.SIGKILL)
+        try:
+            [ref] = shoal.get(answer, timeout=20)
+        except ShoalError:
+            continue  # it died before it had answered: nobody holds a ref
+        assert shoal.get(ref, timeout=20) == "2", f"round {round_}"
+        del ref
