@@ -82,6 +82,7 @@ class Cluster:
         self.links = links
         links.use(self.dial)
         self.foreign = ForeignLeases(node_id, leases, table, links, gcs, loop, on_process_gone, kill)
+        gcs.on_lost = self.foreign.on_gcs_lost
         routes = Routes(table, self.foreign)
         #: what takes connections, by their first frame
         self.takers: dict[type, Callable[[socket.socket, Any], None]] = {
