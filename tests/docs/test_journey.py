@@ -41,11 +41,11 @@ def test_messages_of_the_diagrams_exist() -> None:
     import builtins
 
     from shoal.gcs import actor_manager
-    from shoal.protocol import errors, gcs_messages, messages
+    from shoal.protocol import errors, gcs_messages, messages, node_messages
     from shoal.scheduling import events
     from shoal.system import zygote_client
 
-    homes = [messages, gcs_messages, errors, events, zygote_client, actor_manager, builtins]
+    homes = [messages, gcs_messages, node_messages, errors, events, zygote_client, actor_manager, builtins]
     text = (DOCS / "JOURNEY.md").read_text()
     diagrams = "\n".join(line for line in text.splitlines() if line.startswith("    "))
     for word in set(MESSAGE_DIAGRAM.findall(diagrams)):

@@ -100,6 +100,15 @@ can be restored: True
 nothing is done twice: True
 Optuna is closer than 0\.5: True
 """,
+    "11_cluster.py": r"""
+nodes: \['lab', 'office'\] with 3\.0 CPUs
+by default: office
+with the gripper: lab
+\['CUP', 'PEN'\] \['gripped cup', 'gripped pen'\]
+nobody has a gripper now: None
+careful ran on a new node
+left: \['office'\]
+""",
     "14_rl.py": r"""
 evolution balances the pole: True
 resumed at the same generation: True

@@ -156,6 +156,12 @@ class StartedNode:
         with self._lock:
             return "" if self._stopped else _tail(self._log_fd)
 
+    def tell_to_end(self) -> None:
+        """Let the node end by itself, and do not wait for it: `stop` does."""
+        with self._lock:
+            if os.getpid() == self._starter_pid and not self._stopped:
+                _send(self._pidfd, signal.SIGTERM)
+
     def stop(self, grace_s: float = SHUTDOWN_GRACE_S) -> None:
         """End the node and everything it started, and wait until it is gone. Idempotent; does nothing in a fork of the starter.
 

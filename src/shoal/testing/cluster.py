@@ -211,7 +211,11 @@ class Cluster:
         if self._connected:
             self._connected = False
             shoal.shutdown()
-        _stop_all([node._started for node in self.nodes if not node.is_head])
+        joined = [node._started for node in self.nodes if not node.is_head]
+        for started in joined:
+            started.tell_to_end()
+        for started in joined:
+            started.stop()
         self.head._started.stop()
         self.nodes.clear()
 
@@ -255,10 +259,3 @@ def _who_lacks_whom(nodes: list[ClusterNode], wanted: set[str]) -> str:
             missing, dead = wanted - known, known - wanted
             return f"{node!r} " + (f"does not know {missing}" if missing else f"still believes that {dead} live")
     return ""
-
-
-def _stop_all(nodes: list[StartedNode]) -> None:
-    if nodes:
-        with ThreadPoolExecutor(max_workers=min(16, len(nodes))) as pool:
-            for future in [pool.submit(node.stop) for node in nodes]:
-                future.result()
