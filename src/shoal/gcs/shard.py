@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 from shoal.gcs import global_scheduler, hashed_tables
+from shoal.gcs.actor_logs import StoredLogs
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
     ActorManager,
@@ -201,6 +202,7 @@ class GcsShard:
         self.scheduler = GlobalScheduler(random.Random(gcs_pid).randrange if dice is None else dice)
         self.hashed = HashedTables()
         self.answers = Answers()
+        self.logs = StoredLogs()
         #: connections that said Hello
         self._connections: dict[int, Connection] = {}
         #: node -> the connection it registered on
@@ -222,10 +224,18 @@ class GcsShard:
         Jobs.TABLE,
         *HashedTables.TABLES,
         ACTORS_TABLE,
+        StoredLogs.TABLE,
         Answers.TABLE,
     )
     #: those that mean nothing to another session: what they tell of died with its nodes
-    SESSION_TABLES = (NodeTable.TABLE, Jobs.TABLE, ACTORS_TABLE, TaskEvents.TABLE, Answers.TABLE)
+    SESSION_TABLES = (
+        NodeTable.TABLE,
+        Jobs.TABLE,
+        ACTORS_TABLE,
+        StoredLogs.TABLE,
+        TaskEvents.TABLE,
+        Answers.TABLE,
+    )
 
     def restore(self, table: str, key: bytes, value: bytes) -> None:
         """Take back a stored row; before the first event."""
@@ -237,6 +247,8 @@ class GcsShard:
             self.hashed.restore(table, key, value)
         elif table == ACTORS_TABLE:
             self.actors.restore(msgspec.msgpack.decode(value, type=ActorRecord))
+        elif table == StoredLogs.TABLE:
+            self.logs.restore(key, value)
         elif table == Answers.TABLE:
             self.answers.restore(key, value)
 
@@ -511,6 +523,9 @@ class GcsShard:
                     self._schedule(ActorSettled(actor_id), now, effects)
                 self._publish(CHANNEL_ACTOR, actor_id, ActorChanged(effect.version, effect.state), effects)
                 if effect.final:
+                    writes: list[Write] = []
+                    self.logs.drop(actor_id, writes)
+                    effects.extend(writes)
                     topic = (CHANNEL_ACTOR, actor_id)
                     for number in self._subscribers.pop(topic, ()):
                         del self._connections[number].subscriptions[topic]
@@ -571,6 +586,24 @@ class GcsShard:
             raise TableError("ActorAlreadyExists", text)
         self._on_actor_event(ActorRequested(spec, self._connections[number].node_id), now, effects)
         return {"actor_id": spec.actor_id, "existing": None}
+
+    def _actor_log_append(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        record = self.actors.get(bytes_of(body, "actor_id"))
+        if record is None or record.state == "dead":
+            return {"accepted": False, "last": 0}
+        writes: list[Write] = []
+        answer = self.logs.append(body, writes)
+        effects.extend(writes)
+        return answer
+
+    def _actor_log_claim(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
+        record = self.actors.get(bytes_of(body, "actor_id"))
+        if record is None or record.state == "dead":
+            return {"accepted": False}
+        writes: list[Write] = []
+        answer = self.logs.claim(record.spec.actor_id, int(body["incarnation"]), writes)
+        effects.extend(writes)
+        return answer
 
     def _actor_by_name(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         name, namespace = str(body["name"]), str(body["namespace"])
@@ -729,6 +762,8 @@ _FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases}
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
     "gcs.actor_create": GcsShard._actor_create,
     "gcs.actor_by_name": GcsShard._actor_by_name,
+    "gcs.actor_log_append": GcsShard._actor_log_append,
+    "gcs.actor_log_claim": GcsShard._actor_log_claim,
     "gcs.actor_kill": GcsShard._actor_kill,
     "gcs.actors_list": GcsShard._actors_list,
     "gcs.actor_story": GcsShard._actor_story,

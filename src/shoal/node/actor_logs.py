@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.protocol.limits import RECOVERIES_MAX
+from shoal.protocol.limits import CLUSTER_LOG_BYTES_MAX, RECOVERIES_MAX
 from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint, Stored, Value
 
 
@@ -84,11 +84,17 @@ class ActorLogs:
         log.vain += 1
         return False
 
-    def put(self, actor_id: bytes, recovery: Recovery) -> None:
-        """The log came from elsewhere."""
-        log = self._logs[actor_id]
-        log.index, log.checkpoint = recovery.index, recovery.checkpoint
-        log.records = [(record, [], []) for record in recovery.records]
+    def put(
+        self, actor_id: bytes, incarnation: int, index: int, checkpoint: bytes | None, records: list[bytes]
+    ) -> None:
+        """The log of a former life on another node; its checkpoint is empty when it never left that."""
+        log = self._logs[actor_id] = ActorLog(incarnation, index, checkpoint)
+        if checkpoint == b"":
+            log.broken = (
+                f"its checkpoint after call {index} was larger than {CLUSTER_LOG_BYTES_MAX >> 20} MB and lay in the store "
+                "of a node that is lost"
+            )
+        log.records = [(record, [], []) for record in records]
 
     def recovery(self, actor_id: bytes) -> Recovery | None:
         """What the next life needs; None when the actor begins from nothing."""

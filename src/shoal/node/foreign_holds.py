@@ -6,6 +6,7 @@ Design: part of the machine `object_directory`; it is told what to hold and let 
 
     a process hears `HoldsConfirmed` of its foreign `Hold` messages in their order, each when the home counts it
     a node that handed refs on hears `HoldForDone` when this node holds them at their home
+    records of calls of actors with checkpoints stand in the same line (`promise`): the GCS confirms them
     nothing is let go while a hold asked for earlier is unconfirmed: what is let go may have contained what is held now, and its home could
     hear of the end of the one before the beginning of the other
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEAD_NODES_MAX = 10_000  #: so many are remembered
+PROMISED = b""  #: in the place of a node: what the GCS is to have before answers leave
 
 
 @dataclass(slots=True)
@@ -128,6 +130,11 @@ class ForeignHolds:
         else:
             self._tell(process, effects)
 
+    def promise(self, process: bytes, number: int, effects: list[Any]) -> None:
+        """What a process has written counts like a Hold when the GCS has it: `confirmed(PROMISED, number)`. Numbers are negative, each new."""
+        self._asked[number] = _Asked(PROMISED)
+        self.confirm_later(process, number, effects)
+
     def done_later(self, node: bytes, handed: int, number: int, effects: list[Any]) -> None:
         """Tell `node` that its HoldFor `handed` is done when NodeHold `number` counts."""
         asked = self._asked.get(number)
@@ -175,7 +182,7 @@ class ForeignHolds:
         releases = self._releases
         if not releases:
             return
-        first = next(iter(self._asked), self._numbers + 1)
+        first = next((number for number in self._asked if number > 0), self._numbers + 1)
         by_node: dict[bytes, list[tuple[bytes, int]]] = {}
         while releases and releases[0][0] < first:
             _, node, oid, count = releases.popleft()
@@ -187,6 +194,8 @@ class ForeignHolds:
     def process_died(self, process: bytes) -> None:
         """Nobody is to be told of its holds."""
         self._confirmations.pop(process, None)
+        for number in [n for n, asked in self._asked.items() if asked.node == PROMISED and process in asked.processes]:
+            del self._asked[number]
 
     def node_died(self, node: bytes, cause: str, effects: list[Any]) -> None:
         """What was held there is lost."""

@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node.foreign_holds import ForeignHolds
+from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
     ActorHandleGone,
@@ -64,6 +64,8 @@ from shoal.node.object_events import (
     NotMadeTold,
     ProcessDied,
     ProcessJoined,
+    Promised,
+    PromiseKept,
     Published,
     RefsReceived,
     Released,
@@ -621,6 +623,12 @@ class ObjectDirectory:
         self._answer_waiters(event.oid, row, event.value, effects)
         self._drop_if_idle(event.oid, row)
 
+    def _on_promised(self, event: Promised, effects: list[Effect]) -> None:
+        self._holds_abroad.promise(event.process, event.number, effects)
+
+    def _on_promise_kept(self, event: PromiseKept, effects: list[Effect]) -> None:
+        self._holds_abroad.confirmed(PROMISED, event.number, effects)
+
     def _on_hold_confirmed(self, event: NodeHoldConfirmed, effects: list[Effect]) -> None:
         self._holds_abroad.confirmed(event.node, event.number, effects)
 
@@ -752,6 +760,8 @@ class ObjectDirectory:
 _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Held: ObjectDirectory._on_held,
     Released: ObjectDirectory._on_released,
+    Promised: ObjectDirectory._on_promised,
+    PromiseKept: ObjectDirectory._on_promise_kept,
     RefsReceived: ObjectDirectory._on_refs_received,
     CodeTold: lambda directory, event, effects: directory._succession.on_code(event, effects),
     Claimed: lambda directory, event, effects: directory._succession.claimed(event, effects),

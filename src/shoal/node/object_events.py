@@ -86,6 +86,21 @@ class Published:
 
 
 @dataclass(slots=True)
+class Promised:
+    """A process has written something that counts, like a Hold with a foreign home, when PromiseKept(number) says so; numbers are negative."""
+
+    process: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class PromiseKept:
+    """The other end has it."""
+
+    number: int
+
+
+@dataclass(slots=True)
 class Held:
     """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's."""
 
@@ -240,6 +255,8 @@ Event = (
     | NotMadeTold
     | Published
     | Held
+    | Promised
+    | PromiseKept
     | Released
     | RefsReceived
     | ResolveAsked

@@ -339,6 +339,8 @@ class ActorCalls:
             lease.next_seq = self._first_seq
             peer.attachment.leases[message.lease_id] = lease
             if queue.exact:
+                # What an exact actor calls must not be known before the record of the call that calls it.
+                peer.withholds = peer.withholds or self.runtime.call_names is not None
                 self._settle_names(queue)
             self._settle_lost(queue)
             self.advance(queue)

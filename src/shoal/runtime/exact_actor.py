@@ -29,7 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, RECORD_ARGUMENT_BYTES_MAX, RECORDS_BYTES_MAX
+from shoal.protocol.limits import (
+    CLUSTER_LOG_BYTES_MAX,
+    INLINE_RESULT_BYTES_MAX,
+    RECORD_ARGUMENT_BYTES_MAX,
+    RECORDS_BYTES_MAX,
+)
 from shoal.protocol.messages import (
     CHECKPOINT_INTERVAL,
     CHECKPOINT_SECONDS,
@@ -71,6 +76,7 @@ class ExactActor:
         self.reactor = host.reactor
         self.ledger = CallLedger()
         self.names = self.runtime.call_names = CallNames(ids.child_prefix(host.actor_id, 0))
+        self.in_cluster = "cluster_token" in self.runtime.config
         options = host.spec.options
         self._interval: int = options.get(CHECKPOINT_INTERVAL, 0)
         self._seconds: float = options.get(CHECKPOINT_SECONDS, 0)
@@ -103,13 +109,12 @@ class ExactActor:
             if recovery.problem:
                 raise ReplayGap(recovery.problem)
             self._load(cls, construct, recovery)
+            self._replay()
         except (ReplayGap, errors.ObjectLostError) as error:
             spec = self.host.spec
             text = f"the state of actor {spec.class_name} cannot be recovered: {error}"
             raise errors.ActorDiedError(text, actor_id=spec.actor_id.hex(), class_name=spec.class_name) from None
-        self._replay()
-        if self._calls:
-            self._checkpoint_or_tell()
+        self._checkpoint_or_tell()  # what was replayed need not be again, and what is kept is held by this node
 
     def _load(self, cls: type, construct: Callable[[], Any], recovery: Recovery) -> None:
         value = recovery.checkpoint
@@ -148,6 +153,9 @@ class ExactActor:
         wire = TaskTemplate(
             0, b"", record.name, KIND_ACTOR_CALL, record.num_returns, self.host.spec.job_id, method=record.method
         )
+        for value in (record.arguments, *(value for _, value in record.dependencies or ())):
+            if type(value) is Stored:
+                self.runtime.load_stored(value)  # one that is lost is no error of the call
         item = (0, 0, record.task_id, 0, record.arguments, record.dependencies)
         return Job(daemon, self.host.held, BoundTemplate(wire), item)
 
@@ -199,7 +207,7 @@ class ExactActor:
             daemon = self.reactor.causal
             if daemon is not None:
                 oids = self._hold(daemon, refs) if refs else []
-                daemon.send(RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+                self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
         value = self._run(job)
         self._calls += 1
         self._bytes += len(encoded)
@@ -289,7 +297,7 @@ class ExactActor:
         refs.extend(nested or ())
         oids = [ref.binary() for ref in nested or ()]
         size = len(blob) if isinstance(blob, bytes) else blob.total_bytes
-        if size > RECORD_ARGUMENT_BYTES_MAX:
+        if size > (CLUSTER_LOG_BYTES_MAX if self.in_cluster else RECORD_ARGUMENT_BYTES_MAX):
             place = self.runtime.store_blob(os.urandom(ids.OBJECT_ID_BYTES), blob, self.host.actor_id, oids)
             stored.append(place.oid)
             return place
@@ -306,6 +314,12 @@ class ExactActor:
         assert store is not None, "it was stored just now"
         whole = bytes(store.read(value))
         return Containing(whole, value.nested) if value.nested else whole
+
+    def _write(self, daemon: Connection, message: RecordCall | StoreCheckpoint) -> None:
+        """Tell the daemon. In a cluster what comes after waits until the GCS has it: the node may be lost. Caller holds the lock."""
+        daemon.send(message)
+        if self.in_cluster:
+            self.reactor.await_confirmation()
 
     def _hold(self, daemon: Connection, refs: list[ObjectRef]) -> list[bytes]:
         """Have the daemon hold refs in the actor's name. Caller holds the lock."""
@@ -351,14 +365,14 @@ class ExactActor:
         blob, refs = serialization.dumps_whole((replay.encode(snapshot), state_of(host.instance)))
         refs.extend(ref for kept in self._refs.values() for ref in kept)
         value: Value = blob
-        if len(blob) > INLINE_RESULT_BYTES_MAX:
+        if len(blob) > (CLUSTER_LOG_BYTES_MAX if self.in_cluster else INLINE_RESULT_BYTES_MAX):
             value = self.runtime.store_blob(os.urandom(ids.OBJECT_ID_BYTES), blob, host.actor_id)
         with self.reactor.lock:
             daemon = self.reactor.causal
             if daemon is None:
                 return
             oids = self._hold(daemon, refs) if refs else []
-            daemon.send(StoreCheckpoint(host.actor_id, host.incarnation, snapshot.index, value, oids))
+            self._write(daemon, StoreCheckpoint(host.actor_id, host.incarnation, snapshot.index, value, oids))
             self.names.settled = snapshot.calls_made
             self.runtime.actor_calls.settle_names()
         self._calls = self._bytes = 0

@@ -202,19 +202,19 @@ class Actors:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
         if message.spec.takes_checkpoints:
-            self._keep_log(message)
+            # Its log is kept here until it is dead: that must be heard.
+            if message.actor_id not in self._followed:
+                self._followed[message.actor_id] = Followed()
+                self._follow(message.actor_id, self._followed[message.actor_id])
+            self.recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))
+        else:
+            self._place_later(placed, message)
+
+    def _place_later(self, placed: Placed, message: StartActor) -> None:
         if message.delay_s > 0:
             self._loop.call_later(message.delay_s, self._place, placed)
         else:
             self._place(placed)
-
-    def _keep_log(self, message: StartActor) -> None:
-        """The actor takes checkpoints, which are kept here until it is dead: that must be heard."""
-        actor_id = message.actor_id
-        self.recoveries.begin(message.spec, message.incarnation)
-        if actor_id not in self._followed:
-            self._followed[actor_id] = Followed()
-            self._follow(actor_id, self._followed[actor_id])
 
     def _place(self, placed: Placed) -> None:
         """Ask the scheduler for a worker, unless this life was taken back while it waited."""
@@ -243,6 +243,7 @@ class Actors:
         if worker is None:
             del self._placed[message.actor_id]
             self._leases.handle(events.ActorPlacementWithdrawn(message.actor_id))
+            self.recoveries.moved(message.actor_id)
         elif message.kill:
             self._pool.kill(worker, message.reason)
         else:
@@ -386,7 +387,7 @@ class Actors:
         worker.actor_id = effect.actor_id
         worker.incarnation = effect.incarnation
         self._leases.start_lease(worker, effect, b"", 0)
-        recovery = self.recoveries.recovery(placed.spec)
+        recovery = self.recoveries.recovery(effect.actor_id)
         worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec, recovery))
         started = ActorWorkerStarted(
             effect.actor_id, effect.incarnation, worker.worker_id, worker.address, worker.pid, effect.lease_id

@@ -139,7 +139,9 @@ class NodeDaemon:
             self.node_id,
             lambda process: self.leases.foreign.node_of(process) if self.leases.foreign is not None else None,
         )
-        self.recoveries = self.actors.recoveries = Recoveries(self.objects, self.store.free)
+        self.recoveries = self.actors.recoveries = Recoveries(
+            self.objects, self.store.free, self.gcs if start.options.get("node_listen") else None, loop
+        )
         #: None for a node that is alone
         self.cluster: Cluster | None = None
         if start.options.get("node_listen"):

@@ -1,23 +1,50 @@
 """Checkpoints and records of the actors that live here: messages go into the logs, and what the logs keep is held.
 
-Purpose: an actor's next life finds what its former one wrote to this daemon.
+Purpose: an actor's next life finds what its former one wrote to this daemon; in a cluster, also on another node.
 
 Design: the log of an actor (`node.actor_logs`) is there from the first life on this node until the actor is dead or lives elsewhere. In the eyes of
 the object directory it is a process named by the ActorID: it holds the refs in states, answers and recorded arguments, and owns the checkpoint when
 that lies in the store. So what an actor has kept outlives its workers, and goes when the log goes.
 
-What it does not do: decide anything (`node.actor_logs`), or read a record.
+In a cluster the GCS has the log too: one call at a time for each actor brings what is new, so that what comes meanwhile travels together. The
+worker's answers wait for that as they wait for holds on other nodes (`Promised`, `PromiseKept`): an answered call is in the GCS. A node that begins a
+life of an actor which lived elsewhere claims the log there, and from then on what the former node says is refused, and never confirmed.
+
+What it does not do: decide anything (`node.actor_logs`, `gcs.actor_logs`), or read a record.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from shoal.node import object_events as events
 from shoal.node.actor_logs import ActorLogs, Kept
+from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Process
-from shoal.protocol.messages import ActorSpec, RecordCall, Recovery, StoreCheckpoint
+from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint
+
+log = logging.getLogger("shoal.node")
+
+AGAIN_S = 0.5  #: after a refusal of the GCS that has nothing to do with the actor
+
+
+@dataclass(slots=True)
+class Mirror:
+    """What the GCS has of a log."""
+
+    #: index of the last call that was sent
+    sent: int = 0
+    #: the checkpoint was not sent
+    lacks_checkpoint: bool = True
+    #: numbers of what was written since the last call to the GCS
+    promises: list[int] = field(default_factory=list)
+    #: a call is on its way
+    asking: bool = False
 
 
 class Recoveries:
@@ -25,32 +52,98 @@ class Recoveries:
 
     Args:
         free: lets objects in the store go.
+        gcs: of a node in a cluster; None for one that is alone, with which the session ends.
     """
 
-    def __init__(self, objects: Objects, free: Callable[[list[bytes]], None]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        free: Callable[[list[bytes]], None],
+        gcs: GcsLink | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._objects = objects
         self._free = free
+        self._gcs = gcs
+        self._loop = loop
         self._logs = ActorLogs()
+        self._mirrors: dict[bytes, Mirror] = {}
+        self._promises = 0  #: made so far, as a negative number
 
-    def begin(self, spec: ActorSpec, incarnation: int) -> None:
-        """A life of an actor is to begin here."""
-        if self._logs.is_outdated(spec.actor_id, incarnation):
-            self.drop(spec.actor_id)
-        if self._logs.begin(spec.actor_id, incarnation):
-            self._objects.handle(events.ProcessJoined(spec.actor_id, runs=False))
+    # ---------------------------------------------------------------- lives
 
-    def recovery(self, spec: ActorSpec) -> Recovery | None:
+    def begin(self, actor_id: bytes, incarnation: int, then: Callable[[], None]) -> None:
+        """A life of an actor is to begin here; `then` when its log is there."""
+        if self._logs.is_outdated(actor_id, incarnation):
+            self.drop(actor_id)
+        if not self._logs.begin(actor_id, incarnation):
+            then()
+            return
+        self._objects.handle(events.ProcessJoined(actor_id, runs=False))
+        if self._gcs is None:
+            then()
+            return
+        self._mirrors[actor_id] = Mirror()
+        if incarnation == 1:
+            then()
+        else:
+            self._claim(actor_id, incarnation, then)
+
+    def _claim(self, actor_id: bytes, incarnation: int, then: Callable[[], None]) -> None:
+        """It lived elsewhere: the GCS has the log."""
+
+        def answered(body: Any, error: list[str]) -> None:
+            if self._incarnation(actor_id) != incarnation:
+                return
+            if error:
+                log.warning("the GCS did not give the log of actor %s: %s", actor_id.hex(), error[1])
+                self._loop.call_later(AGAIN_S, self._claim, actor_id, incarnation, then)
+            elif body["accepted"]:
+                index, records = body["index"], body["records"]
+                self._logs.put(actor_id, incarnation, index, body["checkpoint"], records)
+                self._mirrors[actor_id] = Mirror(index + len(records), lacks_checkpoint=False)
+                then()
+
+        assert self._gcs is not None, "of a node in a cluster"
+        self._gcs.call("gcs.actor_log_claim", {"actor_id": actor_id, "incarnation": incarnation}, answered)
+
+    def _incarnation(self, actor_id: bytes) -> int:
+        known = self._logs.get(actor_id)
+        return known.incarnation if known is not None else 0
+
+    def recovery(self, actor_id: bytes) -> Recovery | None:
         """What the life that begins is to start from; None for nothing."""
-        return self._logs.recovery(spec.actor_id) if spec.takes_checkpoints else None
+        return self._logs.recovery(actor_id) if self._logs.get(actor_id) is not None else None
+
+    def moved(self, actor_id: bytes) -> None:
+        """A life that was to begin here is to begin elsewhere, or nowhere: the GCS has its log, if there is one."""
+        if self._gcs is not None:
+            self.drop(actor_id)
+
+    def drop(self, actor_id: bytes) -> None:
+        """The actor is dead, or lives elsewhere."""
+        self._mirrors.pop(actor_id, None)
+        if self._logs.drop(actor_id):
+            self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
+            self._objects.owner_gone(actor_id)
+
+    # ---------------------------------------------------------------- what an actor writes
 
     def on_record(self, process: Process, message: RecordCall) -> None:
         """A call begins."""
-        if not self._logs.record(message):
+        noted = self._logs.record(message)
+        if not noted:
             self._let_go(process.worker_id, message.actor_id, Kept(message.refs, message.stored))
+        self._promise(process, message.actor_id, noted)
 
     def on_checkpoint(self, process: Process, message: StoreCheckpoint) -> None:
         """A state is to be kept."""
+        noted = self._incarnation(message.actor_id) == message.incarnation
         self._let_go(process.worker_id, message.actor_id, self._logs.checkpointed(message))
+        mirror = self._mirrors.get(message.actor_id)
+        if noted and mirror is not None:
+            mirror.lacks_checkpoint = True
+        self._promise(process, message.actor_id, noted)
 
     def _let_go(self, sender: bytes, actor_id: bytes, gone: Kept) -> None:
         if gone.refs:
@@ -58,11 +151,62 @@ class Recoveries:
         if gone.stored:
             self._free(gone.stored)
 
-    def drop(self, actor_id: bytes) -> None:
-        """The actor is dead, or lives elsewhere."""
-        if self._logs.drop(actor_id):
-            self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
-            self._objects.owner_gone(actor_id)
+    # ---------------------------------------------------------------- the GCS
+
+    def _promise(self, process: Process, actor_id: bytes, noted: bool) -> None:
+        """What was written waits for the GCS; what is of a former life waits for ever."""
+        if self._gcs is None:
+            return
+        self._promises -= 1
+        self._objects.handle(events.Promised(process.worker_id, self._promises))
+        mirror = self._mirrors.get(actor_id)
+        if noted and mirror is not None:
+            mirror.promises.append(self._promises)
+            # What else stands in the worker's socket is read first.
+            self._loop.call_soon(self._tell, actor_id)
+
+    def _tell(self, actor_id: bytes) -> None:
+        """Bring to the GCS what it does not have."""
+        mirror, known = self._mirrors.get(actor_id), self._logs.get(actor_id)
+        if mirror is None or known is None or self._gcs is None or mirror.asking or not mirror.promises:
+            return
+        checkpoint = None
+        if mirror.lacks_checkpoint:
+            # A larger one stays here: after the loss of this node there is no state, and the actor ends with an error that says so.
+            checkpoint = known.checkpoint if type(known.checkpoint) is bytes else b""
+        first = max(mirror.sent, known.index) + 1
+        body = {
+            "actor_id": actor_id,
+            "incarnation": known.incarnation,
+            "index": known.index,
+            "checkpoint": checkpoint,
+            "first": first,
+            "records": [record for record, _, _ in known.records[first - known.index - 1 :]],
+        }
+        mirror.asking = True
+        mirror.lacks_checkpoint = False
+        mirror.sent = known.last
+        promises, mirror.promises = mirror.promises, []
+
+        def answered(body: Any, error: list[str]) -> None:
+            self._on_told(actor_id, mirror, promises, body, error)
+
+        self._gcs.call("gcs.actor_log_append", body, answered)
+
+    def _on_told(self, actor_id: bytes, mirror: Mirror, promises: list[int], body: Any, error: list[str]) -> None:
+        mirror.asking = False
+        if self._mirrors.get(actor_id) is not mirror:
+            return
+        if error or (body["accepted"] and body["last"] < mirror.sent):
+            mirror.promises[:0] = promises
+            mirror.sent, mirror.lacks_checkpoint = 0, True
+            self._loop.call_later(AGAIN_S if error else 0.0, self._tell, actor_id)
+        elif body["accepted"]:
+            for number in promises:
+                self._objects.handle(events.PromiseKept(number))
+            self._tell(actor_id)
+        else:
+            log.warning("actor %s lives on another node by now: what it says here is refused", actor_id.hex())
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""

@@ -1,0 +1,120 @@
+"""Actors with checkpoints over nodes: what was answered is in the state of a life on another node, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import ActorDiedError
+from shoal.runtime.core import current
+from shoal.testing import Cluster
+
+StartCluster = Callable[..., Cluster]
+SOON_S = 40.0
+
+
+def get(refs: Any) -> Any:
+    return shoal.get(refs, timeout=SOON_S)
+
+
+@shoal.remote(checkpoint_interval=7, resources={"out": 1})
+class Log:
+    """Appends, and may have the same appended elsewhere."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+        self.peer: Any = None
+        self.ballast: Any = None
+
+    def meet(self, peers: list[Any]) -> None:
+        self.peer = peers[0]
+
+    def append(self, line: Any) -> int:
+        self.lines.append(line)
+        return len(self.lines)
+
+    def forward(self, line: Any) -> tuple[int, int]:
+        self.lines.append(line)
+        return len(self.lines), shoal.get(self.peer.append.remote(line))
+
+    def load(self, megabytes: int) -> None:
+        self.ballast = np.zeros(megabytes << 20, np.uint8)
+
+    @shoal.method(read_only=True)
+    def node(self) -> str:
+        return str(shoal.get_runtime_context().get_node_id())
+
+    @shoal.method(read_only=True)
+    def all(self) -> list[Any]:
+        return self.lines
+
+
+def test_the_state_survives_its_node(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(3))}
+    cluster.connect(log_to_driver=False)
+    front, back = Log.remote(), Log.remote()
+    get(front.meet.remote([back]))
+    count = 0
+    for _ in range(2):
+        refs = []
+        for _ in range(30):
+            refs.append(front.forward.remote(count))
+            count += 1
+        get(refs[10])
+        # The node goes with calls in flight and in replies.
+        cluster.remove_node(nodes.pop(get(front.node.remote())), kill=True)
+        assert get(refs) == [(i + 1, i + 1) for i in range(count - 30, count)]
+    assert get(front.all.remote()) == get(back.all.remote()) == list(range(count))
+
+
+def test_workers_and_the_gcs_are_killed_too(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(num_cpus=2, resources={"out": 2})
+    cluster.connect(log_to_driver=False)
+    front, back = Log.remote(), Log.remote()
+    get(front.meet.remote([back]))
+    ends = threading.Event()
+
+    def murder() -> None:
+        turn = 0
+        while not ends.wait(0.3):
+            turn += 1
+            if turn % 4 == 0:
+                os.kill(current().call("node.stats")["gcs"]["pid"], signal.SIGKILL)
+                continue
+            rows = [row for row in node.call("node.workers")["workers"] if row["actor_id"]]
+            if rows:
+                try:
+                    os.kill(rows[turn % len(rows)]["pid"], signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    killer = threading.Thread(target=murder)
+    killer.start()
+    try:
+        answers = [get(front.forward.remote(i)) for i in range(150)]
+    finally:
+        ends.set()
+        killer.join()
+    assert answers == [(i + 1, i + 1) for i in range(150)]
+    assert get(front.all.remote()) == get(back.all.remote()) == list(range(150))
+
+
+def test_a_checkpoint_that_is_lost_with_its_node_ends_the_actor(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(2))}
+    cluster.connect(log_to_driver=False)
+    log = Log.remote()
+    get(log.load.remote(20))  # MB
+    get([log.append.remote(i) for i in range(10)])
+    cluster.remove_node(nodes[get(log.node.remote())], kill=True)
+    with pytest.raises(ActorDiedError, match="larger than 16 MB and lay in the store of a node that is lost"):
+        get(log.append.remote(10))
