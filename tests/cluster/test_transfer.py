@@ -117,6 +117,7 @@ def test_copies_go_with_the_last_ref(two: tuple[Cluster, ClusterNode]) -> None:
     eventually(lambda: store_of(node)["objects"] == 0, 3.0)
     assert int(value.sum()) == MB, "what is read stays"
     assert store_of(cluster.head)["objects"] == 1
+    time.sleep(0.5)  # nothing goes on in this process any more, and it is let go all the same
     del value
     eventually(lambda: store_of(cluster.head)["objects"] == 0, 3.0)
     assert transfers_of(node)["shared"] == transfers_of(cluster.head)["shared"] == 0

@@ -18,6 +18,7 @@ from typing import Any
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, PROTOCOL_VERSION, SWITCH_INTERVAL_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown
 from shoal.runtime.core import Runtime
+from shoal.runtime.objects import attend_to_dropped
 from shoal.runtime.reactor import Connection, Waiter
 from shoal.store.client import StoreClient
 from shoal.store.page import ProcessPage
@@ -92,6 +93,7 @@ def connect(
     registered = answers[0]
     page = ProcessPage.open(registered.daemon_pid, registered.page_fd)
     runtime.store = StoreClient(registered.daemon_pid, page, runtime.open_segment)
+    runtime.store.attend = attend_to_dropped
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     reactor.start_background()
     return page

@@ -42,6 +42,7 @@ from shoal.store.segment import (
     first_generation,
 )
 
+ATTEND_BYTES_MIN = 1 << 20  #: who gives up a value of this size is looked after soon, also if its process does nothing else
 POPULATE_READ_BYTES_MIN = 256 << 10  #: smaller values are left to the kernel's fault-around
 MAPPED_SEGMENTS_MAX = (
     64  #: of other writers; beyond it those without pins are unmapped, the least recently mapped first
@@ -115,6 +116,8 @@ class StoreClient:
         self._populated: dict[tuple[int, int], int] = {}
         self._statistics = StoreStatistics()
         self._inert = ""  #: why nothing works any more
+        #: called by finalizers of large values: have `drain` called soon
+        self.attend: Callable[[], None] | None = None
         _clients.add(self)
 
     # ---------------------------------------------------------------- put
@@ -259,6 +262,7 @@ class StoreClient:
         holder.token = generation
         holder.mapping = mapping
         holder.queue = self._unpinned
+        holder.attend = self.attend if size >= ATTEND_BYTES_MIN else None
         start = offset + BLOCK_HEADER_BYTES
         if (
             size >= POPULATE_READ_BYTES_MIN

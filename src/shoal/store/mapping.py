@@ -130,15 +130,17 @@ _pin_classes: dict[int, Any] = {}
 def pin_class(size_bytes: int) -> Any:
     """The class of objects that keep `size_bytes` of memory exported and say so when nobody uses it any more.
 
-    An instance is made with `from_address`; its maker sets `mapping` (kept mapped), `queue` and `token`: when the last buffer made from
-    the instance is gone, `token` is appended to `queue`, and nothing else happens in the finalizer.
+    An instance is made with `from_address`; its maker sets `mapping` (kept mapped), `queue`, `token` and `attend`: when the last buffer made
+    from the instance is gone, `token` is appended to `queue` and `attend`, if it is not None, called; nothing else happens in the finalizer.
     """
     found = _pin_classes.get(size_bytes)
     if found is None:
 
         def finalize(pin: Any) -> None:
             pin.queue.append(pin.token)
+            if pin.attend is not None:
+                pin.attend()
 
-        namespace = {"__slots__": ("mapping", "queue", "token"), "__del__": finalize}
+        namespace = {"__slots__": ("attend", "mapping", "queue", "token"), "__del__": finalize}
         found = _pin_classes[size_bytes] = type("PinnedMemory", (ctypes.c_ubyte * size_bytes,), namespace)
     return found
