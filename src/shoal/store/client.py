@@ -42,7 +42,9 @@ from shoal.store.segment import (
     first_generation,
 )
 
-ATTEND_BYTES_MIN = 1 << 20  #: who gives up a value of this size is looked after soon, also if its process does nothing else
+ATTEND_BYTES_MIN = (
+    1 << 20
+)  #: who gives up a value of this size is looked after soon, also if its process does nothing else
 POPULATE_READ_BYTES_MIN = 256 << 10  #: smaller values are left to the kernel's fault-around
 MAPPED_SEGMENTS_MAX = (
     64  #: of other writers; beyond it those without pins are unmapped, the least recently mapped first
