@@ -2,11 +2,11 @@
 
     python benchmarks/transfer.py [--rounds 7] [--no-broadcast]
 
-Prints one JSON line. Two real nodes on loopback for the first two; for the broadcast (root only: `ip netns`, `tc`) nine nodes in network namespaces of
-their own, whose links to a bridge carry 1 Gbit/s in each direction.
+Prints one JSON line. Two real nodes on loopback for the first two; for the broadcast (root only: `ip netns`, `tc`) nine nodes in network namespaces
+of their own, whose links to a bridge carry 1 Gbit/s in each direction.
 
-- `large`: GB/s of `get` of one 1 GB array that lies on the other node. The first is into memory that was never touched, the others (median) into memory
-  that earlier copies left. `iperf3` is that program's figure for one connection on the same loopback, right before and after.
+- `large`: GB/s of `get` of one 1 GB array that lies on the other node. The first is into memory that was never touched, the others (median) into
+memory that earlier copies left. `iperf3` is that program's figure for one connection on the same loopback, right before and after.
 - `small`: ms of `get` of a 150 kB result that lies on the other node, and of a task there and back that returns nothing, beside it.
 - `broadcast`: seconds until a task that takes a 64 MB array has begun on one node, and on 8 nodes at the same time.
 """

@@ -96,15 +96,16 @@ def test_a_chain_of_nodes_and_the_death_of_one(make_nodes: MakeNodes) -> None:
         node.pump = Slow(20e6)
     value = noise(16 * MB)
     stored = put(origin, origin.local_process(b"writer"), value)
-    numbers = []
-    for node in (first, second, third):
-        numbers.append((node, node.begin_pull(stored)))
-        eventually(lambda: origin.transfers()["referred"] >= len(numbers) - 1)
-    referred = [message for message in origin.links.sent if isinstance(message, ChunkReferred)]
-    assert {tuple(message.sources) for message in referred} == {
-        (first.node_id,),
-        (second.node_id, first.node_id),
-    }
+
+    def referred_to() -> set[tuple[bytes, ...]]:
+        return {tuple(message.sources) for message in list(origin.links.sent) if isinstance(message, ChunkReferred)}
+
+    numbers = [(first, first.begin_pull(stored))]
+    eventually(lambda: origin.transfers()["serving"] > 0)
+    numbers.append((second, second.begin_pull(stored)))
+    eventually(lambda: referred_to() == {(first.node_id,)})
+    numbers.append((third, third.begin_pull(stored)))
+    eventually(lambda: referred_to() == {(first.node_id,), (second.node_id, first.node_id)})
     eventually(lambda: third.transfers()["chunks"] > 0 and second.pump.moved > 2 * MB)  # type: ignore[union-attr]
     second.pump.cut()  # type: ignore[union-attr]
     second.die()
