@@ -13,7 +13,8 @@ from shoal.gcs.global_scheduler import (
     PROMISED_S,
     QUEUED_AFTER_S,
     QUEUES_MAX,
-    REPLACED_S,
+    REPLACED_WITHIN_S,
+    AskActorsAgain,
     GlobalScheduler,
     NodeAway,
     NodeDrains,
@@ -45,6 +46,8 @@ class Nodes:
         """(asker, placements or refusal) of each answer."""
         found = []
         for told in self.machine.handle(event, self.now):
+            if type(told) is AskActorsAgain:
+                continue
             assert type(told) is TellPlaced
             found.append((told.node_id, told.message.refused or dict(told.message.placements)))
         return found
@@ -136,6 +139,11 @@ def test_refusals(nodes: Nodes) -> None:
     nodes.feed(NodeUp(C, "c", {"CPU": 8 * CPU}, {}))
     assert nodes.want(1, cpus=8) == []
     assert nodes.feed(NodeAway(C)) == []  # it may come back
+    assert nodes.feed(NodeGone(C)) == []  # another one like it may come
+    nodes.now += REPLACED_WITHIN_S
+    [(asker, reason)] = nodes.feed(TimePassed())
+    assert asker == A and "asks for 8 CPU" in reason
+    assert nodes.machine.next_deadline() is None
 
 
 def test_what_only_a_dead_node_could_serve_waits_for_another_one_for_a_while(nodes: Nodes) -> None:
@@ -145,7 +153,7 @@ def test_what_only_a_dead_node_could_serve_waits_for_another_one_for_a_while(nod
     assert nodes.want(1, cpus=8, class_no=1) == [] and nodes.waiting() == 2
     assert [reason for _, reason in nodes.want(1, cpus=9, class_no=2) if "asks for 9 CPU" in reason]
     assert nodes.want(1, class_no=3, strategy=strategies.node_affinity(b"d" * 16, False)) != []
-    nodes.now += REPLACED_S
+    nodes.now += REPLACED_WITHIN_S
     refused = nodes.feed(TimePassed())
     assert len(refused) == 2 and all("asks for 8 CPU" in reason for _, reason in refused)
     assert nodes.waiting() == 0
@@ -192,7 +200,8 @@ class RandomWorld:
 
     def feed(self, event: Any) -> None:
         for told in self.machine.handle(event, self.now):
-            self.mail.append((self.now + self.rng.uniform(0, 0.01), told))
+            if type(told) is TellPlaced:
+                self.mail.append((self.now + self.rng.uniform(0, 0.01), told))
 
     def free(self, node_id: bytes) -> int:
         return self.cpus[node_id] - sum(cpus for _, cpus in self.running[node_id])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shoal.gcs.global_scheduler import REPLACED_WITHIN_S
 from shoal.gcs.node_table import ANEW_S, NodeTable
 from shoal.gcs.shard import (
     CloseConnection,
@@ -291,6 +292,8 @@ def test_what_no_node_can_ever_do_is_refused_also_when_the_last_one_dies(world: 
     assert world.say(0, ask) == []  # it may come back
     world.told[0].clear()
     world.sleep(NODE_AWAY_S)
+    assert not any(type(message) is LeasesPlaced for message in world.told[0])  # it may be replaced
+    world.sleep(REPLACED_WITHIN_S)
     assert any(type(message) is LeasesPlaced and message.refused for message in world.told[0])
 
 
@@ -404,6 +407,10 @@ def test_an_actor_that_no_node_can_take_is_refused_but_a_restart_waits(world: Wo
     begins(world, 5, 2)
     world.lose(5)
     world.sleep(NODE_AWAY_S)
+    world.call(0, "actor_create", spec=actor(3, 9))
+    assert world.call(0, "actors_list")["actors"][2]["state"] == "pending"
+    world.sleep(REPLACED_WITHIN_S)
+    assert world.call(0, "actors_list")["actors"][2]["death"] == "unschedulable"
     row = world.call(0, "actors_list")["actors"][1]
     assert row["state"] == "restarting" and "asks for 9 CPU" in row["waits"]
     world.connection += 1

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shoal.gcs.global_scheduler import REPLACED_WITHIN_S
 from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import KeyValues, TaskEvents
@@ -203,7 +204,7 @@ def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> Non
     assert gcs.shard.handle(TimePassed(), NOW + NODE_AWAY_S - 0.1) == []
     assert gcs.call("nodes", 2)["nodes"][0]["alive"]
     gcs.shard.handle(TimePassed(), NOW + NODE_AWAY_S)
-    assert gcs.shard.next_deadline() is None
+    assert gcs.shard.next_deadline() == NOW + NODE_AWAY_S + REPLACED_WITHIN_S
     [node] = gcs.call("nodes", 2)["nodes"]
     assert (node["alive"], node["cause"]) == (False, "killed")
     [job] = gcs.call("jobs", 2)["jobs"]

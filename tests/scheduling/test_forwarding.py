@@ -254,3 +254,16 @@ def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int) -> Non
         assert world.done == submitted, (
             f"seed {seed}: {world.tasks} tasks wait, told {world.told}, here {world.here}, asked {world.asked}"
         )
+
+
+def test_inputs_elsewhere_are_the_global_schedulers_to_weigh_while_it_is_there() -> None:
+    made = machine()
+    far = request(2, locality={OTHER: 10 << 20, SELF: 1 << 20})
+    assert made.handle(fw.Requested(P, far)) == [fw.AskGlobal(P, far, 2)]
+    assert made.handle(fw.Placed(P, 0, [(SELF, 1)])) == [fw.RequestHere(P, far, 1)]
+    near = request(2, 1, locality={OTHER: 1 << 20, SELF: 10 << 20})
+    assert made.handle(fw.Requested(P, near)) == [fw.RequestHere(P, near)]
+    assert made.handle(fw.GcsLost()) == [fw.RequestHere(P, far)]
+    third = request(2, 2, locality={OTHER: 10 << 20})
+    assert made.handle(fw.Requested(P, third)) == [fw.RequestHere(P, third)]
+    assert made.handle(fw.GcsReturned()) == [fw.AskGlobal(P, far, 1)]

@@ -21,8 +21,8 @@ lease too many is returned at once.
 
     ActorWanted -> ActorPlaced ... ActorSettled    (or ActorRefused; or nothing: only nodes that are away could take it)
 
-A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve; nor for REPLACED_S after its
-death, since dead nodes are often replaced.
+A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve. A node that died or drains may be
+replaced: what it could have served waits REPLACED_WITHIN_S more before it is refused (unless it wants that very node).
 
 How to extend: an event gets a row in `_HANDLERS`; strategies belong into `scheduling.node_policy`.
 
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -47,8 +47,8 @@ PROMISED_S = 0.25
 QUEUED_AFTER_S = 1.0
 QUEUES_MAX = 3
 MOVE_AFTER_S = 0.5
+REPLACED_WITHIN_S = 30.0
 LOOK_S = 0.1  #: while something waits
-REPLACED_S = 30.0  #: what only a dead node could have served waits so long for another one like it
 MOVED_MAX = 100  #: actors looked at in one go
 
 Key = tuple[bytes, bytes, int]  #: (node that asks, process, class number)
@@ -158,7 +158,12 @@ class ActorRefused:
     reason: str
 
 
-Effect = TellPlaced | ActorPlaced | ActorRefused
+@dataclass(slots=True)
+class AskActorsAgain:
+    """Actors without a node may have one now, or be refused: ask for each again."""
+
+
+Effect = TellPlaced | ActorPlaced | ActorRefused | AskActorsAgain
 
 
 @dataclass(slots=True)
@@ -197,20 +202,20 @@ class Promise:
 class GlobalScheduler:
     """The machine. `dice(n)` is a number below n."""
 
-    __slots__ = ("_actors", "_demands", "_dice", "_looked_at", "_lost", "_placed", "_promises", "_refused", "_views")
+    __slots__ = ("_actors", "_demands", "_dice", "_ghosts", "_looked_at", "_placed", "_promises", "_refused", "_views")
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
         #: all nodes that are not dead, in the order of joining. `available` is what the node said last, less its promises
         self._views: dict[bytes, NodeView] = {}
+        #: nodes that died or drain, as they were -> until when they may be replaced
+        self._ghosts: dict[bytes, tuple[NodeView, float]] = {}
         #: node -> what was promised there, oldest first; never empty
         self._promises: dict[bytes, deque[Promise]] = {}
         #: what waits, in the order of asking
         self._demands: dict[Key, Demand] = {}
         #: actors that were placed and have not begun, by id
         self._actors: dict[bytes, WaitingActor] = {}
-        #: nodes that died in the last REPLACED_S, each with the time of its death
-        self._lost: deque[tuple[float, NodeView]] = deque()
         #: when all that waits was looked at last
         self._looked_at = 0.0
         self._placed = 0
@@ -227,7 +232,9 @@ class GlobalScheduler:
     def next_deadline(self) -> float | None:
         """When TimePassed is due; None while nothing waits."""
         waits = self._demands or (self._actors and len(self._views) > 1)
-        return self._looked_at + LOOK_S if waits else None
+        looks_at = self._looked_at + LOOK_S if waits else None
+        ends_at = min((until for _, until in self._ghosts.values()), default=None)
+        return min((at for at in (looks_at, ends_at) if at is not None), default=None)
 
     def views(self) -> list[NodeView]:
         """What is known of each node that is not dead."""
@@ -301,8 +308,8 @@ class GlobalScheduler:
     def _on_gone(self, event: NodeGone, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
         view = self._views.pop(event.node_id, None)
-        if view is not None and not view.draining:
-            self._lost.append((now, view))
+        if view is not None:
+            self._haunt(view, now)
         self._promises.pop(event.node_id, None)
         for actor_id in [each for each, actor in self._actors.items() if actor.node_id == event.node_id]:
             del self._actors[actor_id]  # asked for again
@@ -312,7 +319,13 @@ class GlobalScheduler:
         view = self._views.get(event.node_id)
         if view is not None:
             view.draining = True
+            self._haunt(view, now)
             self._refuse_impossible(effects)
+
+    def _haunt(self, view: NodeView, now: float) -> None:
+        """A node goes: another one like it may come."""
+        ghost = replace(view, alive=False, draining=False, available={})
+        self._ghosts[view.node_id] = (ghost, now + REPLACED_WITHIN_S)
 
     def _on_spoke(self, event: NodeSpoke, now: float, effects: list[Effect]) -> None:
         view, load = self._views.get(event.node_id), event.load
@@ -357,7 +370,7 @@ class GlobalScheduler:
         demand.backlog = message.backlog
         demand.wish.locality = message.locality
         try:
-            possible = self._possible(demand)
+            possible = self._possible(demand.wish)
         except (KeyError, TypeError, ValueError) as error:
             del self._demands[key]
             reason = f"the scheduling strategy {message.strategy!r} makes no sense: {error!r}"
@@ -393,15 +406,17 @@ class GlobalScheduler:
             self._try(key, self.views() if demand.wish.locality else [view], now, effects)
         self._move_actors([view], now, effects)
 
-    def _possible(self, demand: Demand) -> bool:
-        if any(can_ever(view, demand.wish) for view in self._views.values()):
-            return True
-        # Another node may be like a dead one, but not be it.
-        by_id = demand.wish.strategy.get(KIND) == NODE_AFFINITY
-        return not by_id and any(can_ever(view, demand.wish) for _, view in self._lost)
+    def _possible(self, wish: Wish) -> bool:
+        return any(can_ever(view, wish) for view in self._views.values()) or self._was_possible(wish)
+
+    def _was_possible(self, wish: Wish) -> bool:
+        """Whether a node that went lately could have served it, and another one like it could."""
+        if wish.strategy.get(KIND) == NODE_AFFINITY and not wish.strategy.get("soft"):
+            return False
+        return any(can_ever(ghost, wish) for ghost, _ in self._ghosts.values())
 
     def _refuse_impossible(self, effects: list[Effect]) -> None:
-        for key in [key for key, demand in self._demands.items() if not self._possible(demand)]:
+        for key in [key for key, demand in self._demands.items() if not self._possible(demand.wish)]:
             self._refuse(key, effects)
 
     def _refuse(self, key: Key, effects: list[Effect]) -> None:
@@ -422,8 +437,8 @@ class GlobalScheduler:
             effects.append(ActorRefused(event.actor_id, reason))
             return
         self._actors.pop(event.actor_id, None)
-        if not self._views:
-            return  # the cluster begins, or begins anew
+        if not able and (not self._views or self._was_possible(wish)):
+            return  # the cluster begins, or a node may be replaced
         if not able:
             self._refused += 1
             effects.append(ActorRefused(event.actor_id, why_never(self.views(), wish, event.name)))
@@ -481,10 +496,12 @@ class GlobalScheduler:
 
     def _on_time(self, event: TimePassed, now: float, effects: list[Effect]) -> None:
         self._looked_at = now
-        if self._lost and now - self._lost[0][0] >= REPLACED_S:
-            while self._lost and now - self._lost[0][0] >= REPLACED_S:
-                self._lost.popleft()
+        gone = [node_id for node_id, (_, until) in self._ghosts.items() if until <= now]
+        for node_id in gone:
+            del self._ghosts[node_id]
+        if gone:
             self._refuse_impossible(effects)
+            effects.append(AskActorsAgain())
         for view in self._end_promises(now):
             self._offer(view, now, effects)
         for key, demand in list(self._demands.items()):

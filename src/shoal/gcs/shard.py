@@ -40,6 +40,7 @@ from shoal.gcs.actor_manager import (
     NodeJoined,
     NodeLost,
     NodeReported,
+    PlacingMayWork,
     SendToNode,
     StoreActor,
 )
@@ -49,6 +50,7 @@ from shoal.gcs.global_scheduler import (
     ActorRefused,
     ActorSettled,
     ActorWanted,
+    AskActorsAgain,
     GlobalScheduler,
     NodeAway,
     NodeDrains,
@@ -395,6 +397,8 @@ class GcsShard:
         for effect in self.scheduler.handle(event, now):
             if type(effect) is ActorPlaced:
                 self._on_actor_event(ActorMoved(effect.actor_id, effect.node_id), now, effects)
+            elif type(effect) is AskActorsAgain:
+                self._on_actor_event(PlacingMayWork(), now, effects)
             else:
                 assert type(effect) is TellPlaced, "only who asks for an actor's place is refused"
                 number = self._node_connections.get(effect.node_id)

@@ -37,14 +37,13 @@ from typing import Any
 from shoal.protocol.limits import BACKGROUND_TICK_S, SPIN_S
 from shoal.protocol.messages import ToRuntime
 from shoal.runtime.connection import Connection as Connection
+from shoal.runtime.spinning import Spinning
 from shoal.wire.framing import FrameDecoder, ProtocolError
 
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
 LOCK_LOOK_S = 0.01  #: a leader that waits for the lock looks so often whether it must give up the lead
-SPIN_BIAS = 2.0
 STOP_PATIENCE_S = 1.0  #: for the reading thread to leave; if it does not, two file descriptors stay open
-COMPARED_WAIT_S = 1e-3  #: longer waits say nothing about spinning
 
 Handler = Callable[["Connection", Any], None]
 
@@ -135,10 +134,7 @@ class Reactor:
         self._tick_sleep.acquire()
         self._attended = False  #: somebody called `attend` since the last tick began
         self._async_waits = 0
-        self._spins = True
-        self._waits = 0
-        self._spinning_wait_s = 50e-6  #: averages of short waits, the two ways
-        self._sleeping_wait_s = 150e-6
+        self._spinning = Spinning()
         self.stopping = False
         self.pid = os.getpid()
 
@@ -345,63 +341,41 @@ class Reactor:
         if self.dirty:
             self.flush_dirty()
         poll = self.epoll.poll
-        start = perf_counter()
-        spins = self._spins
-        spin_until = start + SPIN_S if spins else start
+        spinning = self._spinning
+        began = perf_counter()
+        spins = spinning.spins
+        spin_until = began + SPIN_S if spins else began
         slept = False
         while True:
             events = poll(0)
-            if events:
-                self._dispatch(events)
-                if waiter.done or self._inside:
-                    break
-                if not slept:
-                    continue
             now = perf_counter()
-            if deadline is not None and now >= deadline:
-                break
-            if now < spin_until and not slept:
-                continue
-            if not slept:
+            if not events:
+                if deadline is not None and now >= deadline:
+                    return
+                if now < spin_until:
+                    continue
                 slept = True
                 for callback in self.before_sleep:
                     callback()
                 if waiter.done:
-                    break
-            if self.dirty:
-                self.flush_dirty()
-            if self.stopping:
-                break  # the poke of `stop` may have been read by the leader before
-            events = poll(-1 if deadline is None else max(0.0, deadline - now))
+                    return
+                if self.dirty:
+                    self.flush_dirty()
+                if self.stopping:
+                    return  # the poke of `stop` may have been read by the leader before
+                events = poll(-1 if deadline is None else max(0.0, deadline - now))
+                now = perf_counter()
+            waited_s = now - began
+            if spins == spinning.spins:
+                spinning.waited(waited_s, slept and spins)
             if events:
                 self._dispatch(events)
             if waiter.done or self._inside or self.stopping:
-                break
-            slept = perf_counter() - now > SPIN_S  # a quick event: spin again before the next sleep
-            spin_until = perf_counter() + SPIN_S if spins else 0.0
-        self._learn(perf_counter() - start, spins)
-
-    def _spinning_is_worth_it(self) -> bool:
-        # A sleeper's wake-up is partly paid by whoever writes to it, which this process does not see: hence the factor.
-        return self._spinning_wait_s < SPIN_BIAS * self._sleeping_wait_s
-
-    def _learn(self, waited_s: float, spun: bool) -> None:
-        """Compare waits with and without spinning, and do what has been shorter; look at the other way now and then.
-
-        On an idle machine spinning saves two wake-ups a round trip; where others compute on all cores it delays the very process that is
-        waited for.
-        """
-        if waited_s < COMPARED_WAIT_S:
-            if spun:
-                self._spinning_wait_s += 0.1 * (waited_s - self._spinning_wait_s)
-            else:
-                self._sleeping_wait_s += 0.1 * (waited_s - self._sleeping_wait_s)
-        self._waits += 1
-        phase = self._waits & 127
-        if phase >= 120:
-            self._spins = not self._spinning_is_worth_it()  # the other way
-        elif phase == 0:
-            self._spins = self._spinning_is_worth_it()
+                return
+            began = perf_counter()
+            spins = spinning.spins and not (slept and waited_s > SPIN_S)  # events that take long are slept for
+            spin_until = began + SPIN_S if spins else began
+            slept = False
 
     def poll_once(self) -> None:
         """Read what has arrived, if no other thread leads; never blocks. For threads that submit or execute for long."""

@@ -5,7 +5,8 @@ Purpose: bottom-up scheduling (paper 4.2.2): a request is served here if it can 
 Design: one machine beside the local scheduler, `handle(event) -> list[Effect]`. It remembers the last request of every class (process, number) that
 waits, and has a record of those of which anything is abroad.
 
-    Requested -> here (RequestHere), unless its strategy is the global scheduler's to follow
+    Requested -> here (RequestHere), unless its strategy is the global scheduler's to follow, or its inputs are elsewhere (not while the GCS is away:
+                 then inputs come here)
     RefusedHere (never possible here), Overdue (waits too long here) -> AskGlobal (PlaceLeases)
     Placed (nodes and counts) -> AskNode (ForeignLeases), or RequestHere when it is this node
     Granted by a node -> TellProcess; the lease is known here by its node until that says LeaseEnded
@@ -36,6 +37,8 @@ Key = tuple[bytes, int]  #: (process, class number)
 ALL_STARTED = 1 << 62
 #: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
 REFUSALS_MAX = 5
+#: inputs of which another node has so much more than this one may be worth a question where to run
+MOVE_BYTES_MIN = 1 << 20
 
 
 # ---------------------------------------------------------------- events
@@ -139,6 +142,11 @@ class NodeDied:
 
 
 @dataclass(slots=True)
+class GcsLost:
+    """There is no connection to the GCS."""
+
+
+@dataclass(slots=True)
 class GcsReturned:
     """There is a new connection to the GCS, which has forgotten what was asked for."""
 
@@ -155,6 +163,7 @@ Event = (
     | Reached
     | ProcessDied
     | NodeDied
+    | GcsLost
     | GcsReturned
 )
 
@@ -244,11 +253,12 @@ class LeaseAbroad:
 class Forwarding:
     """The machine of one node."""
 
-    __slots__ = ("_abroad", "_believed", "_dealt", "_in_cluster", "_leases", "_node_id", "_requests")
+    __slots__ = ("_abroad", "_believed", "_dealt", "_gcs_away", "_in_cluster", "_leases", "_node_id", "_requests")
 
     def __init__(self, node_id: bytes) -> None:
         self._node_id = node_id
         self._in_cluster = False
+        self._gcs_away = False
         #: the classes that wait, by (process, class number)
         self._requests: dict[Key, RequestLeases] = {}
         #: how many leases the submitter of each believes to be asked for, or more; the same keys
@@ -301,10 +311,20 @@ class Forwarding:
             return
         self._requests[key] = request
         self._believed[key] = request.backlog
-        if self._in_cluster and request.strategy.get("kind") in GLOBAL_KINDS:
+        if self._in_cluster and self._is_global(request):
             self._ask(key, request.backlog, effects)
         else:
             effects.append(RequestHere(event.process, request))
+
+    def _is_global(self, request: RequestLeases) -> bool:
+        """Whether the global scheduler says where it goes, be it here."""
+        if request.strategy.get("kind") in GLOBAL_KINDS:
+            return True
+        inputs = request.strategy.get("locality")
+        if not inputs or self._gcs_away:
+            return False
+        here: int = inputs.get(self._node_id, 0)
+        return bool(max(inputs.values()) - here >= MOVE_BYTES_MIN)
 
     def _ask(self, key: Key, backlog: int, effects: list[Effect]) -> None:
         """Let `backlog` leases be found elsewhere, but for those that were asked for already."""
@@ -361,7 +381,7 @@ class Forwarding:
     def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
         request = self._requests.get(key)
-        if self._in_cluster and request is not None and request.strategy.get("kind") not in GLOBAL_KINDS:
+        if self._in_cluster and request is not None and not self._is_global(request):
             self._ask(key, event.backlog, effects)
 
     # ------------------------------------------------------------ answers
@@ -380,7 +400,7 @@ class Forwarding:
             abroad.crossed = abroad.crossed or count > abroad.asked
             abroad.asked = max(0, abroad.asked - count)
             if node_id == self._node_id:
-                if request.strategy.get("kind") in GLOBAL_KINDS:  # else it waits here anyway
+                if self._is_global(request):  # else it waits here anyway
                     effects.append(RequestHere(event.process, request, count))
                 continue
             abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
@@ -456,7 +476,19 @@ class Forwarding:
             if lost:
                 self._ask(key, abroad.asked + lost + sum(abroad.placed.values()), effects)
 
+    def _on_gcs_lost(self, event: GcsLost, effects: list[Effect]) -> None:
+        asked = [
+            key
+            for key, abroad in self._abroad.items()
+            if abroad.asked and self._requests[key].strategy.get("kind") not in GLOBAL_KINDS
+        ]
+        were_global = [key for key in asked if self._is_global(self._requests[key])]
+        self._gcs_away = True
+        for key in were_global:  # it shall not wait for the GCS only because its inputs are elsewhere
+            effects.append(RequestHere(key[0], self._requests[key]))
+
     def _on_gcs_returned(self, event: GcsReturned, effects: list[Effect]) -> None:
+        self._gcs_away = False
         for key, abroad in self._abroad.items():
             if abroad.asked:
                 effects.append(AskGlobal(key[0], self._requests[key], abroad.asked))
@@ -474,5 +506,6 @@ _HANDLERS: dict[type, Callable[[Forwarding, Any, list[Effect]], None]] = {
     Reached: Forwarding._on_reached,
     ProcessDied: Forwarding._on_process_died,
     NodeDied: Forwarding._on_node_died,
+    GcsLost: Forwarding._on_gcs_lost,
     GcsReturned: Forwarding._on_gcs_returned,
 }

@@ -212,8 +212,7 @@ def _dealt(
 
 
 def _by_inputs(able: list[NodeView], wish: Wish, count: int) -> list[tuple[NodeView, int]]:
-    """One after the other to the node where it starts first, queueing and moving inputs included; nothing when nobody has room: then whoever has room
-    first is weighed again."""
+    """One after the other to the node where it starts first, queueing and moving inputs included."""
     rooms = [room(view, wish.demand) for view in able]
     given = [0] * len(able)
 
@@ -222,9 +221,7 @@ def _by_inputs(able: list[NodeView], wish: Wish, count: int) -> list[tuple[NodeV
         queued = able[index].queued + over + 1 if over >= 0 else 0
         return waiting_s(able[index], wish, queued)
 
-    for _ in range(min(count, LOCAL_PLACED_MAX)):
-        if not any(given[index] < rooms[index] for index in range(len(able))):
-            break
+    for _ in range(min(count, LOCAL_PLACED_MAX) if able else 0):
         given[min(range(len(able)), key=start_s)] += 1
     return [(view, number) for view, number in zip(able, given, strict=True) if number]
 

@@ -14,7 +14,6 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from shoal.node.io.cluster import LOAD_SOON_S
 from shoal.node.io.foreign_leases import LOOK_S, OVERDUE_S
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
@@ -26,11 +25,12 @@ from shoal.protocol.gcs_messages import (
     PlaceLeases,
     RegisterNode,
 )
-from shoal.protocol.limits import HEARTBEAT_S, PROTOCOL_VERSION
+from shoal.protocol.limits import PROTOCOL_VERSION
 from shoal.protocol.messages import Hello, LeaseGranted, LeasesUnschedulable, RequestLeases, ReturnLease, WorkerDied
 from shoal.protocol.node_messages import ForeignLeases, ForeignProcessDied, ForProcess
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
+from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.world import Channel, Station, World
@@ -254,8 +254,9 @@ class Node:
         if self.machine.tick_at < self._tick_due:
             self._tick_due = self.machine.tick_at
             self.world.at(self._tick_due, self._tick, self._tick_due)
-        if self._beat_at - self.world.now > LOAD_SOON_S:
-            self._arm_beat(LOAD_SOON_S)
+        delay_s = soon_s(len(self.cluster.nodes))
+        if self._beat_at - self.world.now > delay_s:
+            self._arm_beat(delay_s)
 
     def _tick(self, due: float) -> None:
         if self.dead or due != self._tick_due:
@@ -394,7 +395,7 @@ class Node:
                 machine.lease_time_s, actors=machine.actors(),
             )
         )  # fmt: skip
-        self._arm_beat(HEARTBEAT_S)
+        self._arm_beat(interval_s(len(self.cluster.nodes)))
 
     # ---------------------------------------------------------------- processes
 

@@ -4,8 +4,8 @@ Purpose: everything that a lone node (`shoal.init()` on a laptop) does without s
 
     TcpListener -> (token proved) -> Arrivals -> LinkHello: NodeLinks | RouteToWorker: Routes | OpenTransfer: transfers
 
-Design: what is free here, and who waits, is told to the GCS every HEARTBEAT_S, and LOAD_SOON_S after it changed. The address that others are given is
-the host that the node was told to listen on, with the port that it got.
+Design: what is free here, and who waits, is told to the GCS again and again, and soon after it changed (`scheduling.heartbeat`). The address that
+others are given is the host that the node was told to listen on, with the port that it got.
 
 What it does not do: decide where leases go (`scheduling.forwarding`, the GCS), or when a node is dead (the GCS).
 """
@@ -25,16 +25,16 @@ from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
 from shoal.node.io.transfer import Transfer
 from shoal.protocol.gcs_messages import DrainNode, NodeLoad
-from shoal.protocol.limits import CONNECT_TIMEOUT_S, HEARTBEAT_S
+from shoal.protocol.limits import CONNECT_TIMEOUT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
 from shoal.scheduling.events import NodeDrains
+from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.wire.tcp import connect_authenticated
 from shoal.wire.tcp_listener import TcpListener
 
 if TYPE_CHECKING:
     import asyncio
 
-LOAD_SOON_S = 0.03
 WAITING_TOLD_MAX = 100
 
 
@@ -82,6 +82,7 @@ class Cluster:
         self.links = links
         links.use(self.dial)
         self.foreign = ForeignLeases(node_id, leases, table, links, gcs, loop, on_process_gone, kill)
+        gcs.on_lost = self.foreign.on_gcs_lost
         routes = Routes(table, self.foreign)
         #: what takes connections, by their first frame
         self.takers: dict[type, Callable[[socket.socket, Any], None]] = {
@@ -108,8 +109,9 @@ class Cluster:
 
     def load_changed(self) -> None:
         """What is free here, or who waits, may have changed."""
-        if self._due_at - self._loop.time() > LOAD_SOON_S:
-            self._arm(LOAD_SOON_S)
+        delay_s = soon_s(1 + len(self.links.nodes))
+        if self._due_at - self._loop.time() > delay_s:
+            self._arm(delay_s)
 
     def _arm(self, delay_s: float) -> None:
         if self._timer is not None:
@@ -132,7 +134,7 @@ class Cluster:
         self._heartbeats += 1
         load.count = self._heartbeats
         self._gcs.tell(load)
-        self._arm(HEARTBEAT_S)
+        self._arm(interval_s(1 + len(self.links.nodes)))
 
     def drain(self, message: DrainNode, left: Callable[[], str], end: Callable[[str], None]) -> None:
         """The GCS wants this node to leave; see `draining`."""

@@ -182,6 +182,10 @@ class ForeignLeases:
             )
         )
 
+    def on_gcs_lost(self) -> None:
+        """The GCS is away."""
+        self._feed(forwarding.GcsLost())
+
     def on_gcs_connected(self) -> None:
         """The GCS listens (again)."""
         self._feed(forwarding.GcsReturned())

@@ -84,6 +84,8 @@ class GcsLink:
         self.elsewhere: GcsShards | None = None
         #: called with the addresses of the other shards, if there are any, before the first registration is told
         self.on_shards: Callable[[list[str]], None] = lambda addresses: None
+        #: called when a registered connection ends
+        self.on_lost: Callable[[], None] = lambda: None
         #: None while there is no registered connection
         self._client: GcsClient | None = None
         self._closed = False
@@ -203,6 +205,7 @@ class GcsLink:
         if self._closed or self._client is None:
             return  # while it connects, `_connect` sees to it
         self._client = None
+        self.on_lost()
         self.reconnects += 1
         self._dial()
 
