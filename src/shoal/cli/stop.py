@@ -85,8 +85,7 @@ def run_drain(wanted: str, address: str | None, deadline_s: float, reason: str, 
             click.echo(
                 f"Node {name} drains: it takes nothing new, and leaves when nobody needs it, in {deadline_s:g} s at the latest."
             )
-            # The node through which we ask may be the one that leaves.
-            while wait and os.path.exists(through.node_socket) and _state_of(observer, node_id) != "dead":
+            while wait and not _has_left(observer, node_id, itself=through.node_id == node_id.hex()):
                 time.sleep(POLL_S)
     except (SessionUnreachableError, ConnectionError, RuntimeError, ValueError) as error:
         raise click.ClickException(str(error)) from None
@@ -110,5 +109,12 @@ def _node_named(observer: Observer, wanted: str) -> tuple[bytes, str]:
     return found[0]["node_id"], found[0]["name"]
 
 
-def _state_of(observer: Observer, node_id: bytes) -> str:
-    return next((str(row["state"]) for row in observer.call("gcs.nodes")["nodes"] if row["node_id"] == node_id), "dead")
+def _has_left(observer: Observer, node_id: bytes, itself: bool) -> bool:
+    """Whether a node is gone; with `itself` it is the one that is asked, and does not answer then."""
+    try:
+        rows = observer.call("gcs.nodes")["nodes"]
+    except SessionUnreachableError:
+        if itself:
+            return True
+        raise
+    return not any(row["node_id"] == node_id and row["alive"] for row in rows)
