@@ -100,6 +100,8 @@ OBJECTS: dict[str, Route] = {
 ACTORS: dict[str, Route] = {
     "ActorSpec": Route("(inside `CreateActor`, `BecomeActor`, `StartActor`)", "-"),
     "CreateActor": Route("process", "daemon", "`Answer`; the daemon asks the GCS by `gcs.actor_create`"),
+    "FollowGroup": Route("process", "daemon", "`GroupState`, now (when it is known) and at every change"),
+    "GroupState": Route("daemon", "process", ""),
     "SubscribeActor": Route("process", "daemon", "`ActorState`, now (if known) and at every change"),
     "ActorState": Route("daemon", "process"),
     "BecomeActor": Route("daemon", "worker", "`ActorStarted`"),
@@ -142,6 +144,7 @@ GCS: dict[str, Route] = {
     "ClusterNodes": Route("GCS", "daemon"),
     "PlaceLeases": Route("daemon", "GCS", "`LeasesPlaced`, now or when there is room"),
     "LeasesPlaced": Route("GCS", "daemon", "`ForeignLeases` to the nodes named"),
+    "GroupChanged": Route("GCS", "daemon", "(passed on as `GroupState`)"),
     "ReserveBundle": Route("GCS", "daemon", "`BundleReserved`"),
     "BundleReserved": Route("daemon", "GCS", "`CommitBundle` or `ReturnBundle`"),
     "CommitBundle": Route("GCS", "daemon"),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shoal.protocol.limits import BLOCKED_AFTER_S, LEASE_IDLE_S
-from shoal.protocol.resources import Resources, to_units
+from shoal.protocol.resources import Resources, fits, to_units
+from shoal.protocol.strategies import placement_group
 from shoal.scheduling import events as e
 from shoal.scheduling.local_scheduler import LocalScheduler
 
@@ -37,6 +38,13 @@ DEMANDS = [
     {"x": 1},
 ]
 PROCESSES = [b"p0", b"p1", b"p2"]
+GROUPS = [b"g" * 16, b"h" * 16]
+BUNDLES = [{"CPU": 1}, {"CPU": 2}, {"CPU": 0.5, "GPU": 1}, {"GPU": 0.5}, {"x": 1}, {"CPU": 3}]
+
+
+def strategy_of(group: int, bundle: int) -> dict[str, Any]:
+    """No group for -1."""
+    return placement_group(GROUPS[group], bundle, False) if group >= 0 else {}
 
 
 class AnyEvents(RuleBasedStateMachine):
@@ -44,7 +52,7 @@ class AnyEvents(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = LocalScheduler(to_units({"CPU": 2, "GPU": 2, "x": 1}))
+        self.machine = LocalScheduler(to_units({"CPU": 3, "GPU": 2, "x": 1}))
         self.now = 0.0
         self.leases: dict[int, tuple[bytes, bytes, bool]] = {}  # twin: lease -> (owner, worker, is actor)
         self.alive: dict[bytes, str] = {}
@@ -52,6 +60,8 @@ class AnyEvents(RuleBasedStateMachine):
         self.last_lease = 0
         self.names = count()
         self.draining = False
+        #: twin: bundles asked for or reserved, by (group, index): [attempt, amounts, reserved, committed]
+        self.bundles: dict[tuple[bytes, int], list[Any]] = {}
         self.tell(e.Tick())
 
     @rule(drains=st.sampled_from([False] * 9 + [True]))
@@ -63,6 +73,12 @@ class AnyEvents(RuleBasedStateMachine):
             assert self.machine.statistics().leases == self.machine.statistics().leases_ending
 
     def tell(self, event: Any) -> None:
+        self.killed: list[bytes] = []
+        self.perform(event)
+        while self.killed:
+            self.perform(e.WorkerDied(self.killed.pop()))
+
+    def perform(self, event: Any) -> None:
         for effect in self.machine.handle(event, self.now):
             kind = type(effect)
             if kind is e.GrantLease or kind is e.AssignActor:
@@ -74,6 +90,26 @@ class AnyEvents(RuleBasedStateMachine):
                 assert self.alive[effect.worker_id] == e.environment_key_of(effect.environment)
                 owner = effect.actor_id if kind is e.AssignActor else effect.process
                 self.leases[effect.lease_id] = (owner, effect.worker_id, kind is e.AssignActor)
+                assert not any("\0" in name for name in [*effect.demand, *effect.assigned])
+                if effect.group:
+                    mine = [
+                        bundle
+                        for (group, index), bundle in self.bundles.items()
+                        if group == effect.group["group_id"] and effect.group["bundle"] in (-1, index) and bundle[3]
+                    ]
+                    assert any(fits(effect.demand, bundle[1]) for bundle in mine), "only inside a committed bundle"
+            elif kind is e.BundleDone:
+                bundle = self.bundles[effect.group_id, effect.index]
+                assert bundle[0] == effect.attempt
+                if effect.done:
+                    bundle[2] = True
+                else:
+                    assert effect.reason and not bundle[2]
+                    del self.bundles[effect.group_id, effect.index]
+            elif kind is e.KillWorker:
+                assert self.leases.pop(effect.lease_id)[1] == effect.worker_id
+                del self.alive[effect.worker_id]
+                self.killed.append(effect.worker_id)
             elif kind is e.RevokeLease:
                 assert self.leases[effect.lease_id][1:] == (effect.worker_id, False)
             elif kind is e.StartWorkers:
@@ -82,7 +118,7 @@ class AnyEvents(RuleBasedStateMachine):
             elif kind is e.StopWorker:
                 assert effect.worker_id not in {worker for _, worker, _ in self.leases.values()}
                 del self.alive[effect.worker_id]
-                self.tell(e.WorkerDied(effect.worker_id))
+                self.killed.append(effect.worker_id)
 
     @rule(
         process=st.sampled_from(PROCESSES),
@@ -91,15 +127,75 @@ class AnyEvents(RuleBasedStateMachine):
         depth=st.integers(0, 3),
         backlog=st.integers(0, 4),
         env=st.sampled_from([{}, {}, {"v": 1}]),
+        group=st.sampled_from([-1, -1, 0, 1]),
+        bundle=st.integers(-1, 1),
     )
-    def request(self, process: bytes, number: int, demand: Any, depth: int, backlog: int, env: Any) -> None:
+    def request(
+        self, process: bytes, number: int, demand: Any, depth: int, backlog: int, env: Any, group: int, bundle: int
+    ) -> None:
         job = b"j" + process[1:2] if process == b"p2" else b"j"
-        self.tell(e.LeasesRequested(process, number, job, to_units(demand), depth, backlog, environment=env))
+        number += 10 * (group + 1) + 30 * (bundle + 1)  # a number stands for one strategy
+        strategy = strategy_of(group, bundle)
+        self.tell(e.LeasesRequested(process, number, job, to_units(demand), depth, backlog, strategy, env))
 
-    @rule(demand=st.sampled_from(DEMANDS), placement=st.sampled_from(DEMANDS))
-    def place(self, demand: Any, placement: Any) -> None:
+    @rule(
+        demand=st.sampled_from(DEMANDS),
+        placement=st.sampled_from(DEMANDS),
+        group=st.sampled_from([-1, -1, 0, 1]),
+        bundle=st.integers(-1, 1),
+    )
+    def place(self, demand: Any, placement: Any, group: int, bundle: int) -> None:
         actor = b"a%d" % next(self.names)
-        self.tell(e.ActorPlacementRequested(actor, 1, b"j", to_units(placement), to_units(demand)))
+        strategy = strategy_of(group, bundle)
+        self.tell(e.ActorPlacementRequested(actor, 1, b"j", to_units(placement), to_units(demand), strategy))
+
+    @rule(group=st.integers(0, 1), index=st.integers(0, 1), amounts=st.sampled_from(BUNDLES), again=st.booleans())
+    def reserve(self, group: int, index: int, amounts: Any, again: bool) -> None:
+        key = (GROUPS[group], index)
+        attempt, resources, *_ = self.bundles.get(key, [0, to_units(amounts), False, False])
+        if attempt and again:
+            self.tell(e.BundleRequested(*key, attempt, b"j", resources))
+            return
+        self.bundles[key] = [attempt + 1, to_units(amounts), False, False]
+        self.tell(e.BundleRequested(*key, attempt + 1, b"j", to_units(amounts)))
+
+    @rule(
+        choice=st.integers(0, 3),
+        demand=st.sampled_from(DEMANDS),
+        any_bundle=st.booleans(),
+        actor=st.booleans(),
+        backlog=st.integers(1, 3),
+    )
+    def use(self, choice: int, demand: Any, any_bundle: bool, actor: bool, backlog: int) -> None:
+        """Something is to run in a bundle that is there."""
+        reserved = [key for key, bundle in self.bundles.items() if bundle[2]]
+        if not reserved:
+            return
+        group, index = reserved[choice % len(reserved)]
+        self.commit(GROUPS.index(group), index, False)
+        self.start(False)
+        index = -1 if any_bundle else index
+        if actor:
+            self.place(demand, demand, GROUPS.index(group), index)
+        else:
+            self.request(b"p0", 1, demand, 0, backlog, {}, GROUPS.index(group), index)
+        self.start(False)
+
+    @rule(group=st.integers(0, 1), index=st.integers(0, 1), late=st.booleans())
+    def commit(self, group: int, index: int, late: bool) -> None:
+        bundle = self.bundles.get((GROUPS[group], index))
+        if bundle is not None:
+            if bundle[2] and not late:
+                bundle[3] = True
+            self.tell(e.BundleCommitted(GROUPS[group], index, bundle[0] - late))
+
+    @rule(group=st.integers(0, 1), index=st.integers(0, 1), late=st.booleans(), removed=st.booleans())
+    def give_bundle_back(self, group: int, index: int, late: bool, removed: bool) -> None:
+        bundle = self.bundles.get((GROUPS[group], index))
+        if bundle is not None:
+            if not late:
+                del self.bundles[GROUPS[group], index]
+            self.tell(e.BundleReturned(GROUPS[group], index, bundle[0] - late, "back", removed))
 
     @rule(number=st.integers(0, 30))
     def withdraw(self, number: int) -> None:
@@ -168,6 +264,8 @@ class AnyEvents(RuleBasedStateMachine):
     def holds(self) -> None:
         self.machine.check()
         assert set(self.machine._leases) == set(self.leases)
+        reserved = {each.key: [each.attempt, each.resources, True, each.committed] for each in self.machine.bundles()}
+        assert reserved == {key: bundle for key, bundle in self.bundles.items() if bundle[2]}
         for waiter in self.machine._queue.waiting.values():
             assert self.machine.explain(*waiter.key)
 
@@ -177,6 +275,9 @@ class AnyEvents(RuleBasedStateMachine):
             self.tell(e.ProcessDied(process))
         for number in range(next(self.names)):
             self.tell(e.ActorPlacementWithdrawn(b"a%d" % number))
+        for (group, index), bundle in list(self.bundles.items()):
+            del self.bundles[group, index]
+            self.tell(e.BundleReturned(group, index, bundle[0], "the end", True))
         for worker in list(self.alive):
             self.leases = {number: each for number, each in self.leases.items() if each[1] != worker}
             self.alive.pop(worker, None)
@@ -184,8 +285,11 @@ class AnyEvents(RuleBasedStateMachine):
         self.machine.check()
         assert not self.leases
         assert self.machine._view.available == {**self.machine._view.available, **self.machine.total()}
+        assert self.machine._view.total == self.machine.total()
+        assert not self.machine._view.accelerators.free("GPU\0")
         assert not self.machine._classes
         assert not self.machine._queue.jobs
+        assert not self.machine._bundles_asked
 
 
 AnyEvents.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

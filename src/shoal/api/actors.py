@@ -14,6 +14,7 @@ from typing import Any
 from shoal import serialization
 from shoal.api.environments import merged_environment
 from shoal.api.options import ActorOptions, MethodOptions, resolve_num_returns
+from shoal.api.scheduling_strategies import inherited_strategy
 from shoal.api.signatures import SignatureChecker, constructor_checker
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
@@ -173,7 +174,7 @@ class ActorClass:
             options.concurrency_groups,
             is_async,
             options.detached,
-            options.strategy,
+            inherited_strategy(options.strategy, options.capture),
             merged_environment(runtime, options.environment),
             serialization.dumps_inline(about),
             {

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shoal.api.options import did_you_mean
+from shoal.api.mistakes import did_you_mean
 from shoal.protocol.resources import to_units
 from shoal.protocol.sharding import check_shards
 from shoal.protocol.storage_names import check_storage

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from shoal.api.mistakes import did_you_mean
+from shoal.api.scheduling_strategies import check_group, check_label_selector, check_strategy, strategy_of
 from shoal.protocol.limits import MAX_RETRIES_DEFAULT
 from shoal.protocol.messages import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING
 from shoal.protocol.resources import CPU, GPU, MEMORY, Resources, to_units
@@ -121,12 +123,6 @@ def _backpressure(name: str, value: Any) -> int:
     return _counting(-1)(name, value)
 
 
-def _strategy(name: str, value: Any) -> dict[str, Any]:
-    if value in ("DEFAULT", "SPREAD"):
-        return {} if value == "DEFAULT" else {"kind": "SPREAD"}
-    raise ValueError(f"{name} must be 'DEFAULT' or 'SPREAD' in this version; got {value!r}")
-
-
 def _environment(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dict, got {value!r} of type {type(value).__name__}")
@@ -195,12 +191,12 @@ _RESOURCE_CHECKS: dict[str, _Check] = {
     "object_store_memory": _ignored,
     "accelerator_type": _non_empty_text,
     "runtime_env": _environment,
-    "scheduling_strategy": _strategy,
-    "label_selector": _not_yet,
+    "scheduling_strategy": check_strategy,
+    "label_selector": check_label_selector,
     "fallback_strategy": _not_yet,
-    "placement_group": _not_yet,
-    "placement_group_bundle_index": _not_yet,
-    "placement_group_capture_child_tasks": _not_yet,
+    "placement_group": check_group,
+    "placement_group_bundle_index": _counting(-1),
+    "placement_group_capture_child_tasks": _one_of_type(bool, "True or False"),
     "enable_task_events": _a_bool,
     "_metadata": _a_dict,
     "_labels": _ignored,
@@ -242,14 +238,6 @@ METHOD_CHECKS: dict[str, _Check] = {
     "tensor_transport": _ignored,
 }
 _ALL_CHECKS = (("tasks", TASK_CHECKS), ("actors", ACTOR_CHECKS), ("actor methods", METHOD_CHECKS))
-
-
-def did_you_mean(key: str, valid: list[str]) -> str:
-    """The end of an error's sentence: the valid name that is nearest to `key`, if any is near."""
-    import difflib  # 3 ms that only mistakes pay for
-
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _checked(of: str, checks: dict[str, _Check], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,6 +317,9 @@ class TaskOptions(_Options):
     name: str = ""  #: for display
     environment: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    capture: bool | None = (
+        None  #: whether it goes into the placement group of whoever asks for it; None: if that one says so
+    )
     backpressure: int = -1  #: items of a stream that may wait unread; -1 without limit
     enable_task_events: bool = True
 
@@ -342,7 +333,7 @@ class TaskOptions(_Options):
         self.max_calls = values.get("max_calls", 0)
         self.name = values.get("name", "")
         self.environment = values.get("runtime_env", {})
-        self.strategy = values.get("scheduling_strategy", {})
+        self.strategy, self.capture = strategy_of(values, self.demand)
         self.backpressure = values.get("_generator_backpressure_num_objects", -1)
         self.enable_task_events = values.get("enable_task_events", True)
 
@@ -368,6 +359,9 @@ class ActorOptions(_Options):
     max_pending_calls: int = -1  #: -1 without limit
     environment: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
+    capture: bool | None = (
+        None  #: whether it goes into the placement group of whoever asks for it; None: if that one says so
+    )
     allow_out_of_order: bool | None = None  #: None when the class decides
     checkpoint_interval: int = 0  #: recorded calls between checkpoints; 0 for no such limit
     checkpoint_seconds: float = 0.0  #: time between checkpoints; 0 for no such limit
@@ -393,7 +387,8 @@ class ActorOptions(_Options):
         self.concurrency_groups = values.get("concurrency_groups", {})
         self.max_pending_calls = values.get("max_pending_calls", -1)
         self.environment = values.get("runtime_env", {})
-        self.strategy = values.get("scheduling_strategy", {})
+        need = {**self.demand, **{each: max(n, self.demand.get(each, 0)) for each, n in self.placement.items()}}
+        self.strategy, self.capture = strategy_of(values, need)
         self.allow_out_of_order = values.get("allow_out_of_order_execution")
         self.enable_task_events = values.get("enable_task_events", True)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from shoal.api.environments import merged_environment
 from shoal.api.options import TaskOptions, resolve_num_returns
+from shoal.api.scheduling_strategies import inherited_strategy
 from shoal.api.signatures import SignatureChecker
 from shoal.protocol.messages import KIND_TASK
 from shoal.runtime import core
@@ -37,7 +38,7 @@ class RemoteFunction:
         self._check: Callable[[tuple[Any, ...], dict[str, Any]], None] = SignatureChecker(function).check
         self._template: Template | None = None
         self._runtime: core.Runtime | None = None
-        self._depth = -1
+        self._bound_for: Any = -1
 
     def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submit a task. Refs at top level of the arguments are replaced by their values before it runs.
@@ -52,15 +53,16 @@ class RemoteFunction:
         if runtime is None:
             runtime = core.current()
         task = core.running_task.get()
-        depth = 0 if task is None else task.depth
+        bound_for = 0 if task is None else task.bound_for
         template = self._template
-        if template is None or runtime is not self._runtime or depth != self._depth:
-            template = self._bind(runtime, depth)
+        if template is None or runtime is not self._runtime or bound_for != self._bound_for:
+            template = self._bind(runtime, bound_for)
         self._check(args, kwargs)
         return runtime.submit(template, args, kwargs)
 
-    def _bind(self, runtime: core.Runtime, depth: int) -> Template:
+    def _bind(self, runtime: core.Runtime, bound_for: Any) -> Template:
         options = self._options
+        depth = bound_for if type(bound_for) is int else bound_for[0]
         if inspect.iscoroutinefunction(self._function):
             raise ValueError(
                 f"{self._function.__name__} is an async function, which cannot be a remote function. Wrap it: "
@@ -69,7 +71,11 @@ class RemoteFunction:
         function_id, code = runtime.export(self._function)
         environment = merged_environment(runtime, options.environment)
         klass = runtime.submitter.class_of(
-            options.demand, depth + 1, options.strategy, environment, options.name or self._function.__name__
+            options.demand,
+            depth + 1,
+            inherited_strategy(options.strategy, options.capture),
+            environment,
+            options.name or self._function.__name__,
         )
         template = runtime.new_template(
             function_id,
@@ -84,7 +90,7 @@ class RemoteFunction:
             max_calls=options.max_calls,
             backpressure=options.backpressure,
         )
-        self._template, self._runtime, self._depth = template, runtime, depth
+        self._template, self._runtime, self._bound_for = template, runtime, bound_for
         return template
 
     def options(self, **options: Any) -> RemoteFunction:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from shoal.api.environments import inherited_environment
+from shoal.api.scheduling_strategies import current_group
 from shoal.protocol.resources import to_floats
 from shoal.runtime import core
 
@@ -56,8 +57,9 @@ class RuntimeContext:
         return spec.name if spec is not None else None
 
     def get_placement_group_id(self) -> str | None:
-        """None: there are no placement groups."""
-        return None
+        """The placement group in which the caller runs; None outside of groups."""
+        group = current_group()
+        return group["group_id"].hex() if group else None
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the running task or actor was given."""
@@ -118,8 +120,8 @@ class RuntimeContext:
 
     @property
     def should_capture_child_tasks_in_placement_group(self) -> bool:
-        """Whether children run in the parent's placement group: there are none."""
-        return False
+        """Whether what the caller starts goes into its placement group."""
+        return bool(current_group().get("capture"))
 
     def get_node_labels(self) -> dict[str, str]:
         """The labels that this node was started with."""

@@ -45,6 +45,7 @@ from shoal.protocol.gcs_messages import (
     DEATH_CRASHED,
     DEATH_EXITED,
     DEATH_FORGOTTEN,
+    DEATH_GROUP_REMOVED,
     DEATH_JOB_ENDED,
     DEATH_KILLED,
     DEATH_UNREFERENCED,
@@ -60,6 +61,7 @@ from shoal.protocol.gcs_messages import (
 )
 from shoal.protocol.limits import ACTORS_DEAD_MAX, RESTART_DELAY_MAX_S, RESTART_DELAY_S, STORY_LINES_MAX
 from shoal.protocol.messages import ActorSpec, ActorState
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 
 PENDING = "pending"
 ALIVE = "alive"
@@ -121,6 +123,14 @@ class JobEnded:
 
 
 @dataclass(slots=True)
+class GroupRemoved:
+    """A placement group is gone: the actors in it die, detached ones too."""
+
+    group_id: bytes
+    reason: str
+
+
+@dataclass(slots=True)
 class ActorMoved:
     """An actor that waits for a worker on one node is to begin on another one."""
 
@@ -160,6 +170,7 @@ Event = (
     ActorRequested
     | ActorKillAsked
     | JobEnded
+    | GroupRemoved
     | ActorMoved
     | PlacingMayWork
     | NodeJoined
@@ -382,7 +393,13 @@ class ActorManager:
 
     def _on_refused(self, event: ActorPlacementRefused, now: float, effects: list[Effect]) -> None:
         record = self._live(event.actor_id, event.incarnation, "end", now)
-        if record is not None:
+        if record is None:
+            return
+        if (
+            record.spec.strategy.get(KIND) == PLACEMENT_GROUP
+        ):  # its bundle has just moved: `where` knows, or refuses for good
+            self._place(record, False, now, effects)
+        else:
             self._end(record, DEATH_UNSCHEDULABLE, event.reason, now, effects)
 
     def _on_worker_died(self, event: ActorWorkerDied, now: float, effects: list[Effect]) -> None:
@@ -427,6 +444,13 @@ class ActorManager:
             if record.spec.job_id == event.job_id and not record.spec.detached and record.state != DEAD:
                 self._stop(record, True, reason, effects)
                 self._end(record, DEATH_JOB_ENDED, reason, now, effects)
+
+    def _on_group_removed(self, event: GroupRemoved, now: float, effects: list[Effect]) -> None:
+        reason = f"its placement group was removed: {event.reason}"
+        for record in self.records():
+            if record.spec.strategy.get("group_id") == event.group_id and record.state != DEAD:
+                self._stop(record, True, reason, effects)
+                self._end(record, DEATH_GROUP_REMOVED, reason, now, effects)
 
     def _on_node_joined(self, event: NodeJoined, now: float, effects: list[Effect]) -> None:
         self._nodes[event.node_id] = None
@@ -611,6 +635,7 @@ _HANDLERS: dict[type, Callable[[ActorManager, Any, float, list[Effect]], None]] 
     ActorRefsGone: ActorManager._on_refs_gone,
     ActorKillAsked: ActorManager._on_kill,
     JobEnded: ActorManager._on_job_ended,
+    GroupRemoved: ActorManager._on_group_removed,
     ActorMoved: ActorManager._on_moved,
     PlacingMayWork: ActorManager._on_placing_may_work,
     NodeJoined: ActorManager._on_node_joined,

@@ -1,6 +1,6 @@
 """One shard of the GCS as a pure machine: connections in, answers and pushes out.
 
-Purpose: compose the tables, the actor manager and the global scheduler, serve calls, and keep subscriptions.
+Purpose: compose the tables, the managers of actors and placement groups and the global scheduler, serve calls, and keep subscriptions.
 
 Design: `handle(event, now) -> list[Effect]`. Of one returned batch every `Write` must be durable before any `Send` leaves: nobody learns of a
 change that a crash could undo. A connection says Hello first and, if it is a node's, RegisterNode; only nodes may report on actors. A request
@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.gcs import global_scheduler, hashed_tables
+from shoal.gcs import global_scheduler, hashed_tables, placement_groups
 from shoal.gcs.actor_logs import StoredLogs
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
@@ -60,12 +60,14 @@ from shoal.gcs.global_scheduler import (
     TellPlaced,
     Wanted,
 )
+from shoal.gcs.group_desk import GROUPS_TABLE, GroupDesk
 from shoal.gcs.hashed_tables import HashedTables
 from shoal.gcs.node_table import NodeTable
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import Answers, Jobs, KeyValues, TableError, TaskEvents, bytes_of
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
+    CHANNEL_GROUP,
     CHANNEL_KV,
     Acknowledged,
     ActorChanged,
@@ -74,11 +76,13 @@ from shoal.protocol.gcs_messages import (
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    BundleReserved,
     ClusterNodes,
     DrainNode,
     FromGcs,
     GcsAnswer,
     GcsCall,
+    GroupChanged,
     HeartbeatAcknowledged,
     NodeEntry,
     NodeLoad,
@@ -95,6 +99,7 @@ from shoal.protocol.limits import PROTOCOL_VERSION
 from shoal.protocol.messages import ActorSpec, Hello
 from shoal.protocol.resources import add
 from shoal.protocol.sharding import HASHED_CALLS
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling.node_policy import Dice
 
 ACTORS_TABLE = "actors"
@@ -199,6 +204,7 @@ class GcsShard:
         self._shards = shards
         self.gcs_pid = gcs_pid
         self.actors = ActorManager(self._where)
+        self.groups = placement_groups.PlacementGroups()
         self.jobs = Jobs()
         self.nodes = NodeTable()
         self.scheduler = GlobalScheduler(random.Random(gcs_pid).randrange if dice is None else dice)
@@ -215,6 +221,7 @@ class GcsShard:
         self._left: dict[bytes, float] = {}
         #: version of the last ClusterNodes: microseconds since the epoch, made to grow
         self._nodes_version = 0
+        self.group_desk = GroupDesk(self.groups, self.jobs, self._send_to_node, self._publish, self._on_actor_event)
         #: version of the last publication outside the actors' channel: microseconds since the epoch, made to grow
         self._version = 0
 
@@ -225,6 +232,7 @@ class GcsShard:
         NodeTable.TABLE,
         Jobs.TABLE,
         *HashedTables.TABLES,
+        GROUPS_TABLE,
         ACTORS_TABLE,
         StoredLogs.TABLE,
         Answers.TABLE,
@@ -233,6 +241,7 @@ class GcsShard:
     SESSION_TABLES = (
         NodeTable.TABLE,
         Jobs.TABLE,
+        GROUPS_TABLE,
         ACTORS_TABLE,
         StoredLogs.TABLE,
         TaskEvents.TABLE,
@@ -247,6 +256,8 @@ class GcsShard:
             self.jobs.restore(value)
         elif table in HashedTables.TABLES:
             self.hashed.restore(table, key, value)
+        elif table == GROUPS_TABLE:
+            self.groups.restore(msgspec.msgpack.decode(value, type=placement_groups.GroupRecord))
         elif table == ACTORS_TABLE:
             self.actors.restore(msgspec.msgpack.decode(value, type=ActorRecord))
         elif table == StoredLogs.TABLE:
@@ -259,6 +270,7 @@ class GcsShard:
         self.nodes.begin(now)
         if self._shard:
             self._left = dict.fromkeys(self.answers.nodes(), now + MEMBER_AWAY_S)
+        self.group_desk.begin(self.actors.records())
         for record in self.nodes.records():
             if record.alive:
                 node = record.node
@@ -268,7 +280,12 @@ class GcsShard:
     def next_deadline(self) -> float | None:
         """When TimePassed is due (s since the epoch); None while there is nothing to wait for."""
         left = min(self._left.values(), default=None)
-        deadlines = (self.nodes.next_deadline(), self.scheduler.next_deadline(), left)
+        deadlines = (
+            self.nodes.next_deadline(),
+            self.scheduler.next_deadline(),
+            self.groups.next_deadline(),
+            left,
+        )
         return min((each for each in deadlines if each is not None), default=None)
 
     # ------------------------------------------------------------ the door
@@ -312,6 +329,7 @@ class GcsShard:
         """Sizes of everything."""
         return {
             "actors": self.actors.statistics(),
+            "placement_groups": self.groups.statistics(),
             "jobs": len(self.jobs.rows()),
             "nodes": len(self._node_connections),
             "connections": len(self._connections),
@@ -375,6 +393,12 @@ class GcsShard:
         message = ClusterNodes(self._nodes_version, entries)
         effects.extend(Send(number, message) for number in self._node_connections.values() if number != but)
 
+    def _send_to_node(self, node_id: bytes, message: FromGcs, effects: list[Effect]) -> None:
+        """A node that is away hears of it when it has reported."""
+        number = self._node_connections.get(node_id)
+        if number is not None:
+            effects.append(Send(number, message))
+
     def _on_load(self, number: int, message: NodeLoad, now: float, effects: list[Effect]) -> None:
         node_id = self._connections[number].node_id
         writes: list[Write] = []
@@ -394,6 +418,7 @@ class GcsShard:
         self._schedule(Wanted(self._connections[number].node_id, message), now, effects)
 
     def _schedule(self, event: global_scheduler.Event, now: float, effects: list[Effect]) -> None:
+        self.group_desk.on_scheduler_event(event, now, effects)
         for effect in self.scheduler.handle(event, now):
             if type(effect) is ActorPlaced:
                 self._on_actor_event(ActorMoved(effect.actor_id, effect.node_id), now, effects)
@@ -407,6 +432,8 @@ class GcsShard:
 
     def _where(self, spec: ActorSpec, near: bytes, stay: bool, now: float) -> tuple[bytes, str]:
         """Where an actor goes: a node, or nowhere now, or the reason why nowhere ever."""
+        if spec.strategy.get(KIND) == PLACEMENT_GROUP:
+            return self.groups.place_actor(spec)
         wanted = ActorWanted(
             spec.actor_id, near, stay, spec.placement, spec.strategy, spec.name or spec.class_name, spec.job_id
         )
@@ -419,6 +446,7 @@ class GcsShard:
 
     def _on_node_report(self, number: int, message: NodeReport, now: float, effects: list[Effect]) -> None:
         node_id = self._connections[number].node_id
+        self.group_desk.feed(placement_groups.NodeReported(node_id, message.bundles), now, effects)
         self._on_actor_event(NodeReported(node_id, message.lives), now, effects)
 
     def _on_lost(self, event: ConnectionLost, now: float, effects: list[Effect]) -> None:
@@ -451,6 +479,7 @@ class GcsShard:
         deadline = self.scheduler.next_deadline()
         if deadline is not None and deadline <= now:
             self._schedule(global_scheduler.TimePassed(), now, effects)
+        self.group_desk.on_time(now, effects)
 
     def _bury_node(self, node_id: bytes, cause: str, now: float, effects: list[Effect]) -> None:
         """A node is dead: those concerned take care of what was there."""
@@ -467,6 +496,7 @@ class GcsShard:
         for job_id in self.jobs.running_on(node_id):
             self._end_job(job_id, f"the node of its driver died: {cause}", now, effects)
         self._schedule(NodeGone(node_id), now, effects)
+        self.group_desk.feed(placement_groups.NodeLost(node_id, cause), now, effects)
         self._on_actor_event(NodeLost(node_id, cause), now, effects)
 
     # ------------------------------------------------------------ publishing
@@ -478,6 +508,11 @@ class GcsShard:
             effects.append(Send(number, ActorChanged(version, state)))
             if state.state == "dead":
                 return
+        elif message.channel == CHANNEL_GROUP:
+            version, group = self.groups.state_of(message.key)
+            effects.append(Send(number, GroupChanged(version, group)))
+            if group.state == "removed":
+                return
         elif message.channel == CHANNEL_KV:
             value = self.hashed.kv.get(message.key)
             effects.append(Send(number, Published(CHANNEL_KV, message.key, self._version, value)))
@@ -487,9 +522,13 @@ class GcsShard:
         self._subscribers.setdefault(topic, {})[number] = None
         self._connections[number].subscriptions[topic] = None
 
-    def _publish(self, channel: str, key: bytes, message: ActorChanged | Published, effects: list[Effect]) -> None:
+    def _publish(self, channel: str, key: bytes, message: FromGcs, effects: list[Effect], final: bool = False) -> None:
+        """Tell the subscribers; after a `final` message they are none any more."""
         for number in self._subscribers.get((channel, key), ()):
             effects.append(Send(number, message))
+        if final:
+            for number in self._subscribers.pop((channel, key), ()):
+                del self._connections[number].subscriptions[channel, key]
 
     def _publish_kv(self, row_key: bytes, value: bytes | None, now: float, effects: list[Effect]) -> None:
         self._version = max(self._version + 1, int(now * 1e6))
@@ -518,21 +557,18 @@ class GcsShard:
                 stored = None if effect.record is None else msgspec.msgpack.encode(effect.record)
                 effects.append(Write(ACTORS_TABLE, effect.actor_id, stored))
             elif type(effect) is SendToNode:
-                number = self._node_connections.get(effect.node_id)
-                if number is not None:  # a node that is away hears of it when it has reported
-                    effects.append(Send(number, effect.message))
+                self._send_to_node(effect.node_id, effect.message, effects)
             elif type(effect) is AnnounceActor:
                 actor_id = effect.state.actor_id
                 if effect.state.worker_id or effect.final:
                     self._schedule(ActorSettled(actor_id), now, effects)
-                self._publish(CHANNEL_ACTOR, actor_id, ActorChanged(effect.version, effect.state), effects)
                 if effect.final:
                     writes: list[Write] = []
                     self.logs.drop(actor_id, writes)
                     effects.extend(writes)
-                    topic = (CHANNEL_ACTOR, actor_id)
-                    for number in self._subscribers.pop(topic, ()):
-                        del self._connections[number].subscriptions[topic]
+                    self.groups.leaves(actor_id)
+                message = ActorChanged(effect.version, effect.state)
+                self._publish(CHANNEL_ACTOR, actor_id, message, effects, effect.final)
 
     # ------------------------------------------------------------ task events
 
@@ -712,6 +748,7 @@ class GcsShard:
         writes: list[Write] = []
         ended = self.jobs.end(job_id, reason, now, writes)
         effects.extend(writes)
+        self.group_desk.feed(placement_groups.JobEnded(job_id, reason), now, effects)
         # Also for a job that had ended: a worker of it may have made an actor meanwhile.
         self._on_actor_event(JobEnded(job_id, reason), now, effects)
         return ended
@@ -751,6 +788,9 @@ _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]]
     ActorWorkerDied: GcsShard._on_actor_message,
     ActorRefsGone: GcsShard._on_refs_gone,
     NodeReport: GcsShard._on_node_report,
+    BundleReserved: lambda shard, number, *about: shard.group_desk.on_reserved(
+        shard._connections[number].node_id, *about
+    ),
     NodeLoad: GcsShard._on_load,
     PlaceLeases: GcsShard._on_place_leases,
 }
@@ -761,7 +801,7 @@ _ACKNOWLEDGED = frozenset(
 )
 #: messages that shards other than 0 take
 _OF_ALL_SHARDS = frozenset({GcsCall, RegisterNode, SubscribeKey, TaskEventBatch})
-_FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases}
+_FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases, BundleReserved}
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
     "gcs.actor_create": GcsShard._actor_create,
@@ -779,5 +819,9 @@ _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]],
     "gcs.jobs": GcsShard._jobs,
     "gcs.register_job": GcsShard._register_job,
     "gcs.end_job": GcsShard._end_job_called,
+    "gcs.group_create": lambda shard, number, *about: shard.group_desk.create(*about),
+    "gcs.group_remove": lambda shard, number, *about: shard.group_desk.remove(*about),
+    "gcs.group_by_name": lambda shard, number, *about: shard.group_desk.by_name(*about),
+    "gcs.groups": lambda shard, number, *about: shard.group_desk.listing(*about),
     "gcs.statistics": GcsShard._statistics,
 }

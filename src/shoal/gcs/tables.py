@@ -114,6 +114,11 @@ class Jobs:
             writes.append(Write(self.TABLE, forgotten, None))
         return True
 
+    def has_ended(self, job_id: bytes) -> bool:
+        """Whether a job is known to have ended."""
+        job = self._rows.get(job_id)
+        return job is not None and bool(job.ended_s)
+
     def rows(self) -> list[dict[str, Any]]:
         """All jobs, in the order of starting."""
         return [job.row() for job in self._rows.values()]

@@ -146,12 +146,6 @@ class TaskPlacementGroupRemoved(ShoalError):
     default_message = "the placement group of this task was removed"
 
 
-class ActorPlacementGroupRemoved(ShoalError):
-    """The placement group of the actor is gone."""
-
-    default_message = "the placement group of this actor was removed"
-
-
 class RuntimeEnvSetupError(ShoalError):
     """The runtime environment could not be built."""
 
@@ -226,6 +220,12 @@ class ActorDiedError(ActorError):
     """The actor is dead and will not come back."""
 
     default_message = "the actor is dead"
+
+
+class ActorPlacementGroupRemoved(ActorDiedError):
+    """The actor is dead because its placement group is gone."""
+
+    default_message = "the placement group of this actor was removed"
 
 
 class ActorUnavailableError(ActorError):

@@ -34,6 +34,10 @@ Calls, with their bodies and answers (`?` marks what may be left out):
     gcs.kv_del          namespace, key, prefix?: bool          -> deleted: int
     gcs.kv_exists       namespace, key                         -> exists: bool
     gcs.kv_list         namespace, prefix                      -> keys: list of bytes
+    gcs.group_create    spec: GroupSpec                        -> group_id                               (GroupAlreadyExists)
+    gcs.group_remove    group_id                               -> state: str
+    gcs.group_by_name   name, namespace                        -> a record                               (GroupNotFound)
+    gcs.groups          group_id?                              -> groups: list of records
     gcs.task_events     limit?, job_id?                        -> events: list of records, oldest first; dropped: int
     gcs.statistics                                             -> one small record
 
@@ -50,10 +54,12 @@ from typing import Any
 
 import msgspec
 
+from shoal.protocol.group_messages import GroupState
 from shoal.protocol.messages import ActorSpec, ActorState, Hello, Message
 
 #: channels of SubscribeKey
 CHANNEL_ACTOR = "actor"  #: key: ActorID; answered by ActorChanged
+CHANNEL_GROUP = "placement_group"  #: key: PlacementGroupID; answered by GroupChanged
 CHANNEL_KV = "kv"  #: key: namespace in UTF-8, a zero byte, the key; answered by Published
 
 #: what ActorState.death may say
@@ -64,6 +70,7 @@ DEATH_CRASHED = "crashed"  #: its worker died and no restarts were left
 DEATH_EXITED = "exited"  #: it left by itself
 DEATH_UNREFERENCED = "unreferenced"  #: the last handle went
 DEATH_JOB_ENDED = "job_ended"
+DEATH_GROUP_REMOVED = "placement_group_removed"  #: the placement group in which it lived
 DEATH_FORGOTTEN = "forgotten"  #: the GCS does not know it, or not any more
 
 
@@ -232,10 +239,20 @@ class ActorLife(msgspec.Struct, array_like=True, omit_defaults=False):
     constructed: bool = False
 
 
+class BundleLife(msgspec.Struct, array_like=True, omit_defaults=False):
+    """A bundle of a placement group that is reserved on a node."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    committed: bool
+
+
 class NodeReport(Message, tag=115):
-    """From a node, once after every RegisterNode and after what it repeats: all actors that live or wait for a worker there."""
+    """From a node, once after every RegisterNode and after what it repeats: all actors that live or wait for a worker there, and all bundles."""
 
     lives: list[ActorLife]
+    bundles: list[BundleLife] = []
 
 
 class Acknowledged(Message, tag=116):
@@ -312,12 +329,14 @@ class LeasesPlaced(Message, tag=121):
 
 
 class ReserveBundle(Message, tag=122):
-    """To a node: reserve `resources` for bundle `index` of a placement group (first phase). Answered by BundleReserved."""
+    """To a node: reserve `resources` for bundle `index` of a placement group (first phase). Answered by BundleReserved, within a bounded time: the
+    node waits a little for what its tasks hold. Attempts of a bundle are numbered from 1; a higher one ends the lower."""
 
     group_id: bytes
     index: int
     attempt: int
     resources: dict[str, int]
+    job_id: bytes = b""
 
 
 class BundleReserved(Message, tag=123):
@@ -339,12 +358,33 @@ class CommitBundle(Message, tag=124):
 
 
 class ReturnBundle(Message, tag=125):
-    """To a node: give the bundle's resources back; what runs in it ends."""
+    """To a node: give the bundle's resources back; what runs in it ends. With `removed` the whole group is gone."""
 
     group_id: bytes
     index: int
     attempt: int
     reason: str
+    removed: bool = False
+
+
+class GroupSpec(msgspec.Struct, array_like=True, omit_defaults=False):
+    """All that makes a placement group. `rules` has the rules about labels of each bundle, or is empty."""
+
+    group_id: bytes
+    job_id: bytes
+    name: str
+    namespace: str
+    strategy: str  #: PACK, SPREAD, STRICT_PACK or STRICT_SPREAD
+    bundles: list[dict[str, int]]
+    rules: list[list[tuple[str, str, list[str]]]] = []
+    detached: bool = False
+
+
+class GroupChanged(Message, tag=128):
+    """To a node that subscribed to a placement group: its state now. `version` grows with every change."""
+
+    version: int
+    state: GroupState
 
 
 class DrainNode(Message, tag=126):
@@ -386,6 +426,7 @@ FromGcs = (
     | ReserveBundle
     | CommitBundle
     | ReturnBundle
+    | GroupChanged
     | DrainNode
 )
 #: what the GCS sends unasked
@@ -400,5 +441,6 @@ GcsPush = (
     | ReserveBundle
     | CommitBundle
     | ReturnBundle
+    | GroupChanged
     | DrainNode
 )

@@ -33,6 +33,12 @@ RESOURCE_UNIT = 10_000  #: resources are integers in 1/10,000 of a unit
 WORKER_IDLE_S = 5.0  #: surplus idle workers leave after this
 WORKER_SPARES = 2  #: warm workers kept ready beyond the CPUs' own
 
+RESERVE_WAIT_S = 3.0  #: a node tries for so long to reserve a bundle of a placement group beside what its tasks hold
+RESERVE_PAUSE_S = 0.1  #: before the next attempt to place a group, then doubled
+RESERVE_PAUSE_MAX_S = 2.0
+GROUPS_REMOVED_MAX = 1000  #: removed placement groups remembered
+BUNDLES_MAX = 10_000  #: of one placement group
+
 # --- objects
 SEGMENT_GROW_BYTES = 64 << 20
 BLOCK_ALIGN_BYTES = 64

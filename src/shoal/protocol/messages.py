@@ -1,15 +1,10 @@
-"""Every message that crosses a process boundary, and how a user value is written inside one.
+"""Every message that crosses a process boundary.
 
 Purpose: one table of frames, read by docs/PROTOCOL.md and by the wire tests.
 
 Design: a message is a msgspec struct encoded as an array whose first element is its tag; a frame is a 4-byte little-endian length and
 that array. Tags below 16 are values and peers' messages, 20-49 between a runtime and its node daemon, 50-69 objects, 70-99
-actors and control. A user value inside a message is `Value`:
-
-    bytes        an inline value, as `serialization` wrote it
-    Stored       a place in the shared-memory store
-    Failed       a pickled exception in the place of the value
-    Containing   an inline value that holds ObjectRefs (listed, so that no one need unpickle it to know)
+actors and control. How a user value is written inside a message: `values`.
 
 How to extend: add a struct with a free tag, list it in the right union at the end, and give docs/PROTOCOL.md its row. Fields are only
 ever appended, with defaults.
@@ -23,49 +18,13 @@ from typing import Any
 
 import msgspec
 
-
-class Message(msgspec.Struct, array_like=True, gc=False):
-    """Base of all messages."""
-
-
-# ---------------------------------------------------------------- values
-
-
-class Stored(Message, tag=1):
-    """A value in the store of `node` (empty: of the receiver's own): `size` payload bytes behind the block at `offset` of `segment`, valid
-    while the header says `generation`. On another node it is got by `Pull`, wherever it lies there by then."""
-
-    oid: bytes
-    segment: int
-    offset: int
-    size: int
-    generation: int
-    nested: list[bytes] = []
-    node: bytes = b""
-
-
-class Failed(Message, tag=2):
-    """An error in the place of a value: `error` is a serialized exception; `retriable` errors are the user's own."""
-
-    error: bytes
-    retriable: bool = False
-
-
-class Containing(Message, tag=3):
-    """An inline value that holds the refs `nested`."""
-
-    blob: bytes
-    nested: list[bytes]
-
-
-Value = bytes | Stored | Failed | Containing
-
-
-class Many(Message, tag=4):
-    """The results of a task with several returns, in order."""
-
-    values: list[Value]
-
+from shoal.protocol.group_messages import FollowGroup, GroupState
+from shoal.protocol.values import Containing as Containing
+from shoal.protocol.values import Failed as Failed
+from shoal.protocol.values import Many as Many
+from shoal.protocol.values import Message as Message
+from shoal.protocol.values import Stored as Stored
+from shoal.protocol.values import Value as Value
 
 # ---------------------------------------------------------------- runtime <-> worker (peer connections)
 
@@ -237,10 +196,15 @@ class LeaseGranted(Message, tag=23):
 
 
 class LeasesUnschedulable(Message, tag=24):
-    """No node can ever satisfy the class: what was asked, what there is."""
+    """No node can ever satisfy the class: what was asked, what there is. `kind` is empty or one of the UNSCHEDULABLE_ constants."""
 
     class_no: int
     reason: str
+    kind: str = ""
+
+
+UNSCHEDULABLE_GROUP_REMOVED = "placement group removed"  #: the tasks' placement group is gone
+UNSCHEDULABLE_BUNDLE_GONE = "bundle gone"  #: the group's bundle is not on the node that was asked
 
 
 class ReturnLease(Message, tag=25):
@@ -260,6 +224,7 @@ class LeaseStarted(Message, tag=26):
     environment: dict[str, Any] = {}
     depth: int = 0
     namespace: str = ""  #: of the job: where its actors' names are looked up
+    group: dict[str, Any] = {}  #: the strategy that put it into a placement group, if one did
 
 
 class RevokeLease(Message, tag=27):
@@ -296,6 +261,7 @@ class WorkerDied(Message, tag=31):
     cause: str
     exit_code: int  #: negative for a signal
     out_of_memory: bool = False
+    group_removed: bool = False  #: it was killed because its placement group was removed
 
 
 class KillWorker(Message, tag=32):
@@ -757,6 +723,7 @@ FromDaemon = (
     | ActorState
     | BecomeActor
     | TerminateActor
+    | GroupState
 )
 #: what the processes of a node send to their daemon
 ToDaemon = (
@@ -794,6 +761,7 @@ ToDaemon = (
     | KillActor
     | RecordCall
     | StoreCheckpoint
+    | FollowGroup
 )
 #: what a runtime may receive, from its daemon or from a peer
 ToRuntime = PeerMessage | FromDaemon

@@ -33,6 +33,9 @@ GPU = "GPU"
 MEMORY = "memory"
 OBJECT_STORE_MEMORY = "object_store_memory"
 
+#: between the name of a resource and the bundle of a placement group in which it is (`scheduling.bundles`)
+IN_BUNDLE = "\0"
+
 QUANTITY_MAX = 1e12  #: of anything that is counted
 QUANTITY_BYTES_MAX = 1e14  #: of memory, so that its units still fit 64 bits with a sign
 _BYTE_RESOURCES = frozenset({MEMORY, OBJECT_STORE_MEMORY})
@@ -89,6 +92,8 @@ def _checked_amount(name: object, quantity: object) -> float:
     """`quantity` as a float, refused when it cannot be an amount of resource `name`."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"the name of a resource is a non-empty string, got {name!r}")
+    if IN_BUNDLE in name:
+        raise ValueError(f"the name of a resource cannot contain a zero byte, got {name!r}")
     if isinstance(quantity, bool) or not isinstance(quantity, Real):
         raise TypeError(
             f"the amount of resource {name!r} must be a number, got {quantity!r} of type {type(quantity).__name__}"
@@ -136,7 +141,12 @@ def format_resources(resources: Mapping[str, int]) -> str:
     """Amounts for a sentence: `2 CPU, 0.5 GPU, 1.5 GiB memory`, or `nothing`."""
     parts = []
     for name, units in resources.items():
-        if name in _BYTE_RESOURCES:
+        if IN_BUNDLE in name:
+            name, _, bundle = name.partition(IN_BUNDLE)
+            if name == "bundle":
+                continue
+            parts.append(f"{format_resources({name: units})} in bundle {bundle.rpartition('.')[2]}")
+        elif name in _BYTE_RESOURCES:
             parts.append(f"{_format_bytes(units / RESOURCE_UNIT)} {name}")
         else:
             parts.append(f"{units / RESOURCE_UNIT:.10g} {name}")
@@ -205,6 +215,19 @@ class AcceleratorPool:
             for number in ids:
                 free[number] += units
                 assert free[number] <= RESOURCE_UNIT, f"{resource} {number} was released twice"
+
+    def carve(self, demand: Resources, suffix: str) -> Assigned | None:
+        """Set accelerators aside under names that end in `suffix`; None, and nothing set aside, when they are not free."""
+        assigned = self.assign(demand)
+        for resource, ids in (assigned or {}).items():
+            self._free[resource + suffix] = dict.fromkeys(ids, min(demand[resource], RESOURCE_UNIT))
+        return assigned
+
+    def uncarve(self, assigned: Assigned, suffix: str) -> None:
+        """Give back what `carve` set aside and is free; what is assigned of it now is released under the plain name later."""
+        for resource in assigned:
+            for number, units in self._free.pop(resource + suffix).items():
+                self._free[resource][number] += units
 
     def free(self, resource: str) -> dict[int, int]:
         """Units free on each id of `resource`."""

@@ -6,6 +6,8 @@ Purpose: a strategy is a dict with a kind and what the kind needs; no kind means
     {"kind": "SPREAD"}                                              over all nodes
     {"kind": "node_affinity", "node_id": bytes, "soft": bool}       on this node; soft: elsewhere if it is gone or too small
     {"kind": "labels", "hard": [rule, ...], "soft": [rule, ...]}    on nodes that keep all hard rules, rather on those that keep the soft ones too
+    {"kind": "placement_group", "group_id": bytes,                  in a bundle of a placement group, -1 for any of them; capture: what the task
+     "bundle": int, "capture": bool}                                submits goes into the group too
 
 A rule is [label, operator, values]: the label's value is one of `values` (IN) or none of them (NOT_IN, also without the label), or the label is
 there (EXISTS) or not (NOT_EXISTS).
@@ -26,6 +28,7 @@ KIND = "kind"
 SPREAD = "SPREAD"
 NODE_AFFINITY = "node_affinity"
 LABELS = "labels"
+PLACEMENT_GROUP = "placement_group"
 #: kinds that a node cannot follow alone: the global scheduler places them
 GLOBAL_KINDS = frozenset({SPREAD, NODE_AFFINITY, LABELS})
 
@@ -55,6 +58,11 @@ def labels(hard: Sequence[Rule], soft: Sequence[Rule]) -> dict[str, Any]:
         "hard": [[name, operator, list(values)] for name, operator, values in hard],
         "soft": [[name, operator, list(values)] for name, operator, values in soft],
     }
+
+
+def placement_group(group_id: bytes, bundle: int, capture: bool) -> dict[str, Any]:
+    """In a placement group."""
+    return {KIND: PLACEMENT_GROUP, "group_id": group_id, "bundle": bundle, "capture": capture}
 
 
 def keeps(rules: Sequence[Rule], of_node: Mapping[str, str]) -> bool:
@@ -88,6 +96,9 @@ def describe(strategy: Mapping[str, Any]) -> str:
     if kind == LABELS:
         hard = ", ".join(_rule_text(rule) for rule in strategy.get("hard") or ())
         return f"on nodes where {hard}" if hard else ""
+    if kind == PLACEMENT_GROUP:
+        bundle = "any bundle" if strategy["bundle"] < 0 else f"bundle {strategy['bundle']}"
+        return f"in {bundle} of placement group {strategy['group_id'].hex()}"
     return ""
 
 

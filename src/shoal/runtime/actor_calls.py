@@ -25,7 +25,7 @@ import msgspec
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.gcs_messages import DEATH_UNSCHEDULABLE
+from shoal.protocol.gcs_messages import DEATH_GROUP_REMOVED, DEATH_UNSCHEDULABLE
 from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS, SETTLE_BATCH
 from shoal.protocol.messages import (
     ActorSpec,
@@ -531,6 +531,10 @@ def death_error(queue: ActorQueue, message: ActorState) -> BaseException:
         cause = serialization.loads_error(message.creation_error)
     if message.death == DEATH_UNSCHEDULABLE:
         return errors.ActorUnschedulableError(message.cause)
+    if message.death == DEATH_GROUP_REMOVED:
+        return errors.ActorPlacementGroupRemoved(
+            message.cause, actor_id=queue.actor_id.hex(), class_name=queue.class_name
+        )
     return errors.ActorDiedError(
         message.cause or "the actor is dead",
         actor_id=queue.actor_id.hex(),

@@ -116,6 +116,8 @@ class ActorHost:
         context.lease = held
         context.actor_id = spec.actor_id
         context.assigned = held.started.assigned
+        if held.started.group:
+            context.enter_group(held.started.group)
         token = running_task.set(context)
         error = self._failed_argument(spec)
         try:
@@ -419,6 +421,8 @@ class ActorHost:
         context.lease = held
         context.job = job
         context.assigned = held.started.assigned
+        if held.started.group:
+            context.enter_group(held.started.group)
         context.actor_id = self.actor_id
         running_task.set(context)
         function = template.function or executor.load_function(template)

@@ -55,6 +55,7 @@ from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.closures import Closures
 from shoal.runtime.exports import Exports, forgotten
+from shoal.runtime.groups import GroupTable
 from shoal.runtime.lineage import LineageTable
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
 from shoal.runtime.pulling import Pulling
@@ -173,6 +174,7 @@ class Runtime:
         self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
         self._since_poll = 0
         self.exports = Exports(self)
+        self.groups = GroupTable(self)
         handlers = self.reactor.handlers
         handlers[Resolved] = self._on_resolved
         handlers[StreamItem] = self._on_stream_item
@@ -749,6 +751,7 @@ class Runtime:
         self.submitter.fail_everything(error)
         self.actor_calls.fail_everything(error)
         value = Failed(serialization.dumps_error(error))
+        self.groups.fail_everything(value)
         for entry in list(self.objects.table.values()):
             if entry.value is None:
                 entry.value = value
@@ -787,4 +790,6 @@ class Runtime:
 _ERROR_OF: dict[str, type[Exception]] = {
     "ActorAlreadyExists": errors.ActorAlreadyExistsError,
     "ActorNotFound": ValueError,
+    "GroupAlreadyExists": ValueError,
+    "GroupNotFound": ValueError,
 }

@@ -473,6 +473,8 @@ class Executor:
         context.lease = held
         context.job = job
         context.assigned = held.started.assigned
+        if held.started.group:
+            context.enter_group(held.started.group)
         if self.actor is not None:
             context.actor_id = self.actor.actor_id
         token = running_task.set(context)

@@ -21,8 +21,12 @@ from collections.abc import Callable
 from inspect import isasyncgen, isawaitable
 from typing import Any
 
+import msgspec
+
 from shoal import serialization
 from shoal.protocol import errors, ids
+from shoal.protocol.gcs_messages import GroupSpec
+from shoal.protocol.group_messages import GroupState
 from shoal.protocol.messages import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING, ActorSpec, Failed
 from shoal.protocol.resources import Resources, fits, format_resources, to_floats
 from shoal.runtime.actor_calls import ActorQueue
@@ -49,6 +53,7 @@ class LocalRuntime(Runtime):
         self.job_id = self.root.job_id = b"\0\0\0\1"
         self.node_id = os.urandom(16)
         self.actors = LocalActors(self)
+        self._groups: dict[bytes, dict[str, Any]] = {}  #: placement groups, as the GCS would list them
         self.actor_calls = self.actors  # type: ignore[assignment]  # what of it the API uses
         #: functions and classes as the user wrote them, by the id under which they were exported
         self.code: dict[bytes, Any] = {}
@@ -270,6 +275,8 @@ class LocalRuntime(Runtime):
             return {"nodes": [{"node_id": self.node_id, "hostname": os.uname().nodename, "resources": self.total}]}
         if method == "gcs.task_events":
             return {"events": []}
+        if method.startswith("gcs.group"):
+            return self._call_groups(method, body or {})
         if method == "gcs.named_actors":
             wanted = (body or {}).get("namespace")
             return {
@@ -278,6 +285,31 @@ class LocalRuntime(Runtime):
                 ]
             }
         raise errors.ShoalError(f"{method} is not there in local mode")
+
+    def _call_groups(self, method: str, body: dict[str, Any]) -> Any:
+        """Placement groups are placed at once, wherever they fit: nothing runs beside anything."""
+        if method == "gcs.group_create":
+            spec: GroupSpec = body["spec"]
+            nodes = [self.node_id] * len(spec.bundles)
+            self._groups[spec.group_id] = row = {
+                **msgspec.structs.asdict(spec),
+                "state": "placed",
+                "nodes": nodes,
+                "reason": "",
+            }
+            self.groups.on_state(None, GroupState(spec.group_id, "placed", nodes, spec.bundles))
+            return row
+        if method == "gcs.group_remove":
+            if body["group_id"] in self._groups:
+                self._groups[body["group_id"]]["state"] = "removed"
+            return {}
+        if method == "gcs.group_by_name":
+            for row in self._groups.values():
+                if row["name"] == body["name"] and row["state"] != "removed":
+                    return row
+            raise ValueError(f"there is no placement group named {body['name']!r}")
+        wanted = body.get("group_id")
+        return {"groups": [row for group_id, row in self._groups.items() if wanted in (None, group_id)]}
 
     def close(self) -> None:
         """End the session: actors are dropped."""

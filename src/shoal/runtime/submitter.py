@@ -30,6 +30,7 @@ from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import FLUSH_TASKS, FRAME_BYTES_MAX, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
 from shoal.protocol.messages import (
+    UNSCHEDULABLE_GROUP_REMOVED,
     Containing,
     DefineFunction,
     Failed,
@@ -139,7 +140,7 @@ class Submitter:
                     )  # a worker that had nothing is fed in growing batches
             return
         if klass.unschedulable:
-            self.fail(task, errors.TaskUnschedulableError(klass.unschedulable))
+            self.fail(task, _unschedulable(klass))
             return
         klass.queue.append(task)
         self._busy[klass] = None
@@ -516,11 +517,12 @@ class Submitter:
         if klass is None:
             return
         klass.unschedulable = message.reason
+        klass.group_removed = message.kind == UNSCHEDULABLE_GROUP_REMOVED
         klass.backlog_told = 0
         queue = list(klass.queue)
         klass.queue.clear()
         for task in queue:
-            self.fail(task, errors.TaskUnschedulableError(message.reason))
+            self.fail(task, _unschedulable(klass))
 
     def on_bounced(self, connection: Connection, message: TasksBounced) -> None:
         """A worker gave tasks back unstarted."""
@@ -649,6 +651,8 @@ class Submitter:
                 again.append(task)
             elif task.cancelled:
                 self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled"))
+            elif death is not None and death.group_removed:
+                self.fail(task, errors.TaskPlacementGroupRemoved(f"{task.template.wire.name}() ended: {death.cause}"))
             elif task.retries_left == 0:
                 assert death is not None, "a started task's worker was declared dead"
                 self._free_results(task)
@@ -744,6 +748,12 @@ class Submitter:
                 self.forget_lease(lease)
             for task in tasks:
                 self.fail(task, error)
+
+
+def _unschedulable(klass: SchedulingClass) -> BaseException:
+    """Why tasks of a class will never run."""
+    error = errors.TaskPlacementGroupRemoved if klass.group_removed else errors.TaskUnschedulableError
+    return error(klass.unschedulable)
 
 
 def _new_socket() -> socket.socket:

@@ -121,6 +121,7 @@ class SchedulingClass:
         "demand",
         "depth",
         "environment",
+        "group_removed",
         "leases",
         "name",
         "number",
@@ -152,6 +153,7 @@ class SchedulingClass:
         self.open: deque[WorkerLease] = deque()
         self.backlog_told = 0
         self.unschedulable = ""
+        self.group_removed = False  #: that is why
 
 
 class WorkerLease:
@@ -240,6 +242,7 @@ class TaskContext:
         "actor_id",
         "assigned",
         "attempt",
+        "bound_for",
         "children",
         "depth",
         "job",
@@ -259,6 +262,8 @@ class TaskContext:
         self.children = count(1)
         self.puts = count(1)
         self.depth = depth
+        #: what templates of remote functions depend on: the depth, or (depth, group) in a task whose children go into its placement group
+        self.bound_for: Any = depth
         self.job_id = job_id
         self.name = name
         self.lease: Any = None
@@ -267,3 +272,8 @@ class TaskContext:
         #: its arguments are being read: waiting for them lends no CPU, or ever more tasks would pin theirs
         self.loads_arguments = False
         self.job: Any = None  #: the executor's record of the task, which knows whether it was cancelled
+
+    def enter_group(self, group: dict[str, Any]) -> None:
+        """It runs in a placement group."""
+        if group.get("capture"):
+            self.bound_for = (self.depth, group["group_id"])

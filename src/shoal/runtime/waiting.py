@@ -291,6 +291,8 @@ def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:
     """Why an object has no value yet, in a sentence."""
     task: PendingTask | None = entry.task
     if task is None:
+        if why := runtime.groups.explain(entry):
+            return why
         return f"object {entry.oid.hex()[:12]} is made by a task of another process"
     name = task.template.wire.name
     if task.missing:

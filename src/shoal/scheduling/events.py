@@ -11,6 +11,8 @@ Design: slots dataclasses; the shell translates messages to events one to one, a
     pidfd         -> WorkerDied ........... StopWorker, answered by WorkerDied
     CreateActor   -> ActorPlacementRequested ...... AssignActor -> LeaseStarted, BecomeActor; RefuseActor
     DrainNode     -> NodeDrains ........... RefuseClass, RefuseActor and RevokeLease for all there are
+    ReserveBundle -> BundleRequested ...... BundleDone -> BundleReserved
+    ReturnBundle  -> BundleReturned ....... KillWorker, answered by WorkerDied
 
 Amounts are in 1/10,000 units (`protocol.resources`), times in seconds of one monotonic clock.
 
@@ -143,6 +145,37 @@ class NodeDrains:
 
 
 @dataclass(slots=True)
+class BundleRequested:
+    """A bundle of a placement group is to be reserved, within RESERVE_WAIT_S: answered by BundleDone. A higher attempt ends the lower one."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    job_id: bytes
+    resources: Resources
+
+
+@dataclass(slots=True)
+class BundleCommitted:
+    """What is reserved of the bundle may be used."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+
+
+@dataclass(slots=True)
+class BundleReturned:
+    """The bundle is not to be here (any more): what runs in it ends. With `removed` its group is gone."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    reason: str
+    removed: bool = False
+
+
+@dataclass(slots=True)
 class Tick:
     """Time has passed: to be sent when `LocalScheduler.tick_at` is reached."""
 
@@ -160,6 +193,9 @@ Event = (
     | ActorPlacementRequested
     | ActorPlacementWithdrawn
     | NodeDrains
+    | BundleRequested
+    | BundleCommitted
+    | BundleReturned
     | Tick
 )
 
@@ -180,6 +216,7 @@ class GrantLease:
     assigned: Assigned
     environment: Environment
     depth: int
+    group: dict[str, Any] = field(default_factory=dict)  #: the strategy that put it into a placement group, if one did
 
 
 #: why a lease is revoked
@@ -203,11 +240,12 @@ class RevokeLease:
 
 @dataclass(slots=True)
 class RefuseClass:
-    """The class can never run on this node; it is forgotten."""
+    """The class can never run on this node; it is forgotten. `kind` as in LeasesUnschedulable."""
 
     process: bytes
     class_no: int
     reason: str
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -239,6 +277,7 @@ class AssignActor:
     demand: Resources
     assigned: Assigned
     environment: Environment
+    group: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -250,4 +289,35 @@ class RefuseActor:
     reason: str
 
 
-Effect = GrantLease | RevokeLease | RefuseClass | StartWorkers | StopWorker | AssignActor | RefuseActor
+@dataclass(slots=True)
+class BundleDone:
+    """The bundle is reserved, or could not be for `reason`."""
+
+    group_id: bytes
+    index: int
+    attempt: int
+    done: bool
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class KillWorker:
+    """Its bundle is gone: end the worker at once, whatever it runs. Answered by WorkerDied."""
+
+    worker_id: bytes
+    lease_id: int
+    reason: str
+    group_removed: bool
+
+
+Effect = (
+    GrantLease
+    | RevokeLease
+    | RefuseClass
+    | StartWorkers
+    | StopWorker
+    | AssignActor
+    | RefuseActor
+    | BundleDone
+    | KillWorker
+)

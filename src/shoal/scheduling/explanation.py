@@ -8,6 +8,7 @@ What it does not do: decide anything; it may be wrong a moment later.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from shoal.protocol.resources import Resources, fits, format_resources
 from shoal.scheduling.grant_policy import Lease, NodeView
@@ -15,6 +16,24 @@ from shoal.scheduling.request_queue import SchedulingClass
 from shoal.scheduling.worker_pool import WorkerPool
 
 HOLDERS_SHOWN_MAX = 5
+
+
+@dataclass(slots=True)
+class SchedulerStatistics:
+    """The local scheduler at a glance. `_total` counts since the start."""
+
+    leases: int
+    leases_blocked: int
+    leases_ending: int
+    actors: int
+    classes_waiting: int
+    tasks_waiting: int
+    actors_waiting: int
+    workers_idle: int
+    workers_starting: int
+    workers_serving: int
+    granted_total: int
+    revoked_total: int
 
 
 def explain_waiting(waiter: SchedulingClass, view: NodeView, leases: Mapping[int, Lease], pool: WorkerPool) -> str:
@@ -86,3 +105,12 @@ def _workers(waiter: SchedulingClass, pool: WorkerPool) -> str:
     if mine.failures:
         return f"workers could not be started {mine.failures} times ({mine.failure}); it is being tried again"
     return f"{mine.starting} workers for it are starting"
+
+
+def explain_never(need: Resources, total: Resources, name: str) -> str:
+    """Why a node with `total` can never give `need`."""
+    missing = {each: units - total.get(each, 0) for each, units in need.items() if units > total.get(each, 0)}
+    return (
+        f"{name} asks for {format_resources(need)}, but this node has {format_resources(total)} in total: "
+        f"it lacks {format_resources(missing)}. Ask for less, or give the node more at init()."
+    )

@@ -29,9 +29,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.protocol.messages import LeaseGranted, LeasesUnschedulable, RequestLeases, WorkerDied
-from shoal.protocol.strategies import GLOBAL_KINDS
+from shoal.protocol.messages import (
+    UNSCHEDULABLE_BUNDLE_GONE,
+    UNSCHEDULABLE_GROUP_REMOVED,
+    LeaseGranted,
+    LeasesUnschedulable,
+    RequestLeases,
+    WorkerDied,
+)
+from shoal.protocol.strategies import GLOBAL_KINDS, PLACEMENT_GROUP
 
+#: what is not for the local scheduler to decide: the global scheduler names nodes, or the places of the placement group do
+ELSEWHERE_KINDS = GLOBAL_KINDS | {PLACEMENT_GROUP}
 Key = tuple[bytes, int]  #: (process, class number)
 #: a node that died may have begun any task that it had
 ALL_STARTED = 1 << 62
@@ -67,6 +76,7 @@ class RefusedHere:
     process: bytes
     class_no: int
     reason: str
+    kind: str = ""  #: as in LeasesUnschedulable
 
 
 @dataclass(slots=True)
@@ -86,6 +96,7 @@ class Placed:
     class_no: int
     placements: list[tuple[bytes, int]]
     refused: str = ""
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -105,6 +116,7 @@ class RefusedAbroad:
     process: bytes
     class_no: int
     reason: str
+    kind: str = ""
 
 
 @dataclass(slots=True)
@@ -286,6 +298,10 @@ class Forwarding:
         lease = self._leases.get(lease_id)
         return b"" if lease is None else lease.node_id
 
+    def request_of(self, process: bytes, class_no: int) -> RequestLeases | None:
+        """What a class waits for."""
+        return self._requests.get((process, class_no))
+
     def waits_abroad(self, process: bytes, class_no: int) -> ClassAbroad | None:
         """What of a class is asked of others."""
         return self._abroad.get((process, class_no))
@@ -318,7 +334,7 @@ class Forwarding:
 
     def _is_global(self, request: RequestLeases) -> bool:
         """Whether the global scheduler says where it goes, be it here."""
-        if request.strategy.get("kind") in GLOBAL_KINDS:
+        if request.strategy.get("kind") in ELSEWHERE_KINDS:
             return True
         inputs = request.strategy.get("locality")
         if not inputs or self._gcs_away:
@@ -369,14 +385,14 @@ class Forwarding:
     def _on_refused_here(self, event: RefusedHere, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
         request = self._requests.get(key)
-        if not self._in_cluster:
-            self._refuse(key, event.reason, effects)
+        if not self._in_cluster or event.kind == UNSCHEDULABLE_GROUP_REMOVED:
+            self._refuse(key, event.reason, effects, event.kind)
         elif request is not None:
             self._ask(key, request.backlog, effects)
 
-    def _refuse(self, key: Key, reason: str, effects: list[Effect]) -> None:
+    def _refuse(self, key: Key, reason: str, effects: list[Effect], kind: str = "") -> None:
         self._forget(key, effects)
-        effects.append(TellProcess(key[0], LeasesUnschedulable(key[1], reason)))
+        effects.append(TellProcess(key[0], LeasesUnschedulable(key[1], reason, kind)))
 
     def _on_overdue(self, event: Overdue, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
@@ -394,7 +410,7 @@ class Forwarding:
             return  # it was taken back meanwhile
         if event.refused:
             abroad.asked = 0
-            self._refuse(key, event.refused, effects)
+            self._refuse(key, event.refused, effects, event.kind)
             return
         for node_id, count in event.placements:
             abroad.crossed = abroad.crossed or count > abroad.asked
@@ -438,9 +454,10 @@ class Forwarding:
         if abroad is None or key not in self._requests:
             return
         lost = abroad.placed.pop(event.node_id, 0)
-        abroad.refusals += 1
-        if abroad.refusals > REFUSALS_MAX:
-            self._refuse(key, event.reason, effects)
+        if event.kind != UNSCHEDULABLE_BUNDLE_GONE:  # that node is not asked again before the group has moved
+            abroad.refusals += 1
+        if abroad.refusals > REFUSALS_MAX or event.kind == UNSCHEDULABLE_GROUP_REMOVED:
+            self._refuse(key, event.reason, effects, event.kind)
         elif lost:
             self._ask(key, abroad.asked + lost + sum(abroad.placed.values()), effects)
 
@@ -480,7 +497,7 @@ class Forwarding:
         asked = [
             key
             for key, abroad in self._abroad.items()
-            if abroad.asked and self._requests[key].strategy.get("kind") not in GLOBAL_KINDS
+            if abroad.asked and self._requests[key].strategy.get("kind") not in ELSEWHERE_KINDS
         ]
         were_global = [key for key in asked if self._is_global(self._requests[key])]
         self._gcs_away = True

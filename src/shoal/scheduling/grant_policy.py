@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 
 from shoal.protocol.limits import LEASE_IDLE_S, LEASE_SLICE_S
 from shoal.protocol.resources import CPU, AcceleratorPool, Assigned, Resources, add, fits, subtract
+from shoal.scheduling.bundles import BundleTable, base_name, is_mark
 from shoal.scheduling.request_queue import Entry, JobQueue, Lane, RequestQueue, SchedulingClass
 from shoal.scheduling.worker_pool import Worker
 
@@ -58,12 +59,13 @@ class Lease:
     revoked_at: float = 0.0  #: when revocation was sent
     revoked: bool = False
     blocked: bool = False
+    cpu: str = CPU  #: the name of its CPU: that of a bundle is lent inside the bundle
 
     def held(self) -> Resources:
         """What comes back to the node when the lease ends now."""
         if not self.blocked or not self.cpu_units:
             return self.hold
-        return {name: units for name, units in self.hold.items() if name != CPU}
+        return {name: units for name, units in self.hold.items() if name != self.cpu}
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +76,7 @@ class NodeView:
     available: Resources  #: CPU may be negative for a while: blocked leases resume at once
     accelerators: AcceleratorPool
     cpus: int  #: whole CPUs
+    bundles: BundleTable = field(default_factory=BundleTable)
     #: who has which resource kept free for it, until when
     reservations: dict[str, tuple[SchedulingClass, float]] = field(default_factory=dict)
     #: when one who starved was served last
@@ -132,6 +135,8 @@ def _may_grow(waiter: SchedulingClass, view: NodeView, now: float) -> bool:
 
 def _lane_fits(lane: Lane, view: NodeView, holder: SchedulingClass | None) -> bool:
     """Whether the lane's needs are free and, unless asked for the `holder` of a reservation, not kept for somebody else."""
+    if lane.group_id:
+        return _aims_well(lane, view, holder)
     available = view.available
     for name, units in lane.need.items():
         if available.get(name, 0) < units:
@@ -142,6 +147,49 @@ def _lane_fits(lane: Lane, view: NodeView, holder: SchedulingClass | None) -> bo
     if view.reservations and holder is None:
         return not any(name in view.reservations for name in lane.need)
     return True
+
+
+def _aims_well(lane: Lane, view: NodeView, holder: SchedulingClass | None) -> bool:
+    """Aim a lane that may use any bundle of its group at the first in which it fits now; by turns when there is none, so that leases end in all."""
+    bundles = view.bundles.of(lane.group_id, lane.asked)
+    following = None
+    for bundle in bundles:
+        need = bundle.inside(lane.asked)
+        if (
+            fits(need, view.available)
+            and (not lane.accelerated or view.accelerators.fits(need))
+            and (holder is not None or not any(name in view.reservations for name in need))
+        ):
+            if need != lane.need:
+                lane.aim(bundle)
+            return True
+        if need == lane.need:
+            following = bundles.index(bundle) + 1
+    if len(bundles) > 1 and following is not None:
+        lane.aim(bundles[following % len(bundles)])
+    return False
+
+
+def aim_elsewhere(waiter: SchedulingClass, view: NodeView) -> bool:
+    """Aim a class that may use any bundle at one that is still here; whether there is one in which it has room."""
+    able = view.bundles.of(waiter.group_id, waiter.asked)
+    if able:
+        (waiter.lane or waiter).aim(able[0])
+    return bool(able)
+
+
+def _take_one(waiter: SchedulingClass, lane: Lane, view: NodeView, left: Resources) -> bool:
+    """Take one lease's worth out of `left`, if it fits."""
+    if not lane.group_id:
+        if not fits(waiter.need, left):
+            return False
+        subtract(left, waiter.hold)
+        return True
+    for bundle in view.bundles.of(lane.group_id, lane.asked):
+        if fits(bundle.inside(lane.asked), left):
+            subtract(left, bundle.inside(waiter.keeps))
+            return True
+    return False
 
 
 def _ids_fit(lane: Lane, view: NodeView) -> bool:
@@ -162,8 +210,7 @@ def count_lacking_workers(queue: RequestQueue, view: NodeView, limit: int, now: 
                 count = wanted.get(key, 0)
                 backlog = waiter.backlog if _may_grow(waiter, view, now) else 0
                 backlog = min(backlog, max(1, view.cpus - waiter.leases + waiter.blocked)) if not waiter.is_actor else 1
-                while backlog > 0 and count < limit and fits(waiter.need, left):
-                    subtract(left, waiter.hold)
+                while backlog > 0 and count < limit and _take_one(waiter, lane, view, left):
                     count += 1
                     backlog -= 1
                 wanted[key] = count
@@ -303,7 +350,8 @@ def choose_reservations(queue: RequestQueue, view: NodeView, held_by_actors: Res
 
 def _names_to_reserve(need: Resources, available: Resources) -> list[str]:
     """What is kept free for one who starves: everything when at most CPUs are short, all but the CPUs when something else is."""
-    for name, units in need.items():
-        if name != CPU and available.get(name, 0) < units:
-            return [each for each in need if each != CPU]
-    return list(need)
+    names = [name for name in need if not is_mark(name)]
+    for name in names:
+        if base_name(name) != CPU and available.get(name, 0) < need[name]:
+            return [each for each in names if base_name(each) != CPU]
+    return names

@@ -14,7 +14,8 @@ A lease's life:
                               v
                             ending --LeaseFinished--> resources and worker are free      (WorkerDied at any time: the same, no worker)
 
-An actor's lease is like that, but ends only with its worker and is never revoked.
+An actor's lease is like that, but ends only with its worker and is never revoked. A bundle of a placement group waits as an actor does, needs no
+worker, and what is reserved for it becomes resources of their own (`bundles`), which tasks and actors of its group ask for.
 
 Invariants (`check` tests them): what leases hold (without what is lent) and what is available is the total; a lease has a live worker
 of its environment and a worker one lease; CPU alone may be available in the negative, by blocked leases that went on, and
@@ -29,10 +30,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from shoal.protocol.limits import RESOURCE_UNIT
+from shoal.protocol.limits import RESERVE_WAIT_S, RESOURCE_UNIT
+from shoal.protocol.messages import UNSCHEDULABLE_BUNDLE_GONE, UNSCHEDULABLE_GROUP_REMOVED
 from shoal.protocol.resources import (
     ACCELERATOR_RESOURCES,
     CPU,
@@ -43,6 +44,8 @@ from shoal.protocol.resources import (
     format_resources,
     subtract,
 )
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
+from shoal.scheduling.bundles import Bundle, BundleKey, base_name, is_mark, outside, outside_ids, without_bundles
 from shoal.scheduling.events import (
     REVOKED_DRAINING,
     REVOKED_RETURNED,
@@ -51,9 +54,14 @@ from shoal.scheduling.events import (
     ActorPlacementRequested,
     ActorPlacementWithdrawn,
     AssignActor,
+    BundleCommitted,
+    BundleDone,
+    BundleRequested,
+    BundleReturned,
     Effect,
     Event,
     GrantLease,
+    KillWorker,
     LeaseFinished,
     LeaseReturned,
     LeasesRequested,
@@ -71,18 +79,27 @@ from shoal.scheduling.events import (
     WorkerStartFailed,
     WorkerUnblocked,
 )
-from shoal.scheduling.explanation import awaits_only_workers, explain_waiting
+from shoal.scheduling.explanation import SchedulerStatistics, awaits_only_workers, explain_never, explain_waiting
 from shoal.scheduling.grant_policy import (
     GROWTH_PAUSE_S,
     Lease,
     NodeView,
+    aim_elsewhere,
     choose_next,
     choose_reservations,
     choose_victims,
     count_lacking_workers,
 )
-from shoal.scheduling.request_queue import ACTOR_CLASS_NO, ACTOR_DEPTH, RequestQueue, SchedulingClass
-from shoal.scheduling.worker_pool import WORKERS_MAX, EnvironmentPool, WorkerPool
+from shoal.scheduling.invariants import check_invariants
+from shoal.scheduling.request_queue import (
+    ACTOR_CLASS_NO,
+    ACTOR_DEPTH,
+    RequestQueue,
+    SchedulingClass,
+    bundle_key,
+    waiter_key,
+)
+from shoal.scheduling.worker_pool import WORKERS_MAX, EnvironmentPool, Worker, WorkerPool
 
 TICK_S = 0.005  #: between ticks while somebody waits
 TICK_SLOW_S = 0.16  #: the same after a long time in which nothing changed
@@ -90,27 +107,9 @@ LEASE_TIME_WEIGHT = 0.1  #: of the newest lease in the average
 QUIET_TICKS = 16  #: ticks without an effect before they slow down: more than the longest slice
 
 #: events after which somebody may lack what others hold
-_PLANNING = frozenset({LeasesRequested, ActorPlacementRequested, Tick})
+_PLANNING = frozenset({LeasesRequested, ActorPlacementRequested, BundleRequested, Tick})
 
 Handler = Callable[[Any, float, list[Effect]], None]
-
-
-@dataclass(slots=True)
-class SchedulerStatistics:
-    """The local scheduler at a glance. `_total` counts since the start."""
-
-    leases: int
-    leases_blocked: int
-    leases_ending: int
-    actors: int
-    classes_waiting: int
-    tasks_waiting: int
-    actors_waiting: int
-    workers_idle: int
-    workers_starting: int
-    workers_serving: int
-    granted_total: int
-    revoked_total: int
 
 
 class LocalScheduler:
@@ -134,6 +133,11 @@ class LocalScheduler:
         self._view = NodeView(dict(total), dict(total), AcceleratorPool(ids), cpus)
         self._queue = RequestQueue()
         self._pool = WorkerPool(cpus, workers_max)
+        #: bundles wait in this one: they need no worker
+        self._no_worker = EnvironmentPool("bundle", {})
+        self._no_worker.idle[b""] = Worker(b"", self._no_worker)
+        #: bundles that wait to be reserved: (what was asked, until when)
+        self._bundles_asked: dict[BundleKey, tuple[BundleRequested, float]] = {}
         #: every class that waits or holds leases
         self._classes: dict[tuple[bytes, int], SchedulingClass] = {}
         #: all leases by id, and three disjoint parts of them; actors' unblocked leases are in none
@@ -167,6 +171,9 @@ class LocalScheduler:
             ActorPlacementRequested: self._on_actor_placement_requested,
             ActorPlacementWithdrawn: self._on_actor_placement_withdrawn,
             NodeDrains: self._on_node_drains,
+            BundleRequested: self._on_bundle_requested,
+            BundleCommitted: self._on_bundle_committed,
+            BundleReturned: self._on_bundle_returned,
             Tick: self._on_tick,
         }
 
@@ -184,16 +191,16 @@ class LocalScheduler:
         key = (event.process, event.class_no)
         known = self._classes.get(key)
         if known is not None:
-            if known.hold == event.demand and known.depth == event.depth and known.environment == event.environment:
+            if known.keeps == event.demand and known.depth == event.depth and known.environment == event.environment:
                 self._set_backlog(known, event.backlog, now)
                 return
             self._set_backlog(known, 0, now)  # its leases end by themselves; the number now means something else
             self._classes.pop(key, None)
         if event.backlog <= 0:
             return
-        reason = self._infeasible(event.demand, event.name or "the task")
+        bundle, kind, reason = self._find_room(event.demand, event.strategy, event.name or "the task")
         if reason:
-            effects.append(RefuseClass(event.process, event.class_no, reason))
+            effects.append(RefuseClass(event.process, event.class_no, reason, kind))
             return
         waiter = SchedulingClass(
             key,
@@ -206,14 +213,13 @@ class LocalScheduler:
             event.strategy,
             event.name,
         )
-        self._classes[key] = waiter
-        self._set_backlog(waiter, event.backlog, now)
+        self._enter(waiter, bundle, event.backlog, now)
 
     def _on_actor_placement_requested(self, event: ActorPlacementRequested, now: float, effects: list[Effect]) -> None:
         self._withdraw_actor(event.actor_id)
         need = {name: max(units, event.demand.get(name, 0)) for name, units in event.placement.items()}
         need = {**event.demand, **need}
-        reason = self._infeasible(need, event.name or "the actor")
+        bundle, _, reason = self._find_room(need, event.strategy, event.name or "the actor")
         if reason:
             effects.append(RefuseActor(event.actor_id, event.incarnation, reason))
             return
@@ -229,8 +235,16 @@ class LocalScheduler:
             event.name,
             event.incarnation,
         )
+        self._enter(waiter, bundle, 1, now)
+
+    def _enter(self, waiter: SchedulingClass, bundle: Bundle | None, backlog: int, now: float) -> None:
+        """A new class waits, inside a bundle if it is of a placement group."""
+        waiter.asked, waiter.keeps = waiter.need, waiter.hold
+        if bundle is not None:
+            waiter.group_id, waiter.bundle = bundle.group_id, waiter.strategy["bundle"]
+            waiter.aim(bundle)
         self._classes[waiter.key] = waiter
-        self._set_backlog(waiter, 1, now)
+        self._set_backlog(waiter, backlog, now)
 
     def _on_actor_placement_withdrawn(self, event: ActorPlacementWithdrawn, now: float, effects: list[Effect]) -> None:
         self._withdraw_actor(event.actor_id)
@@ -260,6 +274,14 @@ class LocalScheduler:
                 del self._classes[waiter.key]
             self._queue.release(waiter.job)
 
+    def _find_room(self, need: Resources, strategy: Mapping[str, Any], name: str) -> tuple[Bundle | None, str, str]:
+        """The bundle in which it may run (None outside of groups), or the kind of refusal and its reason."""
+        if strategy.get(KIND) != PLACEMENT_GROUP:
+            return None, "", self._infeasible(need, name)
+        if self._draining:
+            return None, UNSCHEDULABLE_BUNDLE_GONE, f"{name} was not taken: {self._draining}"
+        return self._view.bundles.find(need, strategy, name)
+
     def _infeasible(self, need: Resources, name: str) -> str:
         """Why this node can never give `need`, or "" when it can."""
         if self._draining:
@@ -267,11 +289,8 @@ class LocalScheduler:
         total = self._view.total
         if fits(need, total):
             return ""
-        missing = {each: units - total.get(each, 0) for each, units in need.items() if units > total.get(each, 0)}
-        return (
-            f"{name} asks for {format_resources(need)}, but this node has {format_resources(total)} in total: "
-            f"it lacks {format_resources(missing)}. Ask for less, or give the node more at init()."
-        )
+        total = without_bundles(total)
+        return explain_never(need, total, name)
 
     def _on_node_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
         """Who waits goes elsewhere; who works here finishes what it has begun."""
@@ -292,8 +311,8 @@ class LocalScheduler:
         self._last_lease_id = lease_id = self._last_lease_id + 1
         process, number = waiter.key
         worker = self._pool.take(waiter.pool, process, lease_id)
-        cpu_units = hold.get(CPU, 0)
-        lease = Lease(lease_id, waiter, worker, hold, cpu_units, assigned, now)
+        cpu_units = hold.get(waiter.cpu, 0)
+        lease = Lease(lease_id, waiter, worker, hold, cpu_units, assigned, now, cpu=waiter.cpu)
         self._leases[lease_id] = lease
         waiter.job.cpu_granted += cpu_units
         waiter.job.references += 1
@@ -306,13 +325,25 @@ class LocalScheduler:
         self._queue.granted(waiter, now)
         job_id = waiter.job.job_id
         environment = waiter.environment
+        group: dict[str, Any] = {}
+        demand = hold
+        if waiter.group_id:
+            group, demand, assigned = waiter.strategy, waiter.keeps, outside_ids(assigned)
         if waiter.incarnation >= 0:
             self._actors += 1
             add(self._held_by_actors, hold)
             del self._classes[waiter.key]
             effects.append(
                 AssignActor(
-                    process, waiter.incarnation, lease_id, worker.worker_id, job_id, hold, assigned, environment
+                    process,
+                    waiter.incarnation,
+                    lease_id,
+                    worker.worker_id,
+                    job_id,
+                    demand,
+                    assigned,
+                    environment,
+                    group,
                 )
             )
             return
@@ -322,7 +353,9 @@ class LocalScheduler:
             of_process = self._leases_of[process] = {}
         of_process[lease_id] = lease
         effects.append(
-            GrantLease(process, number, lease_id, worker.worker_id, job_id, hold, assigned, environment, waiter.depth)
+            GrantLease(
+                process, number, lease_id, worker.worker_id, job_id, demand, assigned, environment, waiter.depth, group
+            )
         )
 
     def _free(self, lease: Lease) -> None:
@@ -393,7 +426,7 @@ class LocalScheduler:
         self._active.pop(lease.lease_id, None)
         if lease.cpu_units:
             self._running -= 1
-            self._view.available[CPU] += lease.cpu_units
+            self._view.available[lease.cpu] += lease.cpu_units
             lease.holder.job.cpu_granted -= lease.cpu_units
 
     def _on_worker_unblocked(self, event: WorkerUnblocked, now: float, effects: list[Effect]) -> None:
@@ -408,7 +441,7 @@ class LocalScheduler:
             self._active[lease.lease_id] = lease
         if lease.cpu_units:
             self._running += 1
-            self._view.available[CPU] -= lease.cpu_units
+            self._view.available[lease.cpu] -= lease.cpu_units
             lease.holder.job.cpu_granted += lease.cpu_units
 
     # ------------------------------------------------------------ processes
@@ -446,16 +479,156 @@ class LocalScheduler:
     def _refuse_waiting(self, waiters: list[SchedulingClass], reason: str, effects: list[Effect]) -> None:
         for waiter in waiters:
             sentence = f"{waiter.name or 'it'} cannot run on this node: {reason}"
+            if waiter.is_bundle:
+                self._give_up_bundle(bundle_key(waiter), reason, 0.0, effects)
+                continue
             if waiter.is_actor:
                 effects.append(RefuseActor(waiter.key[0], waiter.incarnation, sentence))
             else:
-                effects.append(RefuseClass(*waiter.key, sentence))
+                kind = UNSCHEDULABLE_BUNDLE_GONE if waiter.group_id and self._draining else ""
+                effects.append(RefuseClass(*waiter.key, sentence, kind))
             self._set_backlog(waiter, 0, 0.0)
+
+    # ------------------------------------------------------------ bundles
+
+    def _on_bundle_requested(self, event: BundleRequested, now: float, effects: list[Effect]) -> None:
+        key = (event.group_id, event.index)
+        known = self._view.bundles.get(*key)
+        asked = self._bundles_asked.get(key)
+        attempt = max(known.attempt if known is not None else 0, asked[0].attempt if asked is not None else 0)
+        if event.attempt < attempt:
+            return
+        if event.attempt == attempt:
+            if known is not None:
+                effects.append(BundleDone(event.group_id, event.index, attempt, True))
+            return  # it is being tried
+        if attempt:
+            self._drop_bundle(key, "the bundle was to be reserved anew", False, now, effects)
+        reason = self._infeasible(event.resources, f"bundle {event.index}")
+        if reason:
+            effects.append(BundleDone(event.group_id, event.index, event.attempt, False, reason))
+            return
+        need = event.resources
+        self._bundles_asked[key] = (event, now + RESERVE_WAIT_S)
+        waiter = SchedulingClass(
+            waiter_key(key),
+            self._queue.refer(event.job_id),
+            need,
+            need,
+            ACTOR_DEPTH,
+            self._no_worker,
+            {},
+            {},
+            f"bundle {event.index} of placement group {event.group_id.hex()[:8]}",
+        )
+        self._enter(waiter, None, 1, now)
+
+    def _reserve(self, waiter: SchedulingClass, now: float, effects: list[Effect]) -> None:
+        """Set aside what a bundle needs; the policy has made sure that it is free."""
+        group_id, index = bundle_key(waiter)
+        event, _ = self._bundles_asked.pop((group_id, index))
+        bundle = Bundle(group_id, index, event.attempt, event.job_id, event.resources, {})
+        assigned = self._view.accelerators.carve(event.resources, bundle.suffix)
+        assert assigned is not None
+        bundle.assigned = assigned
+        subtract(self._view.available, event.resources)
+        self._view.bundles.add(bundle)
+        self._queue.granted(waiter, now)
+        self._maybe_forget(waiter)
+        effects.append(BundleDone(group_id, index, event.attempt, True))
+
+    def _on_bundle_committed(self, event: BundleCommitted, now: float, effects: list[Effect]) -> None:
+        bundle = self._view.bundles.get(event.group_id, event.index)
+        if bundle is None or bundle.attempt != event.attempt or bundle.committed:
+            return
+        bundle.committed = True
+        contents = bundle.contents()
+        self._view.total.update(contents)
+        self._view.available.update(contents)
+
+    def _on_bundle_returned(self, event: BundleReturned, now: float, effects: list[Effect]) -> None:
+        key = (event.group_id, event.index)
+        known, asked = self._view.bundles.get(*key), self._bundles_asked.get(key)
+        attempt = known.attempt if known is not None else asked[0].attempt if asked is not None else 0
+        if event.attempt >= attempt > 0:
+            self._drop_bundle(key, event.reason, event.removed, now, effects)
+
+    def _drop_bundle(self, key: BundleKey, reason: str, removed: bool, now: float, effects: list[Effect]) -> None:
+        """The bundle is not here any more, or not to come: what is free of it is the node's again, what runs in it ends."""
+        if self._bundles_asked.pop(key, None) is not None:
+            waiter = self._classes[waiter_key(key)]
+            self._set_backlog(waiter, 0, now)
+            return
+        bundle = self._view.bundles.get(*key)
+        assert bundle is not None, "somebody asked for it"
+        self._view.bundles.remove(bundle)
+        self._dissolve(bundle)
+        for lease in self._leases.values():
+            if lease.holder.group_id != bundle.group_id or bundle.cpu != lease.cpu:
+                continue
+            self._move_out(lease)
+            if not lease.holder.is_actor and not lease.revoked:
+                lease.revoked, lease.revoked_at = True, now
+                self._active.pop(lease.lease_id, None)
+                self._ending[lease.lease_id] = lease
+            effects.append(KillWorker(lease.worker.worker_id, lease.lease_id, reason, removed))
+        kind = UNSCHEDULABLE_GROUP_REMOVED if removed else UNSCHEDULABLE_BUNDLE_GONE
+        for waiter in [each for each in self._classes.values() if each.group_id == bundle.group_id]:
+            if waiter.bundle == bundle.index or not aim_elsewhere(waiter, self._view):
+                text = f"{waiter.name or 'it'} was to run in bundle {bundle.index} of placement group {key[0].hex()}: {reason}"
+                self._refuse_waiter(waiter, text, kind, now, effects)
+
+    def _dissolve(self, bundle: Bundle) -> None:
+        """The names of a bundle's resources exist no more; what is free of them, also in the negative, is the node's."""
+        view = self._view
+        if bundle.committed:
+            for name in bundle.contents():
+                del view.total[name]
+                free = view.available.pop(name)
+                self._held_by_actors.pop(name, None)
+                view.reservations.pop(name, None)
+                if not is_mark(name):
+                    view.available[base_name(name)] += free
+        else:
+            add(view.available, bundle.resources)
+        view.accelerators.uncarve(bundle.assigned, bundle.suffix)
+
+    def _move_out(self, lease: Lease) -> None:
+        """A lease in a bundle that is gone holds of the node itself what it held there."""
+        lease.hold, lease.assigned, lease.cpu = outside(lease.hold), outside_ids(lease.assigned), CPU
+        if lease.holder.is_actor:
+            add(self._held_by_actors, lease.hold)
+
+    def _refuse_waiter(
+        self, waiter: SchedulingClass, reason: str, kind: str, now: float, effects: list[Effect]
+    ) -> None:
+        """A class whose bundle is gone is forgotten: its number may mean a new one."""
+        waits = waiter.lane is not None
+        self._classes.pop(waiter.key, None)
+        if waiter.is_actor:
+            effects.append(RefuseActor(waiter.key[0], waiter.incarnation, reason))
+        elif waits:
+            effects.append(RefuseClass(*waiter.key, reason, kind))
+        if waits:
+            self._set_backlog(waiter, 0, now)
+
+    def _give_up_bundles(self, now: float, effects: list[Effect]) -> None:
+        """Bundles that could not be reserved in time."""
+        for key, (_, until) in list(self._bundles_asked.items()):
+            if now >= until:
+                self._give_up_bundle(key, self.explain(*waiter_key(key)), now, effects)
+
+    def _give_up_bundle(self, key: BundleKey, reason: str, now: float, effects: list[Effect]) -> None:
+        attempt = self._bundles_asked[key][0].attempt
+        self._drop_bundle(key, reason, False, now, effects)
+        effects.append(BundleDone(*key, attempt, False, reason))
 
     # ------------------------------------------------------------ after every event
 
     def _on_tick(self, event: Tick, now: float, effects: list[Effect]) -> None:
         self.tick_at = math.inf
+        if self._bundles_asked:
+            self._give_up_bundles(now, effects)
         for worker in self._pool.stop_surplus(self._running, now):
             effects.append(StopWorker(worker.worker_id, "it was idle and others are too"))
         if self._queue.waiting or self._view.reservations:
@@ -469,7 +642,10 @@ class LocalScheduler:
         view.growth_at = 0.0
         if queue.waiting:
             while (waiter := choose_next(queue, view, now)) is not None:
-                self._grant(waiter, now, effects)
+                if waiter.is_bundle:
+                    self._reserve(waiter, now, effects)
+                else:
+                    self._grant(waiter, now, effects)
             if self._active and kind in _PLANNING:
                 for lease in choose_victims(queue, view, self._active.values(), self._ending.values(), now):
                     self._revoke(lease, REVOKED_SLICE, now, effects)
@@ -503,11 +679,19 @@ class LocalScheduler:
 
     def total(self) -> Resources:
         """What the node has, in units."""
-        return dict(self._view.total)
+        return without_bundles(self._view.total)
 
     def available(self) -> Resources:
         """What is free now, in units; never negative."""
-        return {name: max(0, units) for name, units in self._view.available.items()}
+        return {name: max(0, units) for name, units in without_bundles(self._view.available).items()}
+
+    def has_bundle(self, group_id: bytes, index: int) -> bool:
+        """Whether a bundle is reserved here."""
+        return self._view.bundles.get(group_id, index) is not None
+
+    def bundles(self) -> list[Bundle]:
+        """The bundles of placement groups that are reserved here."""
+        return self._view.bundles.all()
 
     def holder_of(self, lease_id: int) -> bytes | None:
         """The submitter that holds a task's lease, or the id of the actor whose it is; None when there is no such lease."""
@@ -557,33 +741,15 @@ class LocalScheduler:
 
     def empty_handed(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], bytes, float]]:
         """Who holds nothing and was granted nothing for `after_s`: (what `explain` takes, job, seconds), longest first."""
-        found = []
-        for key, waiter in self._queue.waiting.items():
-            waited_s = now - waiter.waiting_since
-            if waited_s < after_s:
-                break  # they stand in the order of `waiting_since`
-            if not waiter.leases:
-                found.append((key, waiter.job.job_id, waited_s))
-        return found
+        return self._queue.empty_handed(now, after_s)
 
     def overdue(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], int]]:
         """Classes that were granted nothing for `after_s`, with their backlogs."""
-        found = []
-        for key, waiter in self._queue.waiting.items():
-            if now - waiter.waiting_since < after_s:
-                break  # they stand in the order of `waiting_since`
-            if not waiter.is_actor:
-                found.append((key, waiter.backlog))
-        return found
+        return self._queue.overdue(now, after_s)
 
     def demands(self, limit: int) -> list[tuple[Resources, int]]:
         """What the first `limit` who wait ask for, and how often."""
-        found: list[tuple[Resources, int]] = []
-        for waiter in self._queue.waiting.values():
-            if len(found) == limit:
-                break
-            found.append((dict(waiter.need), waiter.backlog))
-        return found
+        return self._queue.demands(limit)
 
     def actors(self) -> int:
         """How many actors live or wait here."""
@@ -611,7 +777,7 @@ class LocalScheduler:
 
     def statistics(self) -> SchedulerStatistics:
         """Counts for status pages and tests."""
-        actors_waiting = sum(each.is_actor for each in self._queue.waiting.values())
+        actors_waiting = sum(not each.is_task for each in self._queue.waiting.values())
         pools = self._pool.pools.values()
         return SchedulerStatistics(
             leases=len(self._leases) - self._actors,
@@ -628,78 +794,6 @@ class LocalScheduler:
             revoked_total=self._revoked_total,
         )
 
-    # ------------------------------------------------------------ invariants
-
     def check(self) -> None:
         """Assert every invariant: for tests and simulations (it looks at everything)."""
-        view = self._view
-        held: Resources = {}
-        for lease in self._leases.values():
-            add(held, lease.held())
-        for name in {**view.total, **held, **view.available}:
-            total, free, used = view.total.get(name, 0), view.available.get(name, 0), held.get(name, 0)
-            assert total == free + used, f"{name}: {used} held and {free} free are not {total}"
-            assert free >= 0 or name == CPU, f"{name} is over-granted: {free}"
-        self._check_leases()
-        self._check_workers()
-        self._check_queue()
-
-    def _check_leases(self) -> None:
-        leases = self._leases
-        actors = {number: lease for number, lease in leases.items() if lease.holder.is_actor}
-        tasks = {number: lease for number, lease in leases.items() if number not in actors}
-        assert self._active == {n: each for n, each in tasks.items() if not each.blocked and not each.revoked}
-        assert self._ending == {n: each for n, each in tasks.items() if each.revoked}
-        assert tasks == {n: each for part in self._leases_of.values() for n, each in part.items()}
-        assert self._actors == len(actors)
-        assert self._blocked == sum(each.blocked for each in leases.values())
-        assert self._running == sum(1 for each in leases.values() if each.cpu_units and not each.blocked)
-        held_by_actors: Resources = dict.fromkeys(self._held_by_actors, 0)
-        for lease in actors.values():
-            add(held_by_actors, lease.hold)
-        assert held_by_actors == self._held_by_actors
-        used: dict[tuple[str, int], int] = {}
-        for lease in leases.values():
-            for name, ids in lease.assigned.items():
-                assert len(ids) == -(-lease.hold[name] // RESOURCE_UNIT)
-                for number in ids:
-                    units = used.get((name, number), 0) + min(lease.hold[name], RESOURCE_UNIT)
-                    assert units <= RESOURCE_UNIT, f"{name} {number} is shared beyond 1"
-                    used[name, number] = units
-
-    def _check_workers(self) -> None:
-        for lease in self._leases.values():
-            worker = lease.worker
-            assert self._pool.workers.get(worker.worker_id) is worker, "a lease has no live worker"
-            assert worker.lease_id == lease.lease_id and worker.pool is lease.holder.pool and not worker.leaving
-        for worker in self._pool.workers.values():
-            idle = worker.worker_id in worker.pool.idle
-            assert idle + worker.leaving + bool(worker.lease_id) == 1
-            assert not worker.lease_id or worker.lease_id in self._leases
-        for pool in self._pool.pools.values():
-            serving = sum(1 for each in self._leases.values() if each.worker.pool is pool)
-            assert pool.serving == serving and pool.starting >= 0
-            assert pool.waiting == sum(1 for each in self._queue.waiting.values() if each.pool is pool)
-
-    def _check_queue(self) -> None:
-        queue = self._queue
-        entries = [entry for job in queue.jobs.values() for lane in job.lanes.values() for entry in lane.entries]
-        assert sorted(entry[2] for entry in entries) == sorted(
-            each.entry[2] for each in queue.waiting.values() if each.entry
-        )
-        since = [each.waiting_since for each in queue.waiting.values()]
-        assert since == sorted(since), "the queue has lost its order"
-        for waiter in queue.waiting.values():
-            assert waiter.backlog > 0 and waiter.lane is not None and self._classes[waiter.key] is waiter
-        for job in queue.jobs.values():
-            for lane in job.lanes.values():
-                assert lane.entries and lane.entries == sorted(lane.entries, key=lambda entry: entry[:3])
-                for depth, running, _, waiter in lane.entries:
-                    assert waiter.lane is lane
-                    assert (depth, running) == (-waiter.depth, waiter.leases - waiter.blocked)
-            mine = [each for each in self._leases.values() if each.holder.job is job]
-            assert job.cpu_granted == sum(each.cpu_units for each in mine if not each.blocked)
-        for holder in [*self._classes.values(), *(lease.holder for lease in self._leases.values())]:
-            mine = [each for each in self._leases.values() if each.holder is holder]
-            assert holder.leases == len(mine) and holder.blocked == sum(each.blocked for each in mine)
-            assert holder.leases or holder.lane is not None
+        check_invariants(self)

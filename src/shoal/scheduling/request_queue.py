@@ -3,7 +3,8 @@
 Purpose: the waiting side of the local scheduler, kept sorted so that choosing the next grant looks at a few heads, not at everybody.
 
 Design: a *scheduling class* is all tasks of one submitter that any worker granted to it may run; an actor waiting for its worker is
-one too. Classes of one job with the same needs and environment share a *lane*: when one of them cannot be served now, none can.
+one too, and so is a bundle of a placement group that waits to be reserved. Classes of one job with the same needs and environment share a
+*lane*: when one of them cannot be served now, none can.
 
     RequestQueue -- jobs --> JobQueue -- lanes --> Lane -- entries --> [(-depth, running, turn, class), ...]   best first
 
@@ -23,11 +24,13 @@ from heapq import merge
 from typing import Any
 
 from shoal.protocol.resources import ACCELERATOR_RESOURCES, CPU, Resources
+from shoal.scheduling.bundles import ANY_BUNDLE, Bundle, BundleKey, base_name
 from shoal.scheduling.events import Environment
 from shoal.scheduling.worker_pool import EnvironmentPool
 
 ACTOR_DEPTH = 1 << 30  #: actors stand before all tasks of their job
 ACTOR_CLASS_NO = -1
+BUNDLE_CLASS_NO = -2
 
 
 @dataclass(slots=True, eq=False)
@@ -59,13 +62,22 @@ class Lane:
     probe: str
     probe_units: int
     entries: list[Entry] = field(default_factory=list)
+    #: any bundle of this group will do, and `need` is for the one aimed at; b"": not so
+    group_id: bytes = b""
+    asked: Resources = field(default_factory=dict)  #: of any bundle
+
+    def aim(self, bundle: Bundle) -> None:
+        """From now on all who wait here ask for a part of `bundle`."""
+        self.need = bundle.inside(self.asked)
+        for entry in self.entries:
+            entry[3].aim(bundle)
 
 
 @dataclass(slots=True, eq=False)
 class SchedulingClass:
     """What one submitter asked for and has, or one actor that waits. It lives while `backlog` or `leases` is positive."""
 
-    key: tuple[bytes, int]  #: (process, class_no), or (actor id, ACTOR_CLASS_NO)
+    key: tuple[bytes, int]  #: (process, class_no), (actor id, ACTOR_CLASS_NO), or (group id and index, BUNDLE_CLASS_NO)
     job: JobQueue
     need: Resources  #: must be free to be granted
     hold: Resources  #: is taken by a grant; more than `need` in nothing
@@ -84,11 +96,40 @@ class SchedulingClass:
     lane: Lane | None = None  #: while it waits
     rests_until: float = 0.0  #: no reservation for it before this
     patience_s: float = 0.0  #: how long its last reservation was, 0 for none since its last grant
+    group_id: bytes = b""  #: the placement group in which it runs; b"": in none
+    bundle: int = ANY_BUNDLE  #: the index of its bundle there
+    asked: Resources = field(default_factory=dict)  #: `need` outside of bundles
+    keeps: Resources = field(default_factory=dict)  #: `hold` outside of bundles
+    cpu: str = CPU  #: the name of the CPU that it holds
 
     @property
     def is_actor(self) -> bool:
         """Whether this is an actor's placement."""
         return self.incarnation >= 0
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether this is a bundle to be reserved."""
+        return self.key[1] == BUNDLE_CLASS_NO
+
+    @property
+    def is_task(self) -> bool:
+        """Whether tasks wait."""
+        return self.key[1] >= 0
+
+    def aim(self, bundle: Bundle) -> None:
+        """From now on it asks for a part of `bundle`."""
+        self.need, self.hold, self.cpu = bundle.inside(self.asked), bundle.inside(self.keeps), bundle.cpu
+
+
+def waiter_key(bundle: BundleKey) -> tuple[bytes, int]:
+    """The key of the class in which a bundle waits."""
+    return bundle[0] + bundle[1].to_bytes(4, "big"), BUNDLE_CLASS_NO
+
+
+def bundle_key(waiter: SchedulingClass) -> BundleKey:
+    """The bundle that waits in a class."""
+    return waiter.key[0][:-4], int.from_bytes(waiter.key[0][-4:], "big")
 
 
 #: (-depth, running, turn, class): the turn differs always, so classes are never compared
@@ -170,15 +211,52 @@ class RequestQueue:
             jobs.sort(key=_job_order)
         return jobs
 
+    def empty_handed(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], bytes, float]]:
+        """Who holds nothing and was granted nothing for `after_s`: (key, job, seconds), longest first."""
+        found = []
+        for key, waiter in self.waiting.items():
+            waited_s = now - waiter.waiting_since
+            if waited_s < after_s:
+                break  # they stand in the order of `waiting_since`
+            if not waiter.leases:
+                found.append((key, waiter.job.job_id, waited_s))
+        return found
+
+    def overdue(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], int]]:
+        """Classes of tasks that were granted nothing for `after_s`, with their backlogs."""
+        found = []
+        for key, waiter in self.waiting.items():
+            if now - waiter.waiting_since < after_s:
+                break  # they stand in the order of `waiting_since`
+            if waiter.is_task:
+                found.append((key, waiter.backlog))
+        return found
+
+    def demands(self, limit: int) -> list[tuple[Resources, int]]:
+        """What the first `limit` who wait ask for, and how often."""
+        found: list[tuple[Resources, int]] = []
+        for waiter in self.waiting.values():
+            if len(found) == limit:
+                break
+            if not waiter.group_id and not waiter.is_bundle:
+                found.append((dict(waiter.need), waiter.backlog))
+        return found
+
     def _enter(self, waiter: SchedulingClass) -> None:
         self._turn += 1
-        key = (waiter.pool.key, *sorted(waiter.need.items()))
+        wild = bool(waiter.group_id) and waiter.bundle == ANY_BUNDLE
+        key: tuple[Any, ...] = (waiter.pool.key, *sorted(waiter.need.items()))
+        if wild:
+            key = (waiter.pool.key, waiter.group_id, *sorted(waiter.asked.items()))
         lanes = waiter.job.lanes
         lane = lanes.get(key)
         if lane is None:
             need = waiter.need
-            accelerated = any(name in ACCELERATOR_RESOURCES for name in need)
-            lane = Lane(waiter.job, key, need, waiter.pool, accelerated, CPU, need.get(CPU, 0))
+            accelerated = any(base_name(name) in ACCELERATOR_RESOURCES for name in need)
+            lane = Lane(waiter.job, key, need, waiter.pool, accelerated, waiter.cpu, need.get(waiter.cpu, 0))
+            if wild:
+                lane.probe, lane.probe_units = "", 0
+                lane.group_id, lane.asked = waiter.group_id, waiter.asked
             lanes[key] = lane
         waiter.lane = lane
         self._place(waiter, self._turn)

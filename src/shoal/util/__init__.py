@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from shoal.util.completion import as_completed, map_unordered
     from shoal.util.executor import Executor
     from shoal.util.placement import get_node_ip_address, list_named_actors
+    from shoal.util.placement_group import (
+        get_current_placement_group,
+        get_placement_group,
+        placement_group,
+        placement_group_table,
+        remove_placement_group,
+    )
     from shoal.util.serialization import deregister_serializer, register_serializer
 
 _HOMES = {
@@ -26,10 +33,15 @@ _HOMES = {
     "Executor": "executor",
     "as_completed": "completion",
     "deregister_serializer": "serialization",
+    "get_current_placement_group": "placement_group",
     "get_node_ip_address": "placement",
+    "get_placement_group": "placement_group",
     "inspect_serializability": "check_serialize",
     "list_named_actors": "placement",
     "map_unordered": "completion",
+    "placement_group": "placement_group",
+    "placement_group_table": "placement_group",
+    "remove_placement_group": "placement_group",
     "register_serializer": "serialization",
 }
 
@@ -41,7 +53,9 @@ _MODULES = {
     "joblib",
     "multiprocessing",
     "placement",
+    "placement_group",
     "queue",
+    "scheduling_strategies",
     "serialization",
 }
 
@@ -50,11 +64,16 @@ __all__ = [
     "Executor",
     "as_completed",
     "deregister_serializer",
+    "get_current_placement_group",
     "get_node_ip_address",
+    "get_placement_group",
     "inspect_serializability",
     "list_named_actors",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
 
 

@@ -35,6 +35,7 @@ from shoal.protocol.gcs_messages import (
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    BundleLife,
     NodeReport,
     StartActor,
     StopActor,
@@ -190,7 +191,11 @@ class Actors:
                 life.worker_id, life.address, life.pid = worker.worker_id, worker.address, worker.pid
                 life.lease_id, life.constructed = worker.lease_id, placed.constructed
             lives.append(life)
-        self._gcs.tell(NodeReport(lives))
+        bundles = [
+            BundleLife(each.group_id, each.index, each.attempt, each.committed)
+            for each in self._leases.machine.bundles()
+        ]
+        self._gcs.tell(NodeReport(lives, bundles))
         for actor_id, followed in self._followed.items():
             if followed.unknown is None:
                 self._gcs.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))

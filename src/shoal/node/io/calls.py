@@ -2,7 +2,8 @@
 
 Purpose: one table of the node's methods, and the way to the GCS for everything else.
 
-    node.explain    class_no: int    -> str: why tasks of this class of the caller wait (or the actor, for actor_id: bytes)
+    node.explain    class_no: int    -> str: why tasks of this class of the caller wait
+                    (or the actor, for actor_id: bytes; or the placement group, for group_id: bytes)
     node.resources                   -> total, available: {name: float}
     node.workers                     -> workers: list of rows
     node.stats                       -> one record per part of the daemon
@@ -106,9 +107,13 @@ class Calls:
     def _explain(self, process: Process | None, body: dict[str, Any]) -> Any:
         if process is None:
             raise CallError("BadRequest", "only a registered process has classes")
+        machine, groups = self._leases.machine, self._leases.groups
         if "actor_id" in body:
-            return self._leases.machine.explain(body["actor_id"])
-        return self._leases.machine.explain(process.worker_id, int(body["class_no"]))
+            return machine.explain(body["actor_id"])
+        if "group_id" in body:
+            return groups.explain_group(body["group_id"])
+        class_no = int(body["class_no"])
+        return machine.explain(process.worker_id, class_no) or groups.explain(process.worker_id, class_no)
 
     def _resources(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         machine = self._leases.machine

@@ -36,6 +36,7 @@ from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
+from shoal.node.io.groups import Groups
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
 from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
@@ -50,16 +51,22 @@ from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
     ActorChanged,
     ClusterNodes,
+    CommitBundle,
     DrainNode,
+    GroupChanged,
     LeasesPlaced,
     RegisterNode,
+    ReserveBundle,
+    ReturnBundle,
     StartActor,
     StopActor,
 )
+from shoal.protocol.group_messages import FollowGroup
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
 from shoal.protocol.resources import to_units
 from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.scheduling.node_policy import NodeView
 from shoal.serialization.failures import dumps_error
 from shoal.system.janitor import end_children, write_membership
 from shoal.system.start_plan import DaemonStart
@@ -128,6 +135,10 @@ class NodeDaemon:
             start.options.get("object_spilling_directory") or "",
             bool(start.options.get("object_spilling", True)),
         )
+        self.leases.view = lambda: NodeView(
+            self.node_id, self.name, machine.total(), machine.available(), start.options["labels"]
+        )
+        self.groups = Groups(self.node_id, self.leases, self.table, self.gcs, loop)
         self.objects = Objects(
             ObjectDirectory(dumps_error, self.node_id),
             self.table,
@@ -197,6 +208,7 @@ class NodeDaemon:
             "scheduler": lambda: asdict(self.leases.machine.statistics()),
             "objects": lambda: self.objects.machine.statistics(),
             "actors": lambda: {**self.actors.statistics(), **self.recoveries.statistics()},
+            "placement_groups": self.groups.statistics,
             "gcs": lambda: {
                 **self.gcs.statistics(),
                 "pid": self.gcs_process.pid,
@@ -475,7 +487,9 @@ class NodeDaemon:
         lease_id, seq = worker.page.read_started() if worker.page is not None else (0, 0)
         if worker.lease_id and lease_id != worker.lease_id:
             lease_id, seq = worker.lease_id, 0
-        died = WorkerDied(worker.worker_id, lease_id, seq, cause, end.exit_code or 0, worker.out_of_memory)
+        died = WorkerDied(
+            worker.worker_id, lease_id, seq, cause, end.exit_code or 0, worker.out_of_memory, worker.group_removed
+        )
         for process_id in {**worker.submitters, **dict.fromkeys(self.actors.subscribers_of(worker))}:
             process = self.table.by_id.get(process_id)
             if process is not None and process is not worker:
@@ -523,6 +537,7 @@ class NodeDaemon:
         self.objects.process_died(process, cause, executors)
         self.actors.process_died(process, end, cause)
         self.store.remove_process(process.worker_id)
+        self.groups.process_died(process.worker_id)
         self.calls.process_died(process)
         if process.connection is not None:
             process.connection.close("")
@@ -563,6 +578,10 @@ class NodeDaemon:
             self.actors.on_changed(message)
         elif kind is ClusterNodes:
             self.links.on_cluster(message)
+        elif kind is GroupChanged:
+            self.groups.on_changed(message)
+        elif kind in (ReserveBundle, CommitBundle, ReturnBundle):
+            self.groups.on_bundle_message(message)
         elif kind is LeasesPlaced and self.leases.foreign is not None:
             self.leases.foreign.on_placed(message)
         elif kind is DrainNode and self.cluster is not None:
@@ -573,6 +592,7 @@ class NodeDaemon:
         if self.gcs.node_no and not self.leases.machine.granted_total():
             self.leases.machine.number_leases_from(self.gcs.node_no << LEASE_NUMBER_BITS)
         self.actors.on_connected()
+        self.groups.on_connected()
         if self.cluster is not None:
             self.cluster.on_connected()
         self._tell_ready()
@@ -669,6 +689,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.KillActor: lambda d: d.actors.on_kill,
     messages.RecordCall: lambda d: d.recoveries.on_record,
     messages.StoreCheckpoint: lambda d: d.recoveries.on_checkpoint,
+    FollowGroup: lambda d: d.groups.on_follow,
 }
 
 

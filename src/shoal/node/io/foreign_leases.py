@@ -24,9 +24,17 @@ from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.processes import Driver, Process, ProcessTable, Worker
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import LeasesPlaced, PlaceLeases
-from shoal.protocol.messages import KillWorker, LeaseGranted, LeasesUnschedulable, ReturnLease, SignalWorker
+from shoal.protocol.messages import (
+    UNSCHEDULABLE_BUNDLE_GONE,
+    KillWorker,
+    LeaseGranted,
+    LeasesUnschedulable,
+    ReturnLease,
+    SignalWorker,
+)
 from shoal.protocol.node_messages import ForeignLeases as ForeignLeasesMessage
 from shoal.protocol.node_messages import ForeignProcessDied, ForProcess
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 
@@ -79,6 +87,7 @@ class ForeignLeases:
         links.on_died.append(self._on_node_died)
         self.machine.join_cluster()
         leases.foreign = self
+        leases.groups.answer = self._on_group_placed
 
     # ---------------------------------------------------------------- of this node's processes
 
@@ -99,13 +108,13 @@ class ForeignLeases:
         """The local scheduler has granted a lease to a process of this node."""
         self._feed(forwarding.GrantedHere(process, class_no))
 
-    def refused_here(self, process: bytes, class_no: int, reason: str) -> None:
+    def refused_here(self, process: bytes, class_no: int, reason: str, kind: str = "") -> None:
         """The local scheduler can never serve a class."""
         node_id = self._node_of.get(process)
         if node_id is not None:
-            self._links.send(node_id, ForProcess(process, LeasesUnschedulable(class_no, reason)))
+            self._links.send(node_id, ForProcess(process, LeasesUnschedulable(class_no, reason, kind)))
         else:
-            self._feed(forwarding.RefusedHere(process, class_no, reason))
+            self._feed(forwarding.RefusedHere(process, class_no, reason, kind))
 
     def process_died(self, process: Process, cause: str) -> None:
         """A process of this node is dead."""
@@ -190,13 +199,22 @@ class ForeignLeases:
         """The GCS listens (again)."""
         self._feed(forwarding.GcsReturned())
 
+    def _on_group_placed(
+        self, process: bytes, class_no: int, placements: list[tuple[bytes, int]], refused: str, kind: str
+    ) -> None:
+        """It is known where a placement group is."""
+        self._feed(forwarding.Placed(process, class_no, placements, refused, kind))
+
     def _on_for_process(self, node_id: bytes, message: ForProcess) -> None:
         inner = message.message
         if type(inner) is LeaseGranted:
             inner.address = self._links.worker_address(node_id, inner.worker_id)
             self._feed(forwarding.GrantedAbroad(node_id, message.process, inner))
         elif type(inner) is LeasesUnschedulable:
-            self._feed(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
+            request = self.machine.request_of(message.process, inner.class_no)
+            if request is not None and inner.kind == UNSCHEDULABLE_BUNDLE_GONE:
+                self._leases.groups.avoid(request, node_id)
+            self._feed(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason, inner.kind))
         else:
             if type(inner) is messages.WorkerDied:
                 self._feed(forwarding.EndedAbroad(inner.lease_id))
@@ -204,6 +222,7 @@ class ForeignLeases:
 
     def _on_node_died(self, node_id: bytes, cause: str) -> None:
         reason = f"node {node_id.hex()[:8]} died: {cause}"
+        self._leases.groups.node_died(node_id)
         self._feed(forwarding.NodeDied(node_id, reason))
         for process in [process for process, node in self._node_of.items() if node == node_id]:
             self._end_process(process, reason)
@@ -239,6 +258,9 @@ class ForeignLeases:
 
     def _ask_global(self, effect: forwarding.AskGlobal) -> None:
         request = effect.request
+        if request.strategy.get(KIND) == PLACEMENT_GROUP:
+            self._leases.groups.request(effect.process, request, effect.backlog)
+            return
         self._gcs.tell(
             PlaceLeases(
                 effect.process,

@@ -24,14 +24,25 @@ from shoal.node.io.patience import Patience
 from shoal.node.io.processes import Process, ProcessTable, Worker
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool
 from shoal.protocol import messages
-from shoal.protocol.messages import KillWorker, LeaseGranted, LeaseStarted, LeasesUnschedulable, SignalWorker
+from shoal.protocol.messages import (
+    UNSCHEDULABLE_BUNDLE_GONE,
+    UNSCHEDULABLE_GROUP_REMOVED,
+    KillWorker,
+    LeaseGranted,
+    LeaseStarted,
+    LeasesUnschedulable,
+    SignalWorker,
+)
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling import events
 from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.scheduling.node_policy import NodeView, Wish, can_ever, why_never
 
 if TYPE_CHECKING:
     import asyncio
 
     from shoal.node.io.foreign_leases import ForeignLeases
+    from shoal.node.io.groups import Groups
 
 #: workers receive this when the task they run shall be interrupted
 INTERRUPT_SIGNAL = signal.SIGUSR1
@@ -80,6 +91,10 @@ class Leases:
         self.workers: dict[int, Worker] = {}
         #: of a node in a cluster: leases across nodes
         self.foreign: ForeignLeases | None = None
+        #: how policies see this node; the daemon puts it here
+        self.view: Callable[[], NodeView]
+        #: placement groups; they put themselves here
+        self.groups: Groups
         #: called when the machine has handled something
         self.on_change: Callable[[], None] = _nothing
 
@@ -128,10 +143,24 @@ class Leases:
 
     def on_request(self, process: Process, message: messages.RequestLeases) -> None:
         """A submitter has a backlog."""
-        if self.foreign is None:
-            self.request(process.worker_id, message, message.backlog)
-        else:
+        if self.foreign is not None:
             self.foreign.on_request(process, message)
+        elif message.strategy:
+            self._request_alone(process, message)
+        else:
+            self.request(process.worker_id, message, message.backlog)
+
+    def _request_alone(self, process: Process, message: messages.RequestLeases) -> None:
+        """A request with a strategy, on a node that is the whole cluster."""
+        if message.strategy.get(KIND) == PLACEMENT_GROUP:
+            self.groups.request(process.worker_id, message, message.backlog)
+            return
+        wish = Wish(message.demand, message.strategy)
+        view = self.view()
+        if message.backlog and not can_ever(view, wish):
+            process.send(LeasesUnschedulable(message.class_no, why_never([view], wish, message.name)))
+        else:
+            self.request(process.worker_id, message, message.backlog)
 
     def request(self, process: bytes, message: messages.RequestLeases, backlog: int) -> None:
         """Ask the machine for `backlog` leases of a class."""
@@ -253,6 +282,7 @@ class Leases:
                 effect.environment,
                 depth,
                 self._table.namespaces.get(effect.job_id, ""),
+                effect.group,
             )
         )
 
@@ -283,11 +313,12 @@ class Leases:
 
     def _refuse(self, effect: events.RefuseClass) -> None:
         if self.foreign is not None:
-            self.foreign.refused_here(effect.process, effect.class_no, effect.reason)
+            self.foreign.refused_here(effect.process, effect.class_no, effect.reason, effect.kind)
             return
-        submitter = self._table.by_id.get(effect.process)
-        if submitter is not None:
-            submitter.send(LeasesUnschedulable(effect.class_no, effect.reason))
+        kind = effect.kind
+        if kind == UNSCHEDULABLE_BUNDLE_GONE:  # and there is no other node
+            kind = UNSCHEDULABLE_GROUP_REMOVED
+        self._table.send(effect.process, LeasesUnschedulable(effect.class_no, effect.reason, kind))
 
     def _start(self, effect: events.StartWorkers) -> None:
         self._pool.start_workers(effect.environment_key, effect.environment, effect.count)
@@ -306,6 +337,15 @@ class Leases:
     def _actor(self, effect: Any) -> None:
         self._on_actor(effect)
 
+    def _bundle(self, effect: events.BundleDone) -> None:
+        self.groups.on_done(effect)
+
+    def _end_worker(self, effect: events.KillWorker) -> None:
+        worker = self._table.worker(effect.worker_id)
+        if worker is not None:
+            worker.group_removed = effect.group_removed
+            self._pool.kill(worker, f"killed with its placement group: {effect.reason}")
+
 
 _PERFORM: dict[type, Callable[[Leases, Any], None]] = {
     events.GrantLease: Leases._grant,
@@ -315,4 +355,6 @@ _PERFORM: dict[type, Callable[[Leases, Any], None]] = {
     events.StopWorker: Leases._stop,
     events.AssignActor: Leases._actor,
     events.RefuseActor: Leases._actor,
+    events.BundleDone: Leases._bundle,
+    events.KillWorker: Leases._end_worker,
 }

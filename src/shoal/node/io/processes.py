@@ -105,6 +105,8 @@ class Worker(Process):
     exits_by_itself: bool = False
     #: the memory watch chose it
     out_of_memory: bool = False
+    #: it was killed because its placement group was removed
+    group_removed: bool = False
 
 
 class Watch:
