@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.gcs import global_scheduler, hashed_tables, placement_groups
+from shoal.gcs import actor_questions, global_scheduler, hashed_tables, placement_groups
 from shoal.gcs.actor_logs import StoredLogs
 from shoal.gcs.actor_manager import (
     ActorKillAsked,
@@ -64,7 +64,7 @@ from shoal.gcs.group_desk import GROUPS_TABLE, GroupDesk
 from shoal.gcs.hashed_tables import HashedTables
 from shoal.gcs.node_table import NodeTable
 from shoal.gcs.storage.backend import Write
-from shoal.gcs.tables import Answers, Jobs, KeyValues, TableError, TaskEvents, bytes_of
+from shoal.gcs.tables import LIST_ROWS_MAX, Answers, Jobs, KeyValues, TableError, TaskEvents, bytes_of
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
     CHANNEL_GROUP,
@@ -107,7 +107,6 @@ MEMBER_AWAY_S = (
     600.0  #: a shard other than 0 does not hear of deaths: what it keeps for a node that left is dropped then
 )
 DRAIN_S = 60.0  #: what a node that drains has, if the caller names no time
-LIST_ROWS_MAX = 10_000  #: rows of a listing whose caller names no limit
 
 
 # ---------------------------------------------------------------- events and effects
@@ -617,7 +616,7 @@ class GcsShard:
         holder = self.actors.find(spec.namespace, spec.name) if spec.name else None
         if holder is not None:
             if body.get("get_if_exists"):
-                return {"actor_id": holder.spec.actor_id, "existing": _without_arguments(holder.spec)}
+                return {"actor_id": holder.spec.actor_id, "existing": actor_questions.without_arguments(holder.spec)}
             held_by = f"{holder.spec.class_name} {holder.spec.actor_id.hex()}, which is {holder.state}"
             text = (
                 f"the name {spec.name!r} is taken in namespace {spec.namespace!r} by actor {held_by}; "
@@ -645,51 +644,11 @@ class GcsShard:
         effects.extend(writes)
         return answer
 
-    def _actor_by_name(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        name, namespace = str(body["name"]), str(body["namespace"])
-        record = self.actors.find(namespace, name)
-        if record is None:
-            text = f"there is no actor named {name!r} in namespace {namespace!r}"
-            elsewhere = [other for other, known, _ in self.actors.names() if known == name]
-            if elsewhere:
-                text += f" (there is one in {', '.join(map(repr, elsewhere))})"
-            raise TableError("ActorNotFound", text)
-        return {"actor_id": record.spec.actor_id, "spec": _without_arguments(record.spec)}
-
     def _actor_kill(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        record = self._actor(body)
+        record = actor_questions.actor_of(self.actors, body)
         incarnation = int(body.get("incarnation") or 0)
         self._on_actor_event(ActorKillAsked(record.spec.actor_id, bool(body["no_restart"]), incarnation), now, effects)
         return {"state": record.state}
-
-    def _actors_list(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        job_id, state = body.get("job_id"), body.get("state")
-        rows = [
-            record.row()
-            for record in self.actors.records()
-            if (job_id is None or record.spec.job_id == job_id) and (state is None or record.state == state)
-        ]
-        return {"actors": rows[-int(body.get("limit") or LIST_ROWS_MAX) :]}
-
-    def _actor_story(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        return {"story": self.actors.story(self._actor(body).spec.actor_id)}
-
-    def _actor(self, body: dict[str, Any]) -> ActorRecord:
-        actor_id = bytes_of(body, "actor_id")
-        record = self.actors.get(actor_id)
-        if record is None:
-            raise TableError("ActorNotFound", f"the GCS knows no actor {actor_id.hex()}")
-        return record
-
-    def _named_actors(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
-        wanted = body.get("namespace")
-        return {
-            "actors": [
-                {"namespace": namespace, "name": name, "actor_id": actor_id}
-                for namespace, name, actor_id in self.actors.names()
-                if wanted is None or namespace == wanted
-            ]
-        }
 
     def _nodes(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         return {"nodes": self.nodes.rows()}
@@ -772,11 +731,6 @@ class GcsShard:
         return self.statistics()
 
 
-def _without_arguments(spec: ActorSpec) -> ActorSpec:
-    """What a handle needs of a spec."""
-    return msgspec.structs.replace(spec, arguments=b"", dependencies=None)
-
-
 _MESSAGES: dict[type, Callable[[GcsShard, int, Any, float, list[Effect]], None]] = {
     GcsCall: GcsShard._on_call,
     RegisterNode: GcsShard._on_register_node,
@@ -805,13 +759,13 @@ _FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases, BundleReserved
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {
     "gcs.actor_create": GcsShard._actor_create,
-    "gcs.actor_by_name": GcsShard._actor_by_name,
+    "gcs.actor_by_name": lambda shard, number, body, *about: actor_questions.by_name(shard.actors, body),
     "gcs.actor_log_append": GcsShard._actor_log_append,
     "gcs.actor_log_claim": GcsShard._actor_log_claim,
     "gcs.actor_kill": GcsShard._actor_kill,
-    "gcs.actors_list": GcsShard._actors_list,
-    "gcs.actor_story": GcsShard._actor_story,
-    "gcs.named_actors": GcsShard._named_actors,
+    "gcs.actors_list": lambda shard, number, body, *about: actor_questions.listing(shard.actors, body),
+    "gcs.actor_story": lambda shard, number, body, *about: actor_questions.story(shard.actors, body),
+    "gcs.named_actors": lambda shard, number, body, *about: actor_questions.named(shard.actors, body),
     "gcs.nodes": GcsShard._nodes,
     "gcs.cluster_load": GcsShard._cluster_load,
     "gcs.drain_node": GcsShard._drain_node,

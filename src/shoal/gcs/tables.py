@@ -25,6 +25,7 @@ from shoal.protocol.limits import JOBS_ENDED_MAX, TASK_EVENT_SENDERS_MAX, TASK_E
 from shoal.protocol.sharding import kv_row_key
 
 JOB_ID_BYTES = 4
+LIST_ROWS_MAX = 10_000  #: rows of a listing whose caller names no limit
 
 _encode = msgspec.msgpack.encode
 
