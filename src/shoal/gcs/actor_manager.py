@@ -385,7 +385,9 @@ class ActorManager:
             return
         if event.error:
             record.creation_error = event.error
-            self._end(record, DEATH_CONSTRUCTOR, "its constructor raised an exception", now, effects)
+            recovered = record.spec.takes_checkpoints and record.incarnation > 1
+            cause = "its state could not be recovered" if recovered else "its constructor raised an exception"
+            self._end(record, DEATH_CONSTRUCTOR, cause, now, effects)
             return
         record.stillborn = 0
         self._move(record, "constructed", now, "constructed")
