@@ -1,0 +1,220 @@
+"""What a training loop calls: `report`, `get_checkpoint`, `get_context`, `get_dataset_shard`, `prepare_model`, `prepare_data_loader`.
+
+Design: a worker's process runs one loop at a time, in a thread of its own; what it calls finds its session in a module variable. `report` copies the
+files of a checkpoint to where all workers' go, hands the metrics to the worker's actor, and goes on; the trainer commits a checkpoint when all
+workers have reported it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.tune.checkpoint import Checkpoint
+from shoal.tune.storage import Storage
+
+#: reports that a loop may be ahead of the trainer
+REPORTS_AHEAD_MAX = 8
+
+
+class LoopStopped(BaseException):
+    """Ends a loop from inside of `report`: the trainer wants no more of it."""
+
+
+@dataclass(slots=True)
+class TrainContext:
+    """Which worker this is. `node_rank` counts nodes, `local_rank` the workers of one node."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    experiment_name: str
+    attempt: int
+
+    def get_world_rank(self) -> int:
+        """This worker's number, from 0."""
+        return self.rank
+
+    def get_world_size(self) -> int:
+        """How many workers there are."""
+        return self.world_size
+
+    def get_local_rank(self) -> int:
+        """This worker's number on its node."""
+        return self.local_rank
+
+    def get_local_world_size(self) -> int:
+        """How many workers this node has."""
+        return self.local_world_size
+
+    def get_node_rank(self) -> int:
+        """The number of this worker's node."""
+        return self.node_rank
+
+    def get_experiment_name(self) -> str:
+        """The name of the run."""
+        return self.experiment_name
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker said in its call number `number` of `report`, from 0 in each attempt. `checkpoint`: the path it wrote to, or empty."""
+
+    number: int
+    metrics: dict[str, Any]
+    checkpoint: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """Between the thread of a loop and its actor."""
+
+    context: TrainContext
+    checkpoint: Checkpoint | None
+    storage: Storage
+    first_checkpoint: int  #: number of the first checkpoint that this attempt may write
+    shards: dict[str, Any]
+    said: queue.Queue[Report] = field(default_factory=lambda: queue.Queue(REPORTS_AHEAD_MAX))
+    stopping: threading.Event = field(default_factory=threading.Event)
+    reports: int = 0
+    checkpoints: int = 0
+
+    def report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        """Hand a report over; wait when the trainer is far behind."""
+        path = ""
+        if checkpoint is not None:
+            path = f"checkpoint_{self.first_checkpoint + self.checkpoints:06d}"
+            self.checkpoints += 1
+            with checkpoint.as_directory() as folder:
+                self.storage.upload(folder, path)
+        said = Report(self.reports, dict(metrics), path)
+        self.reports += 1
+        while True:
+            if self.stopping.is_set():
+                raise LoopStopped
+            try:
+                self.said.put(said, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+
+#: the session of the loop that runs in this process, or None
+running: Session | None = None
+
+
+def _session(what: str) -> Session:
+    if running is None:
+        raise RuntimeError(
+            f"train.{what} was called outside of a training loop: only a function that a TorchTrainer runs may call it"
+        )
+    return running
+
+
+def report(metrics: dict[str, Any], *, checkpoint: Checkpoint | None = None) -> None:
+    """Report how the training goes; every worker calls it equally often. Metrics of rank 0 are the run's.
+
+    Args:
+        metrics: names and values.
+        checkpoint: files to go on from. Usually rank 0 gives one; the files of all workers that do are put into one folder, so theirs need
+            names of their own. A checkpoint counts when all workers have made the report it came with.
+
+    Raises:
+        RuntimeError: no training loop runs in this process.
+        TypeError: metrics that are no dict, a checkpoint that is none.
+    """
+    session = _session("report")
+    if not isinstance(metrics, dict):
+        raise TypeError(f"train.report takes a dict of metrics, not {type(metrics).__name__}")
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise TypeError(f"checkpoint must be a train.Checkpoint, not {type(checkpoint).__name__}")
+    session.report(metrics, checkpoint)
+
+
+def get_checkpoint() -> Checkpoint | None:
+    """The newest whole checkpoint, to go on from after a restart or with `resume_from_checkpoint`; None at a fresh start."""
+    return _session("get_checkpoint").checkpoint
+
+
+def get_context() -> TrainContext:
+    """Which worker this is, of how many."""
+    return _session("get_context").context
+
+
+def get_dataset_shard(name: str = "train") -> Any:
+    """This worker's part of a dataset given to the trainer: rows `rank`, `rank + world_size`, ...
+
+    Raises:
+        KeyError: the trainer was given no dataset of that name.
+    """
+    session = _session("get_dataset_shard")
+    if name not in session.shards:
+        raise KeyError(f"the trainer was given no dataset {name!r}, only: {', '.join(session.shards) or 'none'}")
+    return shard_of(session.shards[name], session.context.rank, session.context.world_size)
+
+
+def shard_of(dataset: Any, rank: int, count: int) -> Any:
+    """Every `count`-th row from row `rank` on, of an array, a tensor, a sequence, a dict or tuple of such with equal lengths, or a torch dataset.
+
+    Rows that are left over (fewer than `count`) are left out, so that all workers take equally many steps.
+    """
+    if isinstance(dataset, dict):
+        return {name: shard_of(part, rank, count) for name, part in dataset.items()}
+    if isinstance(dataset, tuple):
+        return tuple(shard_of(part, rank, count) for part in dataset)
+    rows = len(dataset) - len(dataset) % count
+    if hasattr(dataset, "__array__") or isinstance(dataset, list | str | range):
+        return dataset[rank:rows:count]
+    from torch.utils.data import Subset
+
+    return Subset(dataset, range(rank, rows, count))
+
+
+def get_device() -> Any:
+    """Where this worker's model belongs: its GPU if it was given one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)  # CUDA_VISIBLE_DEVICES shows what this worker was given
+    return torch.device("cpu")
+
+
+def prepare_model(model: Any) -> Any:
+    """The model on this worker's device, in DistributedDataParallel when there are several workers."""
+    session = _session("prepare_model")
+    device = get_device()
+    model = model.to(device)
+    if session.context.world_size == 1:
+        return model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def prepare_data_loader(loader: Any) -> Any:
+    """A loader over this worker's part of the dataset, shuffled if the given one is."""
+    session = _session("prepare_data_loader")
+    if session.context.world_size == 1:
+        return loader
+    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+
+    sampler: Any = DistributedSampler(
+        loader.dataset,
+        session.context.world_size,
+        session.context.rank,
+        shuffle=isinstance(loader.sampler, RandomSampler),
+        drop_last=loader.drop_last,
+    )
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+    )

@@ -1,0 +1,390 @@
+"""Data-parallel training of torch models: gangs of workers that are started together, watched, and started again from the last checkpoint.
+
+    TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=4)).fit()
+
+      place all workers or none --> join (gloo or nccl) --> loops run --> reports, checkpoints --> Result
+                 ^                                              |
+                 '--- a worker or its node dies; room for more --'   (from the newest whole checkpoint)
+
+Design: the trainer runs in the driver; workers are actors, in a placement group, so that a gang gets all its places or waits. A checkpoint is whole
+when all workers have made the report it came with; then its manifest is written. When a worker dies the others hang in a collective call: all are
+ended and a new gang begins where the checkpoint was. With `min_workers` the gang may be smaller than wished, and is made larger when nodes have
+joined, at the next checkpoint.
+
+What it does not do: split a model over workers; watch a loop that neither reports nor ends (`RunConfig.report_timeout_s` does).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import shoal
+from shoal.train.session import Report, TrainContext
+from shoal.train.worker import Placed, Start, TrainWorker
+from shoal.tune.checkpoint import MANIFEST, Checkpoint, CheckpointError, check_complete
+from shoal.tune.storage import Storage
+
+POLL_S = 0.5  #: how long a worker waits for its loop's next report before it answers
+GROW_LOOK_S = 2.0  #: how often a gang that is too small looks for room
+PROGRESS = "progress.jsonl"
+
+
+class TrainingFailedError(RuntimeError):
+    """The training ended with an error and no failures were left (`RunConfig.max_failures`). Its cause is the last error."""
+
+
+@dataclass(slots=True)
+class ScalingConfig:
+    """How many workers, and what each gets.
+
+    Args:
+        num_workers: wished for.
+        min_workers: begin with so many when there is no room for more; None: never fewer than `num_workers`.
+        use_gpu: a GPU each, and nccl.
+        resources_per_worker: {"CPU": 1} by default.
+        placement_strategy: of the placement group: PACK, SPREAD, STRICT_PACK, STRICT_SPREAD.
+        place_timeout_s: a gang that has no room after this ends the training, or starts smaller.
+    """
+
+    num_workers: int = 1
+    min_workers: int | None = None
+    use_gpu: bool = False
+    resources_per_worker: dict[str, float] | None = None
+    placement_strategy: str = "PACK"
+    place_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        least = self.num_workers if self.min_workers is None else self.min_workers
+        if not 1 <= least <= self.num_workers:
+            raise ValueError(
+                f"1 <= min_workers <= num_workers must hold, not {self.min_workers!r} and {self.num_workers!r}"
+            )
+
+    def bundle(self) -> dict[str, float]:
+        """The resources of one worker."""
+        resources = dict(self.resources_per_worker or {"CPU": 1.0})
+        if self.use_gpu:
+            resources.setdefault("GPU", 1.0)
+        return resources
+
+
+@dataclass(slots=True)
+class RunConfig:
+    """Where the run's files go, and what it survives.
+
+    Args:
+        name: of the run; from the time if not given.
+        storage_path: folder or fsspec URL; ~/shoal_results by default.
+        max_failures: deaths and errors of workers after which it goes on from the last checkpoint; -1: any number.
+        keep_checkpoints: so many of the newest stay; None: all.
+        join_timeout_s: for the workers to find each other, and for each collective call.
+        report_timeout_s: a gang in which nobody reports for so long counts as failed; None: wait for ever.
+    """
+
+    name: str | None = None
+    storage_path: str | None = None
+    max_failures: int = 0
+    keep_checkpoints: int | None = 2
+    join_timeout_s: float = 120.0
+    report_timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of a training. `metrics`: the last report of rank 0; `history`: all of them; `restarts`: gangs after the first."""
+
+    metrics: dict[str, Any]
+    checkpoint: Checkpoint | None
+    path: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    restarts: int = 0
+
+    @property
+    def metrics_dataframe(self) -> Any:
+        """The history as a pandas data frame."""
+        import pandas
+
+        return pandas.DataFrame(self.history)
+
+
+class _GangFailed(Exception):
+    """A worker died or its loop raised; `cause` is what it raised."""
+
+    def __init__(self, rank: int, cause: BaseException) -> None:
+        super().__init__(f"worker {rank}: {cause}")
+        self.cause = cause
+
+
+@dataclass(slots=True)
+class _Gang:
+    """The workers that run now."""
+
+    workers: list[Any]
+    group: Any
+    attempt: int
+    reports: list[list[Report]] = field(default_factory=list)  #: per worker, those that not all have made yet
+    told: int = 0  #: reports that all have made
+
+
+class TorchTrainer:
+    """Runs a function in several processes that torch.distributed connects.
+
+    Args:
+        train_loop_per_worker: called in each worker, with `train_loop_config` if it takes an argument.
+        train_loop_config: what it is called with.
+        scaling_config, run_config: see there.
+        datasets: by name; each lies once in the object store, and a worker sees its rows through `train.get_dataset_shard`.
+        resume_from_checkpoint: what `train.get_checkpoint` gives at first.
+    """
+
+    def __init__(
+        self,
+        train_loop_per_worker: Callable[..., Any],
+        *,
+        train_loop_config: dict[str, Any] | None = None,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        datasets: dict[str, Any] | None = None,
+        resume_from_checkpoint: Checkpoint | None = None,
+    ) -> None:
+        if not callable(train_loop_per_worker):
+            raise TypeError(f"train_loop_per_worker must be a function, not {type(train_loop_per_worker).__name__}")
+        self._loop, self._config = train_loop_per_worker, train_loop_config
+        self._scaling = scaling_config or ScalingConfig()
+        self._run = run_config or RunConfig()
+        name = self._run.name or time.strftime("train_%Y-%m-%d_%H-%M-%S")
+        root = self._run.storage_path or str(Path.home() / "shoal_results")
+        self._name = name
+        self._storage = Storage(f"{root.rstrip('/')}/{name}")
+        self._datasets = datasets or {}
+        self._checkpoint = resume_from_checkpoint
+        self._kept: list[str] = []
+        self._next_checkpoint = self._first_free_checkpoint()
+        self._history: list[dict[str, Any]] = []
+
+    def _first_free_checkpoint(self) -> int:
+        """A run of the same name goes on with the numbers of the one before, and from its newest whole checkpoint."""
+        number = 0
+        while self._storage.read(f"checkpoint_{number:06d}/{MANIFEST}") is not None or (
+            self._storage.is_local and os.path.isdir(self._storage.full(f"checkpoint_{number:06d}"))
+        ):
+            number += 1
+        return number
+
+    # ---------------------------------------------------------------- the run
+
+    def fit(self) -> Result:
+        """Train until all loops have ended.
+
+        Raises:
+            ImportError: torch is not installed.
+            TrainingFailedError: a worker failed once more than `max_failures`, or no gang could be placed.
+        """
+        try:
+            import torch  # noqa: F401
+        except ImportError as error:
+            raise ImportError("shoal.train needs torch: pip install 'shoal[train]'") from error
+        if not shoal.is_initialized():
+            shoal.init()
+        datasets = {name: shoal.put(value) for name, value in self._datasets.items()}
+        failures = attempt = 0
+        while True:
+            gang = self._place(attempt)
+            attempt += 1
+            try:
+                self._start(gang, datasets)
+                if self._watch(gang):
+                    break
+            except _GangFailed as failed:
+                failures += 1
+                if self._run.max_failures != -1 and failures > self._run.max_failures:
+                    raise TrainingFailedError(
+                        f"the training {self._name!r} failed: {failed}. {failures - 1} failures before were allowed and used "
+                        "(RunConfig.max_failures); its checkpoints are in " + self._storage.location
+                    ) from failed.cause
+            finally:
+                self._end(gang)
+        self._storage.flush()
+        last = self._history[-1] if self._history else {}
+        return Result(last, self._checkpoint, self._storage.location, self._history, attempt - 1)
+
+    def _place(self, attempt: int) -> _Gang:
+        """All places of a gang, or as many as there are down to `min_workers`."""
+        scaling = self._scaling
+        least = scaling.num_workers if scaling.min_workers is None else scaling.min_workers
+        bundle = scaling.bundle()
+        wished = scaling.num_workers
+        deadline = time.monotonic() + scaling.place_timeout_s
+        while True:
+            group = shoal.util.placement_group([bundle] * wished, strategy=scaling.placement_strategy)
+            patience_s = max(0.0, deadline - time.monotonic())
+            # With smaller gangs allowed, each size but the smallest gets a moment only.
+            if group.wait(patience_s if wished == least else min(1.0, patience_s)):
+                return _Gang([self._worker(group, index, bundle) for index in range(wished)], group, attempt)
+            shoal.util.remove_placement_group(group)
+            if wished == least:
+                raise TrainingFailedError(
+                    f"no room for {least} workers with {bundle} each within {scaling.place_timeout_s:g} s "
+                    f"(ScalingConfig.place_timeout_s); the cluster has {shoal.cluster_resources()}"
+                )
+            wished -= 1
+
+    def _worker(self, group: Any, index: int, bundle: dict[str, float]) -> Any:
+        from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        own = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}
+        return (
+            shoal.remote(TrainWorker)
+            .options(
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                memory=bundle.get("memory"),
+                resources=own,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+            )
+            .remote()
+        )
+
+    def _start(self, gang: _Gang, datasets: dict[str, Any]) -> None:
+        """Have the workers find each other and begin."""
+        timeout_s = self._run.join_timeout_s
+        workers = gang.workers
+        places: list[Placed] = self._all(gang, [worker.place.remote() for worker in workers], timeout_s)
+        nodes = list(dict.fromkeys(place.node_id for place in places))
+        port = 0
+        if len(workers) > 1:
+            port = self._all(gang, [workers[0].open_store.remote(timeout_s)], timeout_s)[0]
+        starts = []
+        for rank, place in enumerate(places):
+            mates = [other for other, at in enumerate(places) if at.node_id == place.node_id]
+            context = TrainContext(
+                rank, len(workers), mates.index(rank), len(mates), nodes.index(place.node_id), self._name, gang.attempt
+            )
+            start = Start(
+                context,
+                self._loop,
+                self._config,
+                "nccl" if self._scaling.use_gpu else "gloo",
+                timeout_s,
+                places[0].address,
+                port,
+                self._storage.location,
+                self._newest(),
+                self._next_checkpoint,
+                datasets,
+            )
+            starts.append(workers[rank].start.remote(start))
+        self._all(gang, starts, 2 * timeout_s)
+        gang.reports = [[] for _ in workers]
+
+    def _all(self, gang: _Gang, refs: list[Any], timeout_s: float) -> list[Any]:
+        """The values of one call on each worker; the first that fails, fails the gang, without waiting for the others."""
+        waiting, deadline = list(refs), time.monotonic() + timeout_s
+        while waiting:
+            done, waiting = shoal.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                late = [refs.index(ref) for ref in waiting]
+                raise _GangFailed(
+                    late[0], TimeoutError(f"workers {late} did not begin within {timeout_s:g} s (join_timeout_s)")
+                )
+            for ref in done:
+                self._value(refs.index(ref), ref)
+        return [shoal.get(ref) for ref in refs]
+
+    def _value(self, rank: int, ref: Any) -> Any:
+        try:
+            return shoal.get(ref)
+        except Exception as error:
+            cause = getattr(error, "cause", None)
+            raise _GangFailed(rank, cause if isinstance(cause, Exception) else error) from error
+
+    def _watch(self, gang: _Gang) -> bool:
+        """Follow the loops: True when all have ended, False when the gang shall be replaced by a larger one."""
+        asked = {worker.next.remote(POLL_S): rank for rank, worker in enumerate(gang.workers)}
+        heard = looked = time.monotonic()
+        grows = False
+        while asked:
+            done, _ = shoal.wait(list(asked), num_returns=1, timeout=POLL_S * 4)
+            now = time.monotonic()
+            for ref in done:
+                rank = asked.pop(ref)
+                reports = self._value(rank, ref)
+                if reports is None:
+                    continue
+                asked[gang.workers[rank].next.remote(POLL_S)] = rank
+                if reports:
+                    heard = now
+                    gang.reports[rank] += reports
+                    if self._commit(gang) and grows:
+                        return False
+            limit_s = self._run.report_timeout_s
+            if limit_s is not None and now - heard > limit_s:
+                raise _GangFailed(
+                    next(iter(asked.values())), TimeoutError(f"no report within {limit_s:g} s (report_timeout_s)")
+                )
+            if len(gang.workers) < self._scaling.num_workers and not grows and now - looked > GROW_LOOK_S:
+                looked, grows = now, self._room_for_one()
+        return True
+
+    def _room_for_one(self) -> bool:
+        """Whether one more worker would find what it asks for."""
+        free = shoal.available_resources()
+        return all(free.get(name, 0) >= amount for name, amount in self._scaling.bundle().items())
+
+    def _commit(self, gang: _Gang) -> bool:
+        """Take the reports that all workers have made; whether a checkpoint became whole."""
+        whole = False
+        while all(gang.reports):
+            row = [reports.pop(0) for reports in gang.reports]
+            gang.told += 1
+            metrics = {**row[0].metrics, "training_iteration": len(self._history) + 1}
+            self._history.append(metrics)
+            self._storage.append(PROGRESS, json.dumps(metrics, default=str).encode() + b"\n")
+            path = next((one.checkpoint for one in row if one.checkpoint), "")
+            if path:
+                self._seal(path)
+                whole = True
+        return whole
+
+    def _seal(self, path: str) -> None:
+        """All files of a checkpoint are there: write its manifest, forget old ones."""
+        folder = self._storage.full(path)
+        if self._storage.is_local:
+            sizes = {
+                str(one.relative_to(folder)): one.stat().st_size
+                for one in sorted(Path(folder).rglob("*"))
+                if one.is_file()
+            }
+        else:
+            sizes = {}
+        self._storage.write(f"{path}/{MANIFEST}", json.dumps(sizes).encode())
+        self._checkpoint = Checkpoint(folder)
+        self._next_checkpoint = int(path.rpartition("_")[2]) + 1
+        self._kept.append(path)
+        while self._run.keep_checkpoints is not None and len(self._kept) > max(1, self._run.keep_checkpoints):
+            self._storage.remove(self._kept.pop(0))
+
+    def _newest(self) -> str:
+        """The path of the newest checkpoint that is whole on disk; earlier ones stand in for a damaged one."""
+        while self._kept:
+            try:
+                check_complete(self._storage, self._kept[-1])
+                break
+            except CheckpointError:
+                self._kept.pop()
+                self._checkpoint = Checkpoint(self._storage.full(self._kept[-1])) if self._kept else None
+        # What a gang wrote beyond it was never whole.
+        if self._storage.is_local:
+            self._storage.remove(f"checkpoint_{self._next_checkpoint:06d}")
+        return self._checkpoint.path if self._checkpoint is not None else ""
+
+    def _end(self, gang: _Gang) -> None:
+        for worker in gang.workers:
+            shoal.kill(worker)
+        shoal.util.remove_placement_group(gang.group)

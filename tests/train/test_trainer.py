@@ -1,0 +1,111 @@
+"""Training with real processes: gangs, checkpoints, deaths, growth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from shoal import train  # noqa: E402
+
+TWO = train.ScalingConfig(num_workers=2)
+
+
+def fit_line(config: dict[str, Any]) -> None:
+    """Learns y = 3x - 1 in steps; a checkpoint each; perhaps dies in the middle, once."""
+    shard = train.get_dataset_shard("train")
+    torch.manual_seed(0)
+    model = train.prepare_model(torch.nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    begin, checkpoint, rank = 0, train.get_checkpoint(), train.get_context().get_world_rank()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder, "state.pt"))
+        begin = state["step"] + 1
+        model.load_state_dict(state["model"])
+    x, y = torch.tensor(np.array(shard["x"])), torch.tensor(np.array(shard["y"]))
+    for step in range(begin, config["steps"]):
+        marker = config.get("die_at", {}).get(step)
+        if marker and rank == 1 and not os.path.exists(marker):
+            Path(marker).touch()
+            os._exit(7)
+        if step == config.get("raise_at") and rank == 1:
+            raise ValueError("the data are spoilt")
+        loss = (model(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        folder = Path(config["folder"], f"own-{os.getpid()}")
+        folder.mkdir(exist_ok=True)
+        torch.save({"step": step, "model": model.state_dict()}, folder / "state.pt")
+        saved = train.Checkpoint.from_directory(folder) if rank == 0 else None
+        train.report(
+            {"loss": float(loss), "step": step, "world": train.get_context().get_world_size()}, checkpoint=saved
+        )
+
+
+def line(rows: int = 64) -> dict[str, Any]:
+    x = np.linspace(-1, 1, rows, dtype=np.float32).reshape(-1, 1)
+    return {"train": {"x": x, "y": 3 * x - 1}}
+
+
+def trainer(tmp_path: Path, scaling: train.ScalingConfig = TWO, failures: int = 0, **config: Any) -> train.TorchTrainer:
+    return train.TorchTrainer(
+        fit_line,
+        train_loop_config={"folder": str(tmp_path), "steps": 8, **config},
+        scaling_config=scaling,
+        run_config=train.RunConfig(name="line", storage_path=str(tmp_path / "runs"), max_failures=failures),
+        datasets=line(),
+    )
+
+
+def test_two_workers_train_one_model(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    result = trainer(tmp_path).fit()
+    losses = result.metrics_dataframe["loss"].tolist()
+    assert [row["step"] for row in result.history] == list(range(8)) and losses[-1] < losses[0] / 4
+    assert result.metrics["world"] == 2 and result.restarts == 0
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        assert torch.load(Path(folder, "state.pt"))["step"] == 7
+    kept = sorted(one.name for one in (tmp_path / "runs" / "line").glob("checkpoint_*"))
+    assert kept == ["checkpoint_000006", "checkpoint_000007"]
+
+
+def test_a_worker_that_dies_costs_what_was_after_the_checkpoint(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "a", failures=0) if (tmp_path / "a").mkdir() is None else None
+    assert plain is not None
+    wanted = plain.fit().metrics["loss"]
+    (tmp_path / "b").mkdir()
+    result = trainer(tmp_path / "b", failures=1, die_at={4: str(tmp_path / "died")}).fit()
+    assert result.restarts == 1 and result.metrics["step"] == 7
+    assert abs(result.metrics["loss"] - wanted) < 1e-5, "the same weights as without the death"
+
+
+def test_an_error_in_the_loop_is_the_cause(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(train.TrainingFailedError, match=r"the data are spoilt(.|\n)*max_failures") as caught:
+        trainer(tmp_path, raise_at=2).fit()
+    assert isinstance(caught.value.__cause__, ValueError)
+    # A new trainer of that name goes on with free numbers and does not mistake old files for its own.
+    assert trainer(tmp_path).fit().metrics["step"] == 7
+
+
+def test_no_room_says_what_there_is(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    scaling = train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1, "unobtainium": 1}, place_timeout_s=1)
+    with pytest.raises(train.TrainingFailedError, match=r"no room for 1 workers.*unobtainium.*place_timeout_s"):
+        trainer(tmp_path, scaling).fit()
+
+
+def test_a_smaller_gang_begins_when_there_is_no_room(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    scaling = train.ScalingConfig(num_workers=3, min_workers=1, resources_per_worker={"CPU": 2}, place_timeout_s=30)
+    result = trainer(tmp_path, scaling).fit()  # 4 CPUs: two workers fit
+    assert result.metrics["world"] == 2 and result.metrics["step"] == 7
+
+
+def test_one_worker_needs_no_group(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    result = trainer(tmp_path, train.ScalingConfig(num_workers=1)).fit()
+    assert result.metrics["world"] == 1 and result.metrics["step"] == 7
