@@ -116,6 +116,11 @@ PPO learns: True
 True True
 100 100
 """,
+    "15_train.py": r"""
+epochs: 20 - loss below 0\.1: True
+allreduce: \[3\.0, 3\.0, 3\.0\]
+learned: \[3, -1\]
+""",
 }
 
 NEEDS = {
@@ -124,6 +129,7 @@ NEEDS = {
     "08_utilities.py": ["joblib", "numpy", "sklearn"],
     "10_tune.py": ["sklearn", "optuna", "pandas"],
     "14_rl.py": ["gymnasium", "torch"],
+    "15_train.py": ["torch"],
 }
 
 
