@@ -20,7 +20,7 @@ import msgspec
 from shoal.node.io.objects import Objects
 from shoal.node.object_directory import ObjectDirectory, ObjectRow
 from shoal.protocol import messages
-from shoal.protocol.messages import Containing, Failed, HoldsConfirmed, Resolved, Stored, Value
+from shoal.protocol.messages import BeingRemade, Containing, Failed, HoldsConfirmed, Remake, Resolved, Stored, Value
 from shoal.runtime import objects as objects_module
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, home_of, sendable
 
@@ -237,7 +237,11 @@ class Process:
         message = self.inbox.popleft()
         if type(message) is HoldsConfirmed:
             self.reactor.on_holds_confirmed(message.count)
-        else:
+        elif type(message) is Remake:  # these processes cannot make anything again
+            self.queue.send(messages.Publish(message.oid, Failed(b"its node is dead")))
+            if message.held:
+                self.queue.send(messages.Release([message.oid]))
+        elif type(message) is not BeingRemade:
             assert type(message) is Resolved
             self.take_resolved(message)
 

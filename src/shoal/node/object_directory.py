@@ -75,13 +75,12 @@ from shoal.node.object_events import (
     SendBeingRemade,
     SendHoldFor,
     SendNodeHeld,
-    SendRemake,
     SendResolved,
     SendResolveFor,
     Swept,
 )
 from shoal.node.object_rows import Abroad, ObjectRow
-from shoal.node.succession import Succession, is_put
+from shoal.node.succession import Succession
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
@@ -330,7 +329,7 @@ class ObjectDirectory:
             elif value.node != self._node_id:
                 if self._holds_abroad.cause_of_death(value.node) is None:
                     effects.append(KeepStored(value.node, oid))
-                else:
+                elif not self._succession.can_be_remade(oid, row):
                     row.value = value = self._lost_with(value.node, oid)
         nested = _refs_inside(value)
         if nested or row.nested:
@@ -372,10 +371,25 @@ class ObjectDirectory:
             if row is None:
                 row = self._objects[oid] = ObjectRow()
             value = row.value
-            if row.abroad is not None and not event.stale_generation:
-                self._resolve_abroad(ResolveAsked(process, [oid], 0, row.abroad.home), effects)
+            if row.abroad is not None and (event.stale_node or not event.stale_generation):
+                self._resolve_abroad(
+                    ResolveAsked(process, [oid], event.stale_generation, row.abroad.home, event.stale_node), effects
+                )
             elif type(value) is Stored:
-                if process in self._nodes or value.node != self._node_id:
+                if self._is_lost_abroad(value, event):
+                    self._wait(row, process)
+                    reason = f"it lay on node {value.node.hex()[:8]}, from which it cannot be had"
+                    cause = self._holds_abroad.cause_of_death(value.node)
+                    self._succession.lost(
+                        Lost(oid, f"{reason}: {cause}" if cause else reason, node=value.node), effects
+                    )
+                elif process in self._nodes and (value.node, value.generation) == (
+                    event.stale_node,
+                    event.stale_generation,
+                ):
+                    self._wait(row, process)  # here it lies, if it does
+                    effects.append(EnsureResident(oid, process))
+                elif process in self._nodes or value.node != self._node_id:
                     effects.append(SendResolved(process, oid, value))  # it is pulled from wherever it lies by then
                 elif row.resident and value.generation != event.stale_generation:
                     effects.append(SendResolved(process, oid, value))
@@ -387,12 +401,21 @@ class ObjectDirectory:
             else:
                 self._wait(row, process)
                 if event.stale_generation:
-                    if not row.known:
+                    if not row.known and not event.stale_node:
                         effects.append(EnsureResident(oid, process))
+                    elif not row.known:
+                        self._asked[oid] = self._issued
                     else:  # it was stored, and is not: it was lost
                         effects.append(SendBeingRemade(process, oid))
                 elif not row.known and not self._succession.revive(oid, row, effects):
                     self._asked[oid] = self._issued
+
+    def _is_lost_abroad(self, value: Stored, event: ResolveAsked) -> bool:
+        """Whether a value that lay on another node cannot be had any more."""
+        if value.node == self._node_id:
+            return False
+        told = value.node == event.stale_node and value.generation == event.stale_generation
+        return told or self._holds_abroad.cause_of_death(value.node) is not None
 
     def _wait(self, row: ObjectRow, process: bytes) -> None:
         if row.waiters is None:
@@ -426,59 +449,6 @@ class ObjectDirectory:
             stored.node = stored.node or self._node_id
             self._answer_waiters(oid, row, stored, effects)
             self._drop_if_idle(oid, row)
-
-    def _on_lost(self, event: Lost, effects: list[Effect]) -> None:
-        oid = event.oid
-        row = self._objects.get(oid)
-        if row is None:
-            return
-        value = row.value
-        if value is None:
-            if row.owner and oid in self._owed.get(row.owner, ()):
-                return  # it is being made (anew) already
-        elif type(value) is not Stored or value.node != (event.node or self._node_id):
-            return  # a copy of it
-        owner = row.owner or event.owner
-        has_spec = oid in self._succession.specs
-        if row.abroad is not None:
-            has_spec = False
-        elif (
-            owner in self._held
-            and owner not in self._nodes
-            and not (has_spec and (is_put(oid) or oid not in self._held[owner]))
-        ):
-            self._remake(oid, row, owner, event.reason, effects)
-            return
-        if has_spec:
-            row.value = None
-            self._succession.make_anew([oid], self._where(event.reason), True, effects)
-            self._tell_waiters_remade(oid, row, effects)
-            return
-        failed = self._lost(oid, event.reason)
-        if value is not None:
-            row.value = failed
-        self._answer_waiters(oid, row, failed, effects)
-        if not row.known:
-            self._drop_if_idle(oid, row)
-
-    def _remake(self, oid: bytes, row: ObjectRow, owner: bytes, reason: str, effects: list[Effect]) -> None:
-        """A lost object's owner lives: it owes the value again."""
-        row.value = None
-        row.owner = owner
-        self._owed[owner][oid] = None
-        held = not row.known
-        if held:  # it had never left its owner, who holds it
-            row.known = True
-            self._asked.pop(oid, None)
-            self._count(self._held[owner], (oid,), 1)
-        effects.append(SendRemake(owner, oid, self._where(reason), held))
-        self._tell_waiters_remade(oid, row, effects)
-
-    def _where(self, reason: str) -> str:
-        return f"{reason} (node {self._node_id.hex()[:8]})"
-
-    def _tell_waiters_remade(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
-        effects.extend(SendBeingRemade(process, oid) for process in row.waiters or ())
 
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))
@@ -599,7 +569,8 @@ class ObjectDirectory:
         for oid in event.oids:
             abroad = self._foreign_row(oid, event.home, effects)
             if abroad is None:
-                self._on_resolve_asked(ResolveAsked(event.process, [oid], event.stale_generation), effects)
+                own = ResolveAsked(event.process, [oid], event.stale_generation, b"", event.stale_node)
+                self._on_resolve_asked(own, effects)
                 continue
             row = self._objects[oid]
             if row.value is not None:
@@ -607,11 +578,11 @@ class ObjectDirectory:
                 self._drop_if_idle(oid, row)
                 continue
             self._wait(row, event.process)
-            if not abroad.asked:
+            if not abroad.asked or event.stale_node:
                 abroad.asked = True
                 asked.append(oid)
         if asked:
-            effects.append(SendResolveFor(event.home, asked))
+            effects.append(SendResolveFor(event.home, asked, event.stale_generation, event.stale_node))
 
     def _on_resolved_abroad(self, event: ResolvedAbroad, effects: list[Effect]) -> None:
         row = self._objects.get(event.oid)
@@ -735,7 +706,7 @@ class ObjectDirectory:
                 if row.abroad.home == node:
                     self._fail_homeless(oid, row, event.cause, effects)
                     self._drop_if_idle(oid, row)
-            elif type(row.value) is Stored and row.value.node == node:
+            elif type(row.value) is Stored and row.value.node == node and not self._succession.can_be_remade(oid, row):
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
                 self._uncontain(nested, self._candidates)
@@ -771,7 +742,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     ResolveAsked: ObjectDirectory._on_resolve_asked,
     Swept: ObjectDirectory._on_swept,
     Moved: ObjectDirectory._on_moved,
-    Lost: ObjectDirectory._on_lost,
+    Lost: lambda directory, event, effects: directory._succession.lost(event, effects),
     ProcessJoined: ObjectDirectory._on_joined,
     ProcessDied: ObjectDirectory._on_died,
     NodeJoined: ObjectDirectory._on_node_joined,

@@ -138,6 +138,7 @@ class ResolveAsked:
     oids: list[bytes]
     stale_generation: int = 0
     home: bytes = b""
+    stale_node: bytes = b""  #: where no copy could be had
 
 
 @dataclass(slots=True)
@@ -397,6 +398,8 @@ class SendResolveFor:
 
     node: bytes
     oids: list[bytes]
+    stale_generation: int = 0
+    stale_node: bytes = b""
 
 
 Effect = (

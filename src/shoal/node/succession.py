@@ -14,7 +14,7 @@ Design: a pure part of `object_directory`, which lends it its tables. An owner t
                           live owner, is made anew before, and so on, without recursion.
     it cannot             the object fails, with the reason
 
-Nobody adopts from a live owner: what a live owner lost, the owner is asked to make (`_remake` of the directory), unless it has let the object go;
+Nobody adopts from a live owner: what a live owner lost, the owner is asked to make (`SendRemake`), unless it has let the object go;
 then it is the runner.
 
 How to extend: what else an owner leaves behind belongs into `Orphans`.
@@ -34,9 +34,12 @@ from shoal.node.object_events import (
     CodeTold,
     Effect,
     Escaped,
+    Lost,
     NotMadeTold,
     OrphansSettled,
     ProcessDied,
+    SendBeingRemade,
+    SendRemake,
 )
 from shoal.node.object_rows import ObjectRow
 from shoal.protocol.errors import OwnerDiedError
@@ -281,6 +284,61 @@ class Succession:
         effects.append(OrphansSettled(process))
 
     # ------------------------------------------------------------ making anew
+
+    def lost(self, event: Lost, effects: list[Effect]) -> None:
+        """An object's bytes are gone: its owner makes it anew, or a runner does, or whoever asks is told why not."""
+        directory = self._directory
+        oid = event.oid
+        row = directory._objects.get(oid)
+        if row is None:
+            return
+        value = row.value
+        if value is None:
+            if row.owner and oid in directory._owed.get(row.owner, ()):
+                return  # it is being made (anew) already
+        elif type(value) is not Stored or value.node != (event.node or directory._node_id):
+            return  # a copy of it
+        owner = row.owner or event.owner
+        has_spec = oid in self.specs
+        if row.abroad is not None:
+            has_spec = False
+        elif owner in self.runners and not (has_spec and (is_put(oid) or oid not in directory._held[owner])):
+            self._remake(oid, row, owner, event.reason, effects)
+            return
+        if has_spec:
+            row.value = None
+            self.make_anew([oid], self._where(event.reason), True, effects)
+            self._tell_waiters_remade(oid, row, effects)
+            return
+        failed = directory._lost(oid, event.reason)
+        if value is not None:
+            row.value = failed
+        directory._answer_waiters(oid, row, failed, effects)
+        if not row.known:
+            directory._drop_if_idle(oid, row)
+
+    def _remake(self, oid: bytes, row: ObjectRow, owner: bytes, reason: str, effects: list[Effect]) -> None:
+        """A lost object's owner lives: it owes the value again."""
+        row.value = None
+        row.owner = owner
+        self._directory._owed[owner][oid] = None
+        held = not row.known
+        if held:  # it had never left its owner, who holds it
+            row.known = True
+            self._directory._asked.pop(oid, None)
+            self._directory._count(self._directory._held[owner], (oid,), 1)
+        effects.append(SendRemake(owner, oid, self._where(reason), held))
+        self._tell_waiters_remade(oid, row, effects)
+
+    def _where(self, reason: str) -> str:
+        return f"{reason} (node {self._directory._node_id.hex()[:8]})"
+
+    def _tell_waiters_remade(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
+        effects.extend(SendBeingRemade(process, oid) for process in row.waiters or ())
+
+    def can_be_remade(self, oid: bytes, row: ObjectRow) -> bool:
+        """Whether a lost value is made anew for whoever asks for it."""
+        return oid in self.specs or row.owner in self.runners
 
     def make_anew(self, oids: list[bytes], reason: str, begun: bool, effects: list[Effect]) -> None:
         """Hand the tasks of objects without a value, and of what those need, to runners."""

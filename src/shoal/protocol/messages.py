@@ -449,11 +449,13 @@ class RefsReceived(Message, tag=65):
 
 
 class Resolve(Message, tag=54):
-    """Send the value of each of `oids` when it is known. With `stale_generation` the place known before is not valid any more."""
+    """Send the value of each of `oids` when it is known. With `stale_generation` the place known before is not valid any more; if that was in the
+    store of `stale_node`, no copy could be had from there."""
 
     oids: list[bytes]
     stale_generation: int = 0
     home: bytes = b""
+    stale_node: bytes = b""
 
 
 class Resolved(Message, tag=55):

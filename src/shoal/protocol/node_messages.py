@@ -142,9 +142,12 @@ class HoldForDone(Message, tag=142):
 
 
 class ResolveFor(Message, tag=143):
-    """The sending node wants the values of these objects of the receiving one, each answered by Resolved when it is known."""
+    """The sending node wants the values of these objects of the receiving one, each answered by Resolved when it is known. What was told before, if
+    it was the place of generation `stale_generation` on `stale_node`, could not be had."""
 
     oids: list[bytes]
+    stale_generation: int = 0
+    stale_node: bytes = b""
 
 
 class FreeStored(Message, tag=144):

@@ -33,10 +33,12 @@ class Stored(Message, tag=1):
 
 
 class Failed(Message, tag=2):
-    """An error in the place of a value: `error` is a serialized exception; `retriable` errors are the user's own."""
+    """An error in the place of a value: `error` is a serialized exception; `retriable` errors are the user's own. Of a task that did not run because
+    an argument was not where it was said to be, `lost` is that place: its submitter has it made anew, and the task run then."""
 
     error: bytes
     retriable: bool = False
+    lost: Stored | None = None
 
 
 class Containing(Message, tag=3):

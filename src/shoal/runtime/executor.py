@@ -62,7 +62,7 @@ from shoal.runtime.jobs import SLOW_TASK_S, UNREAD_REPLIES_MAX, BoundTemplate, H
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor, Waiter
-from shoal.runtime.results import ResultWriter
+from shoal.runtime.results import ArgumentLost, ResultWriter
 from shoal.runtime.tasks import TaskContext
 
 if TYPE_CHECKING:
@@ -530,6 +530,10 @@ class Executor:
         context.loads_arguments = not self.runtime.pulling.is_abroad(value)  # one that travels may take long
         try:
             return self.runtime.load_stored(value)
+        except errors.ObjectLostError as error:
+            if type(error) is not errors.ObjectLostError:
+                raise  # it is known why it cannot be had
+            raise ArgumentLost(value, error) from error
         finally:
             context.loads_arguments = False
 

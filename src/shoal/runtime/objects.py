@@ -577,6 +577,15 @@ class ObjectTable:
         if daemon is not None:
             daemon.send(Resolve([entry.oid], stored.generation))
 
+    def resolve_lost(self, entry: ObjectEntry, place: Stored) -> None:
+        """A displaced entry could not be had from another node: ask its home where it is now. Caller holds the lock."""
+        shared = entry.shared
+        assert shared is not None, "displaced entries are shared"
+        shared.resolving = True
+        daemon = self.daemon
+        if daemon is not None:
+            daemon.send(Resolve([entry.oid], place.generation, shared.home, place.node))
+
     def displace(self, entry: ObjectEntry) -> None:
         """A stored value is not where it was: the entry has no value until its new place is known. Caller holds the lock."""
         shared = entry.shared

@@ -174,7 +174,16 @@ class Pulling:
             slot = runtime._answers.pop(number, None)
             if slot is not None and runtime.lost is None:
                 self._take(value, slot[1])
+                if type(self.places.get(value.oid)) is errors.ObjectLostError:
+                    reason = str(self.places.pop(value.oid))
+                    runtime.remaker.report_lost(entry, value, reason)
+                    runtime.when_known(entry, known)
+                    return
             runtime.reactor.later.append(then)
+
+        def known(entry: ObjectEntry) -> None:
+            if self.when_here(entry, then):
+                runtime.reactor.later.append(then)
 
         with runtime.reactor.lock:
             number = self._ask(value, _Call(answered), False)

@@ -127,6 +127,42 @@ class Remaker:
         else:
             objects.publish(entry)
 
+    def report_lost(self, entry: ObjectEntry, place: Stored, reason: str) -> None:
+        """A value that lay on another node cannot be had: the owner makes it anew, others ask its home."""
+        with self.runtime.reactor.lock:
+            if entry.value is not place:
+                return  # it lies somewhere else by now
+            objects = self.runtime.objects
+            objects.displace(entry)
+            shared = entry.shared
+            assert shared is not None, "made by `displace`"
+            if shared.owned and entry.oid not in self.runtime.closures.putters:
+                self.request(entry, reason)
+            else:
+                objects.resolve_lost(entry, place)
+
+    def input_lost(self, task: PendingTask, value: Failed) -> bool:
+        """Whether a task did not run because of a lost argument that can be made anew; then it runs when it is. Caller holds the lock."""
+        place = value.lost
+        assert place is not None, "the place of the argument"
+        entry = next((entry for _, entry in task.deps or () if entry.oid == place.oid), None)
+        if entry is None or task.cancelled:
+            return False
+        known = entry.value
+        if type(known) is Stored and (known.node, known.generation) == (place.node, place.generation):
+            self.report_lost(entry, known, "its node did not have it")
+        submitter = self.runtime.submitter
+        task.lease = None
+
+        def again(entry: ObjectEntry) -> None:
+            if task.cancelled:
+                submitter.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled"))
+            elif not submitter.fail_on_dependency(task):
+                submitter.requeue([task])
+
+        self.runtime.when_known(entry, again)
+        return True
+
     def _on_being_remade(self, connection: Connection, message: BeingRemade) -> None:
         entry = self.runtime.objects.table.get(message.oid)
         if entry is not None and entry.shared is not None:

@@ -20,6 +20,7 @@ from shoal.protocol.messages import (
     Containing,
     Failed,
     Many,
+    Stored,
     StreamItem,
     Value,
 )
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.jobs import Job
     from shoal.runtime.objects import ObjectRef
+
+
+class ArgumentLost(Exception):  # noqa: N818  not an error of its own
+    """A task cannot begin: an argument is not where its submitter believes it to be."""
+
+    def __init__(self, place: Stored, error: Exception) -> None:
+        super().__init__(str(error))
+        self.place = place
+        self.error = error
 
 
 class ResultWriter:
@@ -116,6 +126,9 @@ class ResultWriter:
 
     def encode_error(self, job: Job, error: BaseException) -> Failed:
         """A task's exception as a value."""
+        if type(error) is ArgumentLost:
+            self.last_error = "ObjectLostError"
+            return Failed(serialization.dumps_error(error.error), lost=error.place)
         self.last_error = type(error).__name__
         instance = self.actor_instance()
         actor = _safe_repr(instance) if instance is not None else None

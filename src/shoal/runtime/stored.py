@@ -10,6 +10,7 @@ What it does not do: allocate or pin (`store.client`), or count references (`obj
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
@@ -79,14 +80,22 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
                     f"object {entry.oid.hex()} was stored by a session that has ended", object_id=entry.oid.hex()
                 )
             if value.node != runtime.node_id and value.node:
-                return serialization.loads(runtime.pulling.read(value, until))
-            try:
-                return serialization.loads(store.read(value))
-            except StaleBlock:
-                with runtime.reactor.lock:
-                    if entry.value is value:
-                        runtime.objects.resolve_again(entry)
-        runtime.wait_entries((entry,), None)
+                try:
+                    return serialization.loads(runtime.pulling.read(value, until))
+                except errors.ObjectLostError as error:
+                    if type(error) is not errors.ObjectLostError:
+                        raise
+                    runtime.remaker.report_lost(entry, value, str(error))
+            else:
+                try:
+                    return serialization.loads(store.read(value))
+                except StaleBlock:
+                    with runtime.reactor.lock:
+                        if entry.value is value:
+                            runtime.objects.resolve_again(entry)
+        left_s = None if until is None else max(until - perf_counter(), 0.0)
+        if not runtime.wait_entries((entry,), left_s):
+            raise errors.GetTimeoutError(f"object {entry.oid.hex()} was lost, and was not made anew in time")
 
 
 def store_blob(runtime: Runtime, oid: bytes, blob: Any, owner: bytes, nested: list[bytes] | None = None) -> Stored:

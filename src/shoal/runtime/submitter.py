@@ -335,6 +335,8 @@ class Submitter:
 
     def complete(self, task: PendingTask, value: Any) -> None:
         """A result that is not the plain case: an error, a stored or containing value, several values, a stream's end. Caller holds the lock."""
+        if type(value) is Failed and value.lost is not None and self.runtime.remaker.input_lost(task, value):
+            return
         if type(value) is Failed and value.retriable and task.template.retry_exceptions:
             if task.template.retry_exceptions is True:
                 self._retry_or_finish(task, value, True)

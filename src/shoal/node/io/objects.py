@@ -138,7 +138,11 @@ class Objects:
         """A process wants values."""
         if message.home:
             self._expect(message.home)
-        self.handle(events.ResolveAsked(process.worker_id, message.oids, message.stale_generation, message.home))
+        self.handle(
+            events.ResolveAsked(
+                process.worker_id, message.oids, message.stale_generation, message.home, message.stale_node
+            )
+        )
 
     def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
         """Somebody cancels the task that makes an object: only its owner can, whom the object's home knows."""
@@ -259,7 +263,7 @@ class Objects:
 
     def _on_resolve_for(self, node: bytes, message: node_messages.ResolveFor) -> None:
         self._meet(node)
-        self.handle(events.ResolveAsked(node, message.oids))
+        self.handle(events.ResolveAsked(node, message.oids, message.stale_generation, b"", message.stale_node))
 
     def _on_resolved(self, node: bytes, message: messages.Resolved) -> None:
         self.handle(events.ResolvedAbroad(node, message.oid, message.value))
@@ -336,7 +340,7 @@ class Objects:
         self._links.send(effect.node, node_messages.HoldForDone(effect.number))
 
     def _send_resolve_for(self, effect: events.SendResolveFor) -> None:
-        self._links.send(effect.node, node_messages.ResolveFor(effect.oids))
+        self._links.send(effect.node, node_messages.ResolveFor(effect.oids, effect.stale_generation, effect.stale_node))
 
     def _confirm_holds(self, effect: foreign_holds.ConfirmHolds) -> None:
         self._table.send(effect.process, messages.HoldsConfirmed(effect.count))
