@@ -9,11 +9,8 @@ import pytest
 
 from shoal.gcs.global_scheduler import (
     LOOK_S,
-    PROMISE_SEEN_S,
-    PROMISED_S,
     QUEUED_AFTER_S,
     QUEUES_MAX,
-    REPLACED_WITHIN_S,
     AskActorsAgain,
     GlobalScheduler,
     NodeAway,
@@ -25,8 +22,10 @@ from shoal.gcs.global_scheduler import (
     TimePassed,
     Wanted,
 )
+from shoal.gcs.node_views import PROMISE_SEEN_S, PROMISED_S, REPLACED_WITHIN_S, SAMPLE_MAX, NodeViews
 from shoal.protocol import strategies
 from shoal.protocol.gcs_messages import NodeLoad, PlaceLeases
+from shoal.scheduling.node_policy import Wish, can_ever
 
 CPU = 10_000
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -279,8 +278,13 @@ class RandomWorld:
             self.step()
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_in_a_random_world_everybody_is_served_or_told_why_not(seed: int) -> None:
+@pytest.mark.parametrize("sample", [64, 2])
+@pytest.mark.parametrize("seed", range(30))
+def test_in_a_random_world_everybody_is_served_or_told_why_not(
+    seed: int, sample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.gcs.node_views.SAMPLE_MAX", sample)
+    monkeypatch.setattr("shoal.gcs.node_views.SCANNED_MAX", sample + 1)
     world = RandomWorld(seed)
     world.run()
     # What only its own node can do is not the global scheduler's business.
@@ -293,3 +297,52 @@ def test_in_a_random_world_everybody_is_served_or_told_why_not(seed: int) -> Non
     assert world.machine.statistics()["waiting"] == sum(count for _, count in world.open.values())
     largest = max(world.cpus[node_id] for node_id in world.alive)
     assert all(cpus > largest or world.alive != set(world.cpus) for cpus in world.refused.values())
+
+
+def test_of_many_nodes_those_with_room_are_found_and_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def counted(view: Any, wish: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return can_ever(view, wish)
+
+    rng = random.Random(1)
+    views = NodeViews()
+    for number in range(2000):
+        view = views.up(number.to_bytes(16, "big"), f"n{number}", {"CPU": 4 * CPU}, {"rack": str(number % 7)})
+        views.spoke(view, NodeLoad(1, {"CPU": CPU if number % 50 == 0 else 0}, {"CPU": 4 * CPU}), 0.0)
+    wish = Wish({"CPU": CPU})
+    shape = views.shape(wish)
+    monkeypatch.setattr("shoal.gcs.node_views.can_ever", counted)
+    found = views.with_room(views.shape(wish), wish, rng.randrange)
+    assert len(found) == 40 and looks <= 40  # all with room, and nobody else was looked at
+    for view in found:
+        views.promise(view, wish.demand, 1, 0.0)
+    assert views.with_room(shape, wish, rng.randrange) == []
+    assert len(views.any_of(shape, wish, rng.randrange)) == SAMPLE_MAX
+    assert len(views.end_promises(PROMISED_S)) == 40 and len(views.with_room(shape, wish, rng.randrange)) == 40
+    named = Wish({"CPU": CPU}, strategies.node_affinity((7).to_bytes(16, "big"), True))
+    assert views.get((7).to_bytes(16, "big")) in views.with_room(views.shape(named), named, rng.randrange)
+    rare = Wish({"CPU": CPU}, strategies.labels([("rack", strategies.IN, ["3"])], []))
+    assert all(view.labels["rack"] == "3" for view in views.any_of(views.shape(rare), rare, rng.randrange))
+
+
+def test_nodes_with_room_agree_with_a_dumb_list() -> None:
+    rng = random.Random(2)
+    views = NodeViews()
+    free: dict[bytes, int] = {}
+    for step in range(3000):
+        node_id = rng.randrange(12).to_bytes(16, "big")
+        view = views.get(node_id)
+        if view is None:
+            views.up(node_id, "n", {"CPU": 9 * CPU}, {})
+            free[node_id] = 0
+        elif rng.random() < 0.05:
+            views.gone(node_id, float(step))
+            del free[node_id]
+        else:
+            free[node_id] = rng.randrange(3)
+            views.spoke(view, NodeLoad(1, {"CPU": free[node_id] * CPU}, {"CPU": 9 * CPU}), float(step))
+        roomy = {each.node_id for each in views._roomy.views}
+        assert roomy == {each for each, cpus in free.items() if cpus} and len(roomy) == len(views._roomy.views)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from shoal.gcs.global_scheduler import REPLACED_WITHIN_S
+from shoal.gcs.node_views import REPLACED_WITHIN_S
 from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import KeyValues, TaskEvents

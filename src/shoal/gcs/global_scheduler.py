@@ -24,6 +24,9 @@ lease too many is returned at once.
 A node that is not connected gets nothing, but as long as it may come back nothing is refused that it could serve. A node that died or drains may be
 replaced: what it could have served waits REPLACED_WITHIN_S more before it is refused (unless it wants that very node).
 
+*Many nodes.* No decision looks at all nodes or at all that wait: nodes are sampled (`node_views`), and what waits is kept by shape (demand and
+strategy), so that a heartbeat costs one look for each shape.
+
 How to extend: an event gets a row in `_HANDLERS`; strategies belong into `scheduling.node_policy`.
 
 What it does not do: know tasks or workers; grant anything (nodes do); decide that a node is dead (`node_table`).
@@ -31,29 +34,26 @@ What it does not do: know tasks or workers; grant anything (nodes do); decide th
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from typing import Any
 
+from shoal.gcs.node_views import PROMISED_S, NodeViews, Shape
 from shoal.protocol.gcs_messages import LeasesPlaced, NodeLoad, PlaceLeases
-from shoal.protocol.resources import Resources, add, fits, subtract
+from shoal.protocol.resources import Resources, fits
 from shoal.protocol.strategies import GLOBAL_KINDS, KIND, NODE_AFFINITY
 from shoal.scheduling.node_policy import Dice, NodeView, Wish, best_queue, can_ever, place, why_never, why_waiting
 
-PROMISE_SEEN_S = 0.02
-PROMISED_S = 0.25
 QUEUED_AFTER_S = 1.0
 QUEUES_MAX = 3
 MOVE_AFTER_S = 0.5
-REPLACED_WITHIN_S = 30.0
 LOOK_S = 0.1  #: while something waits
 MOVED_MAX = 100  #: actors looked at in one go
 
 Key = tuple[bytes, bytes, int]  #: (node that asks, process, class number)
 
-assert PROMISE_SEEN_S < PROMISED_S < QUEUED_AFTER_S
+assert PROMISED_S < QUEUED_AFTER_S
 
 
 # ---------------------------------------------------------------- events
@@ -171,6 +171,7 @@ class Demand:
     """What a node wants for one class of one process and has not got. `backlog` is positive."""
 
     wish: Wish
+    shape: Shape
     name: str
     job_id: bytes
     backlog: int
@@ -184,37 +185,26 @@ class WaitingActor:
     """An actor that was placed and has not begun."""
 
     wish: Wish
+    shape: Shape
     name: str
     job_id: bytes
     node_id: bytes
     since: float
 
 
-@dataclass(slots=True)
-class Promise:
-    """What was placed on a node that may not know it yet."""
-
-    at: float
-    demand: Resources
-    count: int
-
-
 class GlobalScheduler:
     """The machine. `dice(n)` is a number below n."""
 
-    __slots__ = ("_actors", "_demands", "_dice", "_ghosts", "_looked_at", "_placed", "_promises", "_refused", "_views")
+    __slots__ = ("_actors", "_demands", "_dice", "_looked_at", "_nodes", "_placed", "_refused", "_waiting")
 
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
-        #: all nodes that are not dead, in the order of joining. `available` is what the node said last, less its promises
-        self._views: dict[bytes, NodeView] = {}
-        #: nodes that died or drain, as they were -> until when they may be replaced
-        self._ghosts: dict[bytes, tuple[NodeView, float]] = {}
-        #: node -> what was promised there, oldest first; never empty
-        self._promises: dict[bytes, deque[Promise]] = {}
+        self._nodes = NodeViews()
         #: what waits, in the order of asking
         self._demands: dict[Key, Demand] = {}
-        #: actors that were placed and have not begun, by id
+        #: the same by shape, each in the order of asking; none is empty
+        self._waiting: dict[tuple[Any, ...], dict[Key, Demand]] = {}
+        #: actors that were placed and have not begun, by id; those placed first are first
         self._actors: dict[bytes, WaitingActor] = {}
         #: when all that waits was looked at last
         self._looked_at = 0.0
@@ -231,14 +221,14 @@ class GlobalScheduler:
 
     def next_deadline(self) -> float | None:
         """When TimePassed is due; None while nothing waits."""
-        waits = self._demands or (self._actors and len(self._views) > 1)
+        waits = self._demands or (self._actors and len(self._nodes) > 1)
         looks_at = self._looked_at + LOOK_S if waits else None
-        ends_at = min((until for _, until in self._ghosts.values()), default=None)
+        ends_at = self._nodes.next_ghost_end()
         return min((at for at in (looks_at, ends_at) if at is not None), default=None)
 
     def views(self) -> list[NodeView]:
         """What is known of each node that is not dead."""
-        return list(self._views.values())
+        return self._nodes.all()
 
     def demands(self, limit: int) -> list[dict[str, Any]]:
         """The first `limit` who wait, and why."""
@@ -256,7 +246,7 @@ class GlobalScheduler:
                     "demand": demand.wish.demand,
                     "count": demand.backlog,
                     "since_s": demand.since,
-                    "why": why_waiting(self.views(), demand.wish, demand.name),
+                    "why": why_waiting(self._nodes.any_of(demand.shape, demand.wish, _first), demand.wish, demand.name),
                 }
             )
         for actor_id, actor in self._actors.items():
@@ -271,7 +261,7 @@ class GlobalScheduler:
                     "demand": actor.wish.demand,
                     "count": 1,
                     "since_s": actor.since,
-                    "why": why_waiting(self.views(), actor.wish, actor.name),
+                    "why": why_waiting(self._nodes.any_of(actor.shape, actor.wish, _first), actor.wish, actor.name),
                 }
             )
         return rows
@@ -279,7 +269,7 @@ class GlobalScheduler:
     def statistics(self) -> dict[str, int]:
         """Sizes and counts."""
         return {
-            "nodes": len(self._views),
+            "nodes": len(self._nodes),
             "waiting": sum(demand.backlog for demand in self._demands.values()),
             "actors_waiting": len(self._actors),
             "placed": self._placed,
@@ -289,67 +279,37 @@ class GlobalScheduler:
     # ------------------------------------------------------------ nodes
 
     def _on_up(self, event: NodeUp, now: float, effects: list[Effect]) -> None:
-        known = self._views.get(event.node_id)
-        if known is None:
-            self._views[event.node_id] = NodeView(event.node_id, event.name, event.total, {}, event.labels)
-        else:
-            known.alive, known.total, known.available = True, event.total, {}
-        self._promises.pop(event.node_id, None)
-        for key in list(self._demands):  # one may wait for this very node, full or not
-            self._try(key, self.views(), now, effects)
+        self._nodes.up(event.node_id, event.name, event.total, event.labels)
+        for key, demand in list(self._demands.items()):  # one may wait for this very node, full or not
+            if demand.wish.strategy.get(KIND) == NODE_AFFINITY:
+                self._try(key, None, now, effects)
 
     def _on_away(self, event: NodeAway, now: float, effects: list[Effect]) -> None:
-        view = self._views.get(event.node_id)
-        if view is not None:
-            view.alive = False
+        self._nodes.away(event.node_id)
         for key in [key for key in self._demands if key[0] == event.node_id]:
-            del self._demands[key]
+            self._forget(key)
 
     def _on_gone(self, event: NodeGone, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
-        view = self._views.pop(event.node_id, None)
-        if view is not None:
-            self._haunt(view, now)
-        self._promises.pop(event.node_id, None)
+        self._nodes.gone(event.node_id, now)
         for actor_id in [each for each, actor in self._actors.items() if actor.node_id == event.node_id]:
             del self._actors[actor_id]  # asked for again
         self._refuse_impossible(effects)
 
     def _on_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
-        view = self._views.get(event.node_id)
+        view = self._nodes.get(event.node_id)
         if view is not None:
-            view.draining = True
-            self._haunt(view, now)
+            self._nodes.drains(view, now)
             self._refuse_impossible(effects)
 
-    def _haunt(self, view: NodeView, now: float) -> None:
-        """A node goes: another one like it may come."""
-        ghost = replace(view, alive=False, draining=False, available={})
-        self._ghosts[view.node_id] = (ghost, now + REPLACED_WITHIN_S)
-
     def _on_spoke(self, event: NodeSpoke, now: float, effects: list[Effect]) -> None:
-        view, load = self._views.get(event.node_id), event.load
+        view = self._nodes.get(event.node_id)
         if view is None:
             return
-        before = view.available
-        view.total = load.total
-        view.queued = sum(count for _, count in load.waiting)
-        view.task_time_s = load.task_time_s
-        view.actors = load.actors
-        view.available = dict(load.available)
-        promises = self._promises.get(event.node_id)
-        if promises is not None:
-            while promises and now - promises[0].at >= PROMISE_SEEN_S:
-                promises.popleft()
-            if not promises:
-                del self._promises[event.node_id]
-            for promise in promises:
-                self._take(view, promise)
-        if load.draining and not view.draining:
+        self._nodes.spoke(view, event.load, now)
+        if event.load.draining and not view.draining:
             self._on_drains(NodeDrains(event.node_id), now, effects)
-        if (self._demands or self._actors) and any(
-            units > before.get(name, 0) for name, units in view.available.items()
-        ):
+        if self._demands or self._actors:
             self._offer(view, now, effects)
 
     # ------------------------------------------------------------ demands
@@ -358,69 +318,81 @@ class GlobalScheduler:
         message = event.message
         key = (event.node_id, message.process, message.class_no)
         if message.backlog <= 0:
-            self._demands.pop(key, None)
+            self._forget(key)
             return
         demand = self._demands.get(key)
         if demand is None:
             units = {name: amount for name, amount in message.demand.items() if amount > 0}
             wish = Wish(units, message.strategy, message.locality, event.node_id)
-            if not self._demands:
-                self._looked_at = now
-            demand = self._demands[key] = Demand(wish, message.name, message.job_id, message.backlog, now)
+            try:
+                shape = self._nodes.shape(wish)
+            except (KeyError, TypeError, ValueError) as error:
+                reason = f"the scheduling strategy {message.strategy!r} makes no sense: {error!r}"
+                effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], [], reason)))
+                return
+            demand = Demand(wish, shape, message.name, message.job_id, message.backlog, now)
+            self._keep(key, demand, now)
         demand.backlog = message.backlog
         demand.wish.locality = message.locality
-        try:
-            possible = self._possible(demand.wish)
-        except (KeyError, TypeError, ValueError) as error:
-            del self._demands[key]
-            reason = f"the scheduling strategy {message.strategy!r} makes no sense: {error!r}"
-            effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], [], reason)))
-            return
-        if not possible:
+        if not self._nodes.possible(demand.shape):
             self._refuse(key, effects)
             return
-        self._end_promises(now)
-        self._try(key, self.views(), now, effects)
+        self._nodes.end_promises(now)
+        self._try(key, None, now, effects)
 
-    def _try(self, key: Key, views: list[NodeView], now: float, effects: list[Effect]) -> None:
-        """Place what can be placed of a demand on some of these nodes."""
+    def _keep(self, key: Key, demand: Demand, now: float) -> None:
+        if not self._demands and not self._actors:
+            self._looked_at = now
+        self._demands[key] = demand
+        self._waiting.setdefault(demand.shape.key, {})[key] = demand
+        demand.shape.waiting += 1
+
+    def _forget(self, key: Key) -> None:
+        demand = self._demands.pop(key, None)
+        if demand is None:
+            return
+        demand.shape.waiting -= 1
+        same = self._waiting[demand.shape.key]
+        del same[key]
+        if not same:
+            del self._waiting[demand.shape.key]
+
+    def _try(self, key: Key, view: NodeView | None, now: float, effects: list[Effect]) -> None:
+        """Place what can be placed of a demand, on a node or (None) where it is best."""
         demand = self._demands[key]
+        views = [view] if view is not None else self._nodes.with_room(demand.shape, demand.wish, self._dice)
         found = place(views, demand.wish, demand.backlog, self._dice)
         if not found:
             return
-        for view, count in found:
-            promise = Promise(now, demand.wish.demand, count)
-            self._promises.setdefault(view.node_id, deque()).append(promise)
-            self._take(view, promise)
+        for chosen, count in found:
+            self._nodes.promise(chosen, demand.wish.demand, count, now)
             demand.backlog -= count
             self._placed += count
-        self._tell(key, [(view.node_id, count) for view, count in found], effects)
+        self._tell(key, [(chosen.node_id, count) for chosen, count in found], effects)
         if not demand.backlog:
-            del self._demands[key]
+            self._forget(key)
 
     def _offer(self, view: NodeView, now: float, effects: list[Effect]) -> None:
-        """A node has more room than before: who waits is tried there."""
+        """A node may have room: who waits is tried there, the shape whose first has waited longest first."""
         if not view.alive or view.draining:
             return
-        for key, demand in list(self._demands.items()):
-            self._try(key, self.views() if demand.wish.locality else [view], now, effects)
-        self._move_actors([view], now, effects)
-
-    def _possible(self, wish: Wish) -> bool:
-        return any(can_ever(view, wish) for view in self._views.values()) or self._was_possible(wish)
-
-    def _was_possible(self, wish: Wish) -> bool:
-        """Whether a node that went lately could have served it, and another one like it could."""
-        if wish.strategy.get(KIND) == NODE_AFFINITY and not wish.strategy.get("soft"):
-            return False
-        return any(can_ever(ghost, wish) for ghost, _ in self._ghosts.values())
+        open_to = [same for same in self._waiting.values() if fits(_oldest(same).wish.demand, view.available)]
+        for same in sorted(open_to, key=lambda same: _oldest(same).since):
+            for key, demand in list(same.items()):
+                if not fits(demand.wish.demand, view.available):
+                    break
+                self._try(key, None if demand.wish.locality else view, now, effects)
+        self._move_actors(view, now, effects)
 
     def _refuse_impossible(self, effects: list[Effect]) -> None:
-        for key in [key for key, demand in self._demands.items() if not self._possible(demand.wish)]:
-            self._refuse(key, effects)
+        for same in list(self._waiting.values()):
+            if not self._nodes.possible(_oldest(same).shape):
+                for key in list(same):
+                    self._refuse(key, effects)
 
     def _refuse(self, key: Key, effects: list[Effect]) -> None:
-        demand = self._demands.pop(key)
+        demand = self._demands[key]
+        self._forget(key)
         self._refused += 1
         reason = why_never(self.views(), demand.wish, demand.name)
         effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], [], reason)))
@@ -431,60 +403,60 @@ class GlobalScheduler:
         demand = {name: units for name, units in event.demand.items() if units > 0}
         wish = Wish(demand, event.strategy, {}, event.near, True)
         try:
-            able = [view for view in self._views.values() if can_ever(view, wish)]
+            shape = self._nodes.shape(wish)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"the scheduling strategy {event.strategy!r} makes no sense: {error!r}"
             effects.append(ActorRefused(event.actor_id, reason))
             return
         self._actors.pop(event.actor_id, None)
-        if not able and (not self._views or self._was_possible(wish)):
+        if not shape.able and (not self._nodes or self._nodes.was_possible(shape)):
             return  # the cluster begins, or a node may be replaced
-        if not able:
+        if not shape.able:
             self._refused += 1
             effects.append(ActorRefused(event.actor_id, why_never(self.views(), wish, event.name)))
             return
-        view = self._choose(event, wish, now)
+        view = self._choose(event, shape, wish, now)
         if view is None:  # only nodes that are away could take it
             return
         if not self._demands and not self._actors:
             self._looked_at = now
-        self._actors[event.actor_id] = WaitingActor(wish, event.name, event.job_id, view.node_id, now)
+        self._actors[event.actor_id] = WaitingActor(wish, shape, event.name, event.job_id, view.node_id, now)
         self._settle_on(view, wish, now)
         effects.append(ActorPlaced(event.actor_id, view.node_id))
 
-    def _choose(self, event: ActorWanted, wish: Wish, now: float) -> NodeView | None:
-        near = self._views.get(event.near)
+    def _choose(self, event: ActorWanted, shape: Shape, wish: Wish, now: float) -> NodeView | None:
+        near = self._nodes.get(event.near)
         if event.stay and near is not None and near.alive and can_ever(near, wish):
             return near
-        self._end_promises(now)
-        found = place(self.views(), wish, 1, self._dice)
-        return found[0][0] if found else best_queue(self.views(), wish, self._dice)
+        self._nodes.end_promises(now)
+        found = place(self._nodes.with_room(shape, wish, self._dice), wish, 1, self._dice)
+        return found[0][0] if found else best_queue(self._nodes.any_of(shape, wish, self._dice), wish, self._dice)
 
     def _settle_on(self, view: NodeView, wish: Wish, now: float) -> None:
         """An actor goes to a node, whose next heartbeat says what came of it."""
-        promise = Promise(now, wish.demand, 1)
-        self._promises.setdefault(view.node_id, deque()).append(promise)
         if not fits(wish.demand, view.available):
             view.queued += 1
-        self._take(view, promise)
+        self._nodes.promise(view, wish.demand, 1, now)
         view.actors += 1
         self._placed += 1
 
     def _on_actor_settled(self, event: ActorSettled, now: float, effects: list[Effect]) -> None:
         self._actors.pop(event.actor_id, None)
 
-    def _move_actors(self, views: list[NodeView], now: float, effects: list[Effect]) -> None:
-        """Actors that wait elsewhere for long go to nodes with room."""
-        stuck = ((actor_id, each) for actor_id, each in self._actors.items() if now - each.since >= MOVE_AFTER_S)
+    def _move_actors(self, view: NodeView | None, now: float, effects: list[Effect]) -> None:
+        """Actors that wait elsewhere for long go to a node if it has room, or (None) to any that has."""
+        stuck = takewhile(lambda item: now - item[1].since >= MOVE_AFTER_S, self._actors.items())
         for actor_id, actor in list(islice(stuck, MOVED_MAX)):
-            if actor.wish.strategy.get(KIND) == NODE_AFFINITY:
+            wish = actor.wish
+            if wish.strategy.get(KIND) == NODE_AFFINITY or (view and not fits(wish.demand, view.available)):
                 continue
-            found = place([view for view in views if view.node_id != actor.node_id], actor.wish, 1, self._dice)
+            views = [view] if view else self._nodes.with_room(actor.shape, wish, self._dice)
+            found = place([each for each in views if each.node_id != actor.node_id], wish, 1, self._dice)
             if found:
-                view = found[0][0]
-                actor.node_id, actor.since = view.node_id, now
-                self._settle_on(view, actor.wish, now)
-                effects.append(ActorPlaced(actor_id, view.node_id))
+                actor.node_id, actor.since = found[0][0].node_id, now
+                self._actors[actor_id] = self._actors.pop(actor_id)
+                self._settle_on(found[0][0], wish, now)
+                effects.append(ActorPlaced(actor_id, actor.node_id))
 
     # ------------------------------------------------------------ answers
 
@@ -496,13 +468,10 @@ class GlobalScheduler:
 
     def _on_time(self, event: TimePassed, now: float, effects: list[Effect]) -> None:
         self._looked_at = now
-        gone = [node_id for node_id, (_, until) in self._ghosts.items() if until <= now]
-        for node_id in gone:
-            del self._ghosts[node_id]
-        if gone:
+        if self._nodes.end_ghosts(now):
             self._refuse_impossible(effects)
             effects.append(AskActorsAgain())
-        for view in self._end_promises(now):
+        for view in self._nodes.end_promises(now):
             self._offer(view, now, effects)
         for key, demand in list(self._demands.items()):
             if (
@@ -510,10 +479,11 @@ class GlobalScheduler:
                 and len(demand.queued_at) < QUEUES_MAX
             ):
                 self._queue_somewhere(key, demand, effects)
-        self._move_actors(self.views(), now, effects)
+        self._move_actors(None, now, effects)
 
     def _queue_somewhere(self, key: Key, demand: Demand, effects: list[Effect]) -> None:
-        others = [view for node_id, view in self._views.items() if node_id not in demand.queued_at]
+        able = self._nodes.any_of(demand.shape, demand.wish, self._dice)
+        others = [view for view in able if view.node_id not in demand.queued_at]
         if demand.wish.strategy.get(KIND) not in GLOBAL_KINDS:  # at home it waits anyway
             others = [view for view in others if view.node_id != demand.wish.asker]
         view = best_queue(others, demand.wish, self._dice)
@@ -522,24 +492,15 @@ class GlobalScheduler:
         demand.queued_at.append(view.node_id)
         self._tell(key, [(view.node_id, 1)], effects)
 
-    def _end_promises(self, now: float) -> list[NodeView]:
-        """Forget promises that are too old to be true; the nodes that have more room by that."""
-        freed = []
-        for node_id, promises in list(self._promises.items()):
-            if now - promises[0].at < PROMISED_S:
-                continue
-            view = self._views[node_id]
-            while promises and now - promises[0].at >= PROMISED_S:
-                promise = promises.popleft()
-                add(view.available, {name: units * promise.count for name, units in promise.demand.items()})
-            if not promises:
-                del self._promises[node_id]
-            freed.append(view)
-        return freed
 
-    @staticmethod
-    def _take(view: NodeView, promise: Promise) -> None:
-        subtract(view.available, {name: units * promise.count for name, units in promise.demand.items()})
+def _oldest(same: dict[Key, Demand]) -> Demand:
+    """Of those that wait with a shape, the one that has waited longest."""
+    return next(iter(same.values()))
+
+
+def _first(_below: int) -> int:
+    """Dice for texts."""
+    return 0
 
 
 _HANDLERS: dict[type, Callable[[GlobalScheduler, Any, float, list[Effect]], None]] = {
