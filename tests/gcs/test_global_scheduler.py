@@ -315,15 +315,15 @@ def test_of_many_nodes_those_with_room_are_found_and_few_are_looked_at(monkeypat
     wish = Wish({"CPU": CPU})
     shape = views.shape(wish)
     monkeypatch.setattr("shoal.gcs.node_views.can_ever", counted)
-    found = views.with_room(views.shape(wish), wish, rng.randrange)
+    found = views.with_room(views.shape(wish), wish, 100, rng.randrange)
     assert len(found) == 40 and looks <= 40  # all with room, and nobody else was looked at
     for view in found:
         views.promise(view, wish.demand, 1, 0.0)
-    assert views.with_room(shape, wish, rng.randrange) == []
+    assert views.with_room(shape, wish, 1, rng.randrange) == []
     assert len(views.any_of(shape, wish, rng.randrange)) == SAMPLE_MAX
-    assert len(views.end_promises(PROMISED_S)) == 40 and len(views.with_room(shape, wish, rng.randrange)) == 40
+    assert len(views.end_promises(PROMISED_S)) == 40 and len(views.with_room(shape, wish, 3, rng.randrange)) == 14
     named = Wish({"CPU": CPU}, strategies.node_affinity((7).to_bytes(16, "big"), True))
-    assert views.get((7).to_bytes(16, "big")) in views.with_room(views.shape(named), named, rng.randrange)
+    assert views.get((7).to_bytes(16, "big")) in views.with_room(views.shape(named), named, 1, rng.randrange)
     rare = Wish({"CPU": CPU}, strategies.labels([("rack", strategies.IN, ["3"])], []))
     assert all(view.labels["rack"] == "3" for view in views.any_of(views.shape(rare), rare, rng.randrange))
 

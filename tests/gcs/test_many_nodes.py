@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from shoal.gcs.global_scheduler import REPLACED_WITHIN_S
 from shoal.gcs.node_table import ANEW_S, NodeTable
 from shoal.gcs.node_views import REPLACED_WITHIN_S
 from shoal.gcs.shard import (

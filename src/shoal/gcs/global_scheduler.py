@@ -360,8 +360,11 @@ class GlobalScheduler:
     def _try(self, key: Key, view: NodeView | None, now: float, effects: list[Effect]) -> None:
         """Place what can be placed of a demand, on a node or (None) where it is best."""
         demand = self._demands[key]
-        views = [view] if view is not None else self._nodes.with_room(demand.shape, demand.wish, self._dice)
-        found = place(views, demand.wish, demand.backlog, self._dice)
+        if view is not None:
+            found = place([view], demand.wish, demand.backlog, self._dice)
+        else:
+            views = self._nodes.with_room(demand.shape, demand.wish, demand.backlog, self._dice)
+            found = place(views, demand.wish, demand.backlog, self._dice, all_can=True)
         if not found:
             return
         for chosen, count in found:
@@ -429,7 +432,7 @@ class GlobalScheduler:
         if event.stay and near is not None and near.alive and can_ever(near, wish):
             return near
         self._nodes.end_promises(now)
-        found = place(self._nodes.with_room(shape, wish, self._dice), wish, 1, self._dice)
+        found = place(self._nodes.with_room(shape, wish, 1, self._dice), wish, 1, self._dice, all_can=True)
         return found[0][0] if found else best_queue(self._nodes.any_of(shape, wish, self._dice), wish, self._dice)
 
     def _settle_on(self, view: NodeView, wish: Wish, now: float) -> None:
@@ -450,7 +453,7 @@ class GlobalScheduler:
             wish = actor.wish
             if wish.strategy.get(KIND) == NODE_AFFINITY or (view and not fits(wish.demand, view.available)):
                 continue
-            views = [view] if view else self._nodes.with_room(actor.shape, wish, self._dice)
+            views = [view] if view else self._nodes.with_room(actor.shape, wish, 1, self._dice)
             found = place([each for each in views if each.node_id != actor.node_id], wish, 1, self._dice)
             if found:
                 actor.node_id, actor.since = found[0][0].node_id, now

@@ -6,9 +6,9 @@ Design. A thousand nodes ask thousands of times a second, and a look at every no
 clusters. So:
 
 - which nodes could ever serve a shape is remembered with the shape, until membership or somebody's total changes (`_epoch`);
-- up to SAMPLE_MAX such nodes are all looked at. Of more, SAMPLE_MAX with room are taken, from where the dice say on, after at most SCANNED_MAX looks:
-  random samples of that size are nearly as level as a look at all. For what asks for CPUs the nodes without a free one are in no list at all, so a
-  full cluster costs nothing;
+- up to SAMPLE_MAX such nodes are all looked at. Of more, SAMPLE_MIN with room and two more for each that is placed are taken, up to SAMPLE_MAX, from
+  where the dice say on, after at most SCANNED_MAX looks: random samples of that size are nearly as level as a look at all. For what asks for CPUs
+  the nodes without a free one are in no list at all, so a full cluster costs nothing;
 - nodes that a wish names (affinity, inputs, labels that it likes) are always in the sample.
 
 Who is not found by a sample waits, and is found by the next heartbeat of any node with room.
@@ -31,6 +31,7 @@ from shoal.scheduling.node_policy import Dice, NodeView, Wish, can_ever
 PROMISE_SEEN_S = 0.02
 PROMISED_S = 0.25
 REPLACED_WITHIN_S = 30.0
+SAMPLE_MIN = 8
 SAMPLE_MAX = 64
 SCANNED_MAX = 256
 SHAPES_MAX = 256  #: shapes remembered that nobody waits with
@@ -278,17 +279,18 @@ class NodeViews:
 
     # ------------------------------------------------------------ samples
 
-    def with_room(self, shape: Shape, wish: Wish, dice: Dice) -> list[NodeView]:
-        """Nodes among which to place a wish of this shape: all that could, or a sample of those that can now."""
+    def with_room(self, shape: Shape, wish: Wish, count: int, dice: Dice) -> list[NodeView]:
+        """Nodes among which to place `count` of a wish of this shape: all that could ever, or a sample of those that can now."""
         self._refresh(shape)
         if len(shape.able) <= SAMPLE_MAX:
             return shape.able
         found: dict[bytes, NodeView] = {view.node_id: view for view in self._named(shape, wish)}
+        enough = min(SAMPLE_MAX, SAMPLE_MIN + 2 * count)
         if shape.liked:
-            self._scan(shape.liked, shape, dice, found, SAMPLE_MAX)
+            self._scan(shape.liked, shape, dice, found, len(found) + enough)
         roomy = self._roomy.views
         source = roomy if CPU in wish.demand and len(roomy) < len(shape.able) else shape.able
-        self._scan(source, shape, dice, found, len(found) + SAMPLE_MAX)
+        self._scan(source, shape, dice, found, len(found) + enough)
         return list(found.values())
 
     def _scan(

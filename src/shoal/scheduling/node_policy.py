@@ -166,8 +166,10 @@ def equal_shares(rooms: Sequence[int], count: int) -> list[int]:
 # ---------------------------------------------------------------- placing
 
 
-def place(views: Sequence[NodeView], wish: Wish, count: int, dice: Dice) -> list[tuple[NodeView, int]]:
-    """Where up to `count` of it go now; what is not dealt out must wait for room."""
+def place(
+    views: Sequence[NodeView], wish: Wish, count: int, dice: Dice, *, all_can: bool = False
+) -> list[tuple[NodeView, int]]:
+    """Where up to `count` of it go now; what is not dealt out must wait for room. `all_can`: `can_ever` is true for all `views`."""
     strategy = wish.strategy
     kind = strategy.get(KIND)
     if kind == NODE_AFFINITY:
@@ -176,7 +178,7 @@ def place(views: Sequence[NodeView], wish: Wish, count: int, dice: Dice) -> list
                 return [(view, count)]
         if not strategy.get("soft"):
             return []
-    able = [view for view in views if view.alive and can_ever(view, wish)]
+    able = [view for view in views if view.alive and (all_can or can_ever(view, wish))]
     if not able:
         return []
     turn = dice(len(able))
