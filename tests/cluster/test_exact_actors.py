@@ -75,6 +75,24 @@ def test_the_state_survives_its_node(start_cluster: StartCluster) -> None:
     assert get(front.all.remote()) == get(back.all.remote()) == list(range(count))
 
 
+def test_a_life_on_a_node_that_is_taken_for_dead_answers_nobody(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(2))}
+    cluster.connect(log_to_driver=False)
+    log = Log.remote()
+    assert get([log.append.remote(i) for i in range(10)]) == list(range(1, 11))
+    frozen = nodes[get(log.node.remote())]
+    os.kill(frozen.pid, signal.SIGSTOP)  # the daemon; the actor's worker runs on
+    try:
+        refs = [log.append.remote(i) for i in range(10, 30)]
+        assert get(refs) == list(range(11, 31))
+        assert get(log.node.remote()) != frozen.node_id
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    assert get([log.append.remote(i) for i in range(30, 40)]) == list(range(31, 41))
+    assert get(log.all.remote()) == list(range(40))
+
+
 def test_workers_and_the_gcs_are_killed_too(start_cluster: StartCluster) -> None:
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node(num_cpus=2, resources={"out": 2})

@@ -397,10 +397,19 @@ class ActorCalls:
         if names is not None and names.settled and queue.lease is not None:
             queue.lease.connection.send(CallsSettled(queue.lease.lease_id, [], names.prefix, names.settled + 1))
 
-    def awaits_exact(self) -> bool:
-        """Whether a call to an actor with checkpoints has no answer yet."""
+    def exact_pending(self) -> list[ObjectEntry]:
+        """Results of calls to actors with checkpoints that have no answer yet: one of each call."""
+        pending: list[PendingTask] = []
         with self.reactor.lock:
-            return any(queue.exact and queue.pending_calls() for queue in self.queues.values())
+            for queue in self.queues.values():
+                if queue.exact and queue.pending_calls():
+                    pending += [*queue.unsent, *(task for task, _ in queue.lost)]
+                    if queue.lease is not None:
+                        pending += queue.lease.inflight.values()
+            results = [
+                task.result if type(task.result) is ObjectEntry else task.result[0] for task in pending if task.result
+            ]
+        return results
 
     # ------------------------------------------------------------ time
 

@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from shoal.runtime.actor_host import ActorHost
     from shoal.runtime.reactor import Connection
 
+#: a checkpoint that is overdue waits so long for the answers of calls that this actor has made and does not wait for
+OVERDUE_WAIT_S = 1.0
 #: what every actor has and no state depends on
 _UNRECORDED = frozenset({"__ray_ready__", "__shoal_ready__", "__ray_terminate__", "__shoal_terminate__"})
 
@@ -338,8 +340,12 @@ class ExactActor:
 
     def _checkpoint_or_tell(self) -> None:
         """Take a checkpoint; one that fails costs the next life time, not the call its answer."""
-        if self.runtime.actor_calls.awaits_exact():
-            return  # due again after the next call
+        pending = self.runtime.actor_calls.exact_pending()
+        if pending:
+            overdue = self._calls > 2 * self._interval > 0 or self._bytes > RECORDS_BYTES_MAX
+            # Due again after the next call. An answer may wait for this very call, so not even what is overdue is waited for long.
+            if not overdue or not self.runtime.wait_entries(pending, OVERDUE_WAIT_S):
+                return
         try:
             self.checkpoint()
         except Exception as error:
