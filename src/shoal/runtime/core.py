@@ -57,6 +57,7 @@ from shoal.runtime.closures import Closures
 from shoal.runtime.exports import Exports, forgotten
 from shoal.runtime.groups import GroupTable
 from shoal.runtime.lineage import LineageTable
+from shoal.runtime.locality import Locality
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
 from shoal.runtime.pulling import Pulling
 from shoal.runtime.reactor import Connection, Reactor, Waiter
@@ -146,6 +147,7 @@ class Runtime:
         self.actor_calls = ActorCalls(self)
         self.remaker = Remaker(self)
         self.pulling = Pulling(self)
+        self.locality = Locality(self)
         self.closures = Closures(self)
         self.objects.describe = self.closures.describe
         self.store: StoreClient | None = None
@@ -285,6 +287,8 @@ class Runtime:
             elif queue is not None:
                 self.actor_calls.enqueue(queue, task)
             elif deps is None or not self.submitter.fail_on_dependency(task):
+                if deps is not None or type(blob) is Stored:
+                    self.locality.choose(task)
                 self.submitter.enqueue(task)
             if self.reactor._parked or self.reactor._background_idle:
                 self.reactor.attend()
@@ -403,6 +407,7 @@ class Runtime:
         if task.queue is not None:
             self.actor_calls.dependency_arrived(task)
         elif not task.cancelled and not self.submitter.fail_on_dependency(task):
+            self.locality.choose(task)
             self.submitter.enqueue(task)
 
     # ------------------------------------------------------------ results

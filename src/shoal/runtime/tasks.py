@@ -32,6 +32,7 @@ class Template:
         "max_retries",
         "multiple",
         "retry_exceptions",
+        "variants",
         "wire",
     )
 
@@ -53,6 +54,8 @@ class Template:
         self.estimate_s = QUEUED_WORK_S
         self.multiple = wire.num_returns != 1
         self.exported: Any = None  #: the exported code, which lives as long as a template does
+        #: for tasks whose inputs lie on one node: see `locality`
+        self.variants: dict[tuple[bytes, int], Template] | None = None
         self.gone = gone  #: of its submitter: the numbers that are not used any more
 
     def __del__(self) -> None:

@@ -300,15 +300,14 @@ class _Mover(threading.Thread):
         look_at = time.monotonic() + LOOK_S
         while not self._ending:
             ready = self._epoll.poll(LOOK_S)
+            if any(fd == self._wake_fd for fd, _ in ready):
+                os.eventfd_read(self._wake_fd)  # first: what is posted from now on wakes this thread again
             self.take_posted()
             now = time.monotonic()
             for fd, events in ready:
-                if fd == self._wake_fd:
-                    os.eventfd_read(fd)
-                else:
-                    lane = self._lanes.get(fd)
-                    if lane is not None:
-                        self._do(lane, type(lane).ready, (events, now))
+                lane = self._lanes.get(fd)
+                if lane is not None:
+                    self._do(lane, type(lane).ready, (events, now))
             if now >= look_at:
                 look_at = now + LOOK_S
                 for lane in list(self._lanes.values()):
