@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,3 +258,69 @@ def test_classes_of_demands_go_when_nothing_uses_them() -> None:
     while len(submitter.classes) > 20 and time.monotonic() < deadline:  # leases last a second
         time.sleep(0.05)
     assert len(submitter.classes) <= 20
+
+
+class Writer:
+    """Its calls run once: each leaves a line."""
+
+    def ready(self) -> bool:
+        return True
+
+    def big(self, path: str, number: int) -> bytes:
+        with open(path, "a") as file:
+            file.write(f"{number}\n")
+        return bytes(90_000)
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_replies_that_a_caller_did_not_take_count_as_started_when_the_actor_dies(tmp_path: Path) -> None:
+    """The caller is stopped; its socket is full, the rest of the replies goes down with the actor. Without retries nothing may run again."""
+    path = tmp_path / "ran"
+    count = 40
+    actor = shoal.remote(Writer).options(num_cpus=0, max_restarts=1).remote()
+
+    @shoal.remote(max_retries=0)
+    def call(writer: Any) -> tuple[int, int]:
+        shoal.get(writer.ready.remote())
+        refs = [writer.big.remote(str(path), number) for number in range(count)]
+        shoal.wait(refs, num_returns=count, timeout=0)  # sends what is gathered
+        os.kill(os.getpid(), signal.SIGSTOP)
+        came = lost = 0
+        for ref in refs:
+            try:
+                shoal.get(ref)
+                came += 1
+            except shoal.exceptions.ActorUnavailableError:
+                lost += 1
+        return came, lost
+
+    result = call.remote(actor)
+    deadline = time.monotonic() + WAIT_S
+    while (not path.exists() or len(path.read_text().split()) < count) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pids = [row["pid"] for row in core.current().call("node.workers")["workers"] if not row["actor_id"]]
+    stopped = [pid for pid in pids if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"]
+    with pytest.raises(shoal.exceptions.ActorUnavailableError):
+        shoal.get(actor.die.remote(), timeout=WAIT_S)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    came, lost = shoal.get(result, timeout=WAIT_S)
+    assert stopped and came + lost == count and lost > 0
+    assert sorted(map(int, path.read_text().split())) == list(range(count)), "a call ran twice"
+
+
+def test_a_task_with_more_inline_values_than_a_frame_takes_is_refused_at_once() -> None:
+    parts = shoal.remote(num_returns=700)(lambda: [bytes(99_000) for _ in range(700)]).remote()
+    with pytest.raises(ValueError, match=r"700 arguments.*64 MB.*refs in a list"):
+        shoal.get(shoal.remote(lambda *values: None).remote(*parts), timeout=WAIT_S)
+    assert (
+        shoal.get(shoal.remote(lambda refs: sum(map(len, shoal.get(refs)))).remote(parts), timeout=WAIT_S) == 69_300_000
+    )
+
+
+def test_results_beyond_what_a_frame_takes_are_stored() -> None:
+    parts = shoal.remote(num_returns=3000)(lambda: [bytes([n % 251]) * 95_000 for n in range(3000)]).remote()
+    values = shoal.get(parts, timeout=60)
+    assert [(len(value), value[0]) for value in values] == [(95_000, n % 251) for n in range(3000)]

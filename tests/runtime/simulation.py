@@ -178,6 +178,9 @@ class FakePage:
     def set_started(self, lease_id: int, seq: int) -> None:
         self.started = (lease_id, seq)
 
+    def keep_started(self) -> None:
+        raise AssertionError("connections here take all that is written")
+
 
 class Process:
     """A driver or worker with its production runtime."""

@@ -16,6 +16,11 @@ INLINE_TASK_BYTES_MAX = (
     64 << 20
 )  #: all values of one task together, in a frame: arguments that are small results, several returns
 INLINE_RESULT_BYTES_MAX = 100 << 10  #: larger results are sealed in the store
+INLINE_TASK_BYTES_MAX = (
+    64 << 20
+)  #: all inline values of one task, which go in one frame: its dependencies, or its returns
+INLINE_CROWDED_BYTES_MAX = 1 << 10  #: of several returns, those beyond that are stored unless they are tiny
+INLINE_FEW = 8  #: a task with more dependencies is not gathered with others
 
 # --- the hot path
 SPIN_S = 80e-6  #: longer than one wake-up, so that one side's spinning shows its worth

@@ -262,6 +262,8 @@ class WorkerDied(Message, tag=31):
     exit_code: int  #: negative for a signal
     out_of_memory: bool = False
     group_removed: bool = False  #: it was killed because its placement group was removed
+    #: (lease, seq): tasks begun before that one, under other leases or for other callers, whose replies may be lost with it
+    untaken: list[tuple[int, int]] = []
 
 
 class KillWorker(Message, tag=32):

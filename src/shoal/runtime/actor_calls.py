@@ -40,7 +40,7 @@ from shoal.protocol.messages import (
     WorkerDied,
 )
 from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
-from shoal.runtime.tasks import PendingTask, WorkerLease
+from shoal.runtime.tasks import PendingTask, WorkerLease, started_under
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -454,9 +454,8 @@ class ActorCalls:
         if death is None or not queue.in_order:
             queue.lost.extend((task, True) for task in tasks)  # nobody knows
         else:
-            started = death.started_seq if death.lease_id == lease.lease_id else 0
-            ours = started >> 32 == self._first_seq >> 32
-            queue.lost.extend((task, ours and task.seq <= started) for task in tasks)
+            started = started_under(death, lease.lease_id, self._first_seq >> 32)
+            queue.lost.extend((task, task.seq <= started) for task in tasks)
         if death is not None:
             queue.last_end = death.cause
         if queue.death is not None:

@@ -511,7 +511,7 @@ class Runtime:
 
     def _on_stream_item(self, connection: Connection, message: StreamItem) -> None:
         lease = connection.attachment.leases.get(message.lease_id)
-        self.submitter.count_refs(connection.attachment, message.value)
+        self.submitter.received.count(connection.attachment, message.value)
         task = lease.inflight.get(message.seq) if lease is not None else None
         if task is None:
             return

@@ -391,10 +391,10 @@ class RecoverableResults(ResultWriter):
     recovers = False
     handed: list[ObjectRef]
 
-    def encode_value(self, job: Job, value: Any, index: int) -> Value:
+    def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
         """See ResultWriter."""
         if not self.recovers:
-            return super().encode_value(job, value, index)
+            return super().encode_value(job, value, index, inline_max)
         blob, nested = serialization.dumps(value)
         whole = blob if isinstance(blob, bytes) else blob.to_bytes()
         if nested is None:
@@ -402,9 +402,9 @@ class RecoverableResults(ResultWriter):
         self.handed.extend(nested)
         return Containing(whole, [ref.binary() for ref in nested])
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int, inline_max: int) -> Value:
         self.handed.extend(nested)
-        return super()._hand_over(job, blob, nested, index)
+        return super()._hand_over(job, blob, nested, index, inline_max)
 
 
 def is_recorded(job: Job) -> bool:

@@ -103,7 +103,8 @@ class Executor:
         self.flush_output: Callable[[], None] = _nothing  #: writes lines that are not complete
         self._idle: Waiter | None = None
         self._answered: list[Connection] = []  #: connections with gathered replies
-        self._served: Connection | None = None  #: whose task ran last
+        self._served: Connection | None = None  #: whose task ran last, and under which lease
+        self._served_lease: HeldLease | None = None
         self._calls_made: dict[bytes, int] = {}
         #: waits in threads that run no task themselves, and what they and awaiting coroutines may lend: see `_watch_main`
         self._outside_waits = 0
@@ -390,13 +391,15 @@ class Executor:
         peer: SubmitterPeer = connection.attachment
         if template.estimate_s > SLOW_TASK_S and peer.replies:
             self.flush_replies()
-        if connection is not self._served:
+        held = job.held_lease
+        if connection is not self._served or held is not self._served_lease:
             # What the page says now is about this caller: the others must have their replies, or they would take them for not started.
-            self._served = connection
+            before, self._served, self._served_lease = self._served, connection, held
             self.flush_replies()
             if self.reactor.unconfirmed:
                 self.reactor.wait_confirmed(REPLIES_WITHHELD_S)
-        held = job.held_lease
+            if before is not None and before.out:  # the kernel takes no more: the caller does not read
+                self.page.keep_started()
         self.page.set_started(held.lease_id, job.seq)
         start = perf_counter()
         value = self.perform(job)

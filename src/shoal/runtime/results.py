@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import INLINE_RESULT_BYTES_MAX, REPLY_FLUSH_S
+from shoal.protocol.limits import (
+    INLINE_CROWDED_BYTES_MAX,
+    INLINE_RESULT_BYTES_MAX,
+    INLINE_TASK_BYTES_MAX,
+    REPLY_FLUSH_S,
+)
 from shoal.protocol.messages import (
     NUM_RETURNS_DYNAMIC,
     NUM_RETURNS_STREAMING,
@@ -81,9 +86,19 @@ class ResultWriter:
             raise ValueError(
                 f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
             )
-        return Many([self.encode_value(job, part, index + 1) for index, part in enumerate(values)])
+        parts: list[Value] = []
+        room = INLINE_TASK_BYTES_MAX
+        for index, part in enumerate(values):
+            inline_max = INLINE_RESULT_BYTES_MAX if room > 0 else INLINE_CROWDED_BYTES_MAX
+            encoded = self.encode_value(job, part, index + 1, inline_max)
+            if type(encoded) is bytes:
+                room -= len(encoded)
+            elif type(encoded) is Containing:
+                room -= len(encoded.blob)
+            parts.append(encoded)
+        return Many(parts)
 
-    def encode_value(self, job: Job, value: Any, index: int) -> Value:
+    def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
         """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
         try:
             blob, nested = serialization.dumps(value)
@@ -91,17 +106,17 @@ class ResultWriter:
             raise TypeError(f"the result of {job.template.wire.name}() cannot be sent: {error}") from None
         if nested is None:
             if isinstance(blob, bytes):
-                if len(blob) <= INLINE_RESULT_BYTES_MAX:
+                if len(blob) <= inline_max:
                     return blob
-            elif blob.total_bytes <= INLINE_RESULT_BYTES_MAX:
+            elif blob.total_bytes <= inline_max:
                 return blob.to_bytes()
             oid = ids.result_id(job.task_id, index)
             if job.template.wanted is not None and oid not in job.template.wanted:
                 return self.runtime.none_blob  # it is there, and others may be reading it
             return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
-        return self._hand_over(job, blob, nested, index)
+        return self._hand_over(job, blob, nested, index, inline_max)
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int) -> Value:
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int, inline_max: int) -> Value:
         """A value with refs inside: the submitter holds them before it knows."""
         runtime = self.runtime
         submitter = job.connection.attachment.worker_id
@@ -109,7 +124,7 @@ class ResultWriter:
         oids = [entry.oid for entry in entries]
         result: Value
         try:
-            if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
+            if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= inline_max:
                 result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
             else:
                 oid = ids.result_id(job.task_id, index)

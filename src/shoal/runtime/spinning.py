@@ -10,14 +10,14 @@ the spinning does. Nobody can tell a process which of the two it is, so it tries
     these and of the waits just before decide. The pause doubles while the answer stays the same, up to a tenth of a second of waits.
 
 Medians, because one preemption would outweigh everything. What spinning gains is partly gained by the other end, which this one does not see;
-so it is given up only when sleeping is much shorter.
+so it is given up only when sleeping is clearly shorter.
 
 What it does not do: wait. `Reactor` does, and tells it how long each wait was. Measured: 0.25 us a wait.
 """
 
 from __future__ import annotations
 
-BIAS = 2.0  #: how much longer the waits may be with spinning
+BIAS = 1.25  #: how much longer the waits may be with spinning
 COMPARED_WAIT_S = 1e-3  #: longer waits say nothing
 TRIAL_WAITS = 6  #: the first of them is not counted: it meets what the other way has left
 PAUSE_MIN = 32

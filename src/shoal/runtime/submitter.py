@@ -28,10 +28,17 @@ from weakref import WeakValueDictionary
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import FLUSH_TASKS, FRAME_BYTES_MAX, LEASE_IDLE_S, PROTOCOL_VERSION, QUEUED_WORK_S
+from shoal.protocol.limits import (
+    FLUSH_TASKS,
+    FRAME_BYTES_MAX,
+    INLINE_FEW,
+    INLINE_TASK_BYTES_MAX,
+    LEASE_IDLE_S,
+    PROTOCOL_VERSION,
+    QUEUED_WORK_S,
+)
 from shoal.protocol.messages import (
     UNSCHEDULABLE_GROUP_REMOVED,
-    Containing,
     DefineFunction,
     Failed,
     ForgetFunction,
@@ -39,13 +46,10 @@ from shoal.protocol.messages import (
     Hello,
     LeaseGranted,
     LeasesUnschedulable,
-    Many,
     PushTasks,
     RecallTasks,
-    RefsReceived,
     RequestLeases,
     ReturnLease,
-    Stored,
     TaskReplies,
     TasksBounced,
     WorkerDied,
@@ -53,7 +57,9 @@ from shoal.protocol.messages import (
 from shoal.runtime import unread_errors
 from shoal.runtime.abroad import connect_abroad, is_abroad
 from shoal.runtime.objects import ObjectEntry, sendable
-from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer
+from shoal.runtime.received_refs import ReceivedRefs
+from shoal.runtime.task_errors import crash_error, oversize_error
+from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer, started_under
 from shoal.system.process import UnsupportedSystemError, raise_file_limit
 
 if TYPE_CHECKING:
@@ -87,8 +93,7 @@ class Submitter:
         self.pending = 0  #: submitted tasks whose result is not known
         #: connections that ended, before the daemon said how their workers did
         self._unexplained: list[Connection] = []
-        #: workers from whom refs have come since the daemon was told how many
-        self._givers: dict[WorkerPeer, None] = {}
+        self.received = ReceivedRefs(self.reactor)
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
@@ -171,6 +176,8 @@ class Submitter:
         if task.deps is not None:
             deps = [(key, sendable(entry)) for key, entry in task.deps]
         lease.out.append((seq, wire.number, task.task_id, task.attempt, task.args, deps))
+        if deps is not None and len(deps) > INLINE_FEW:
+            self.send_pushes(lease)  # a frame has its limit
         if lease.load_s >= QUEUED_WORK_S and lease.is_open:
             lease.is_open = False
             klass = lease.klass
@@ -264,7 +271,7 @@ class Submitter:
         for seq, value in items:
             task = inflight.pop(seq, None)
             if type(value) is not bytes:
-                self.count_refs(peer, value)
+                self.received.count(peer, value)
             if task is None:
                 continue
             lease.load_s -= task.estimate_s
@@ -293,31 +300,6 @@ class Submitter:
         elif lease.out and len(inflight) <= len(lease.out):
             self.send_pushes(lease)  # the worker has nothing left but what is gathered here
         self.reopen(lease)
-
-    def count_refs(self, peer: WorkerPeer, value: Any) -> None:
-        """Count the refs in a result: the daemon must know which of those that the worker held in our name have come. Caller holds the lock."""
-        if type(value) is Many:
-            for part in value.values:
-                self.count_refs(peer, part)
-        elif type(value) is Containing or type(value) is Stored:
-            nested = value.nested
-            if nested:
-                peer.refs += len(nested)
-                self._givers[peer] = None
-
-    def _tell_refs(self) -> None:
-        """Tell the daemon how many refs have come from whom. Caller holds the lock."""
-        givers, self._givers = self._givers, {}
-        daemon = self.reactor.causal
-        if daemon is not None:
-            for peer in givers:
-                daemon.send(RefsReceived(peer.worker_id, peer.refs))
-
-    def _end_refs(self, worker_id: bytes, count: int) -> None:
-        """All that a worker has written was read. Caller holds the lock."""
-        daemon = self.reactor.causal
-        if daemon is not None:
-            daemon.send(RefsReceived(worker_id, count, True))
 
     def reopen(self, lease: WorkerLease) -> None:
         """A lease may have room again. Caller holds the lock."""
@@ -395,14 +377,20 @@ class Submitter:
         self.runtime.finish_task(task, Failed(serialization.dumps_error(error)))
 
     def fail_on_dependency(self, task: PendingTask) -> bool:
-        """Whether an input failed; then the task fails with it, soon. Caller holds the lock."""
+        """Whether an input failed, or the inputs are too large together; then the task fails too, soon. Caller holds the lock."""
+        size = 0
         for _, entry in task.deps or ():
             value = entry.value
-            if type(value) is Failed:
+            if type(value) is bytes:
+                size += len(value)
+            elif type(value) is Failed:
                 unread_errors.read(entry.oid)
                 self.reactor.later.append(partial(self._fail_like, task, value))
                 self.reactor.attend()
                 return True
+        if size > INLINE_TASK_BYTES_MAX:
+            self.fail(task, oversize_error(task, size))
+            return True
         return False
 
     def _fail_like(self, task: PendingTask, value: Failed) -> None:
@@ -572,7 +560,7 @@ class Submitter:
         """The daemon says how a worker ended; its replies may still stand in the socket."""
         peer_connection = self._peers.get(message.worker_id)
         if peer_connection is None:  # given up before
-            self._end_refs(message.worker_id, 0)
+            self.received.end(message.worker_id)
             return
         peer: WorkerPeer = peer_connection.attachment
         peer.death = message
@@ -632,8 +620,7 @@ class Submitter:
         death: WorkerDied | None = peer.death
         if self._peers.get(peer.worker_id) is connection:
             del self._peers[peer.worker_id]
-        self._givers.pop(peer, None)
-        self._end_refs(peer.worker_id, peer.refs)
+        self.received.bury(peer)
         for lease in list(peer.leases.values()):
             self.forget_lease(lease)
             tasks = sorted(lease.inflight.values(), key=lambda task: task.seq)
@@ -647,7 +634,7 @@ class Submitter:
     def _settle(self, lease: WorkerLease, tasks: list[PendingTask], death: WorkerDied | None) -> None:
         """Retry or fail what a dead worker had; what it had not started is resent free."""
         again = []
-        started = death.started_seq if death is not None and death.lease_id == lease.lease_id else 0
+        started = started_under(death, lease.lease_id)
         for task in tasks:
             if task.seq > started:
                 again.append(task)
@@ -686,8 +673,8 @@ class Submitter:
             self.flush()
         if self._unexplained:
             self._give_up_unexplained(now)
-        if self._givers:
-            self._tell_refs()
+        if self.received.givers:
+            self.received.tell()
         if self.gone_templates:
             self.forget_templates()
         for klass in list(self._busy):
@@ -778,23 +765,3 @@ def _new_socket() -> socket.socket:
             f"this process cannot connect to a worker: too many open files ({error}). Each actor that it calls takes one; "
             "raise the limit with `ulimit -n 65536`, or close what is not needed",
         ) from None
-
-
-def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:
-    """What the user sees when a task's worker died under it."""
-    tried = task.attempt + 1
-    name = task.template.wire.name
-    text = (
-        f"task {name}() failed because its process died while it ran: {death.cause}\n"
-        f"It was tried {tried} time{'s' if tried > 1 else ''} (max_retries={task.template.max_retries})."
-    )
-    if death.out_of_memory:
-        return errors.OutOfMemoryError(text)
-    peer = task.lease.connection.attachment if task.lease is not None else None
-    return errors.WorkerCrashedError(
-        text,
-        cause=death.cause,
-        exit_code=death.exit_code,
-        function_name=name,
-        pid=peer.pid if peer is not None else None,
-    )

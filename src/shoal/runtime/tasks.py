@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from shoal.protocol.limits import QUEUED_WORK_S
-from shoal.protocol.messages import TaskTemplate, Value
+from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
 
 if TYPE_CHECKING:
     from shoal.runtime.actor_calls import ActorQueue
@@ -236,6 +236,17 @@ class CallNames:
         self.made = 0  #: calls named so far
         self.active = False  #: a recorded call runs now
         self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
+
+
+def started_under(death: WorkerDied | None, lease_id: int, caller: int | None = None) -> int:
+    """The last task that a dead worker had begun under a lease; of an actor, for the caller whose mark is in the upper half of its numbers."""
+    if death is None:
+        return 0
+    found = 0
+    for lease, seq in ((death.lease_id, death.started_seq), *death.untaken):
+        if lease == lease_id and seq > found and (caller is None or seq >> 32 == caller):
+            found = seq
+    return found
 
 
 class TaskContext:

@@ -7,6 +7,7 @@ Layout (native byte order; both sides are on one machine):
 
     0     u64 lease_id, u64 seq, u64 lease_id ^ seq     the started task; all zero: none
     32    u64 slots_used                                slots at or above this number were never used
+    64    16 pairs u64 lease_id, u64 seq                tasks begun before that one, whose replies others have not taken yet
     4096  slots of 16 bytes: u64 segment, u64 offset    segment 0: empty
 
 A slot has no generation: a reader writes its slot *first* and then checks the block's header. A slot that names a block which
@@ -31,6 +32,8 @@ from shoal.store.mapping import Mapping, create_shared_memory, open_shared_memor
 _STARTED = struct.Struct("@QQQ")
 _SLOTS_USED_INDEX = 4  #: index in u64 units
 SLOT_BYTES = 16
+_UNTAKEN_INDEX = 8  #: in u64 units
+UNTAKEN_MAX = 16
 PAGE_NAME = "shoal-page"
 _READ_ATTEMPTS = 100
 
@@ -43,7 +46,7 @@ class ProcessPage:
     """The page of one process, on either side. Make one with `create` (daemon) or `open` (process)."""
 
     #: `fd` is the daemon's descriptor, -1 in the process; `_free_slots` is a heap of emptied slots, `_slots_used` the count ever used.
-    __slots__ = ("_free_slots", "_lock", "_mapping", "_slots", "_slots_used", "_view", "_words", "fd")
+    __slots__ = ("_free_slots", "_lock", "_mapping", "_slots", "_slots_used", "_untaken", "_view", "_words", "fd")
 
     def __init__(self, mapping: Mapping, fd: int) -> None:
         assert mapping.size_bytes == PAGE_HEADER_BYTES + PIN_SLOTS_MAX * SLOT_BYTES, "a page of another version"
@@ -55,6 +58,7 @@ class ProcessPage:
         self._lock = threading.Lock()
         self._free_slots: list[int] = []
         self._slots_used = 0
+        self._untaken = 0
 
     @classmethod
     def create(cls) -> ProcessPage:
@@ -93,6 +97,22 @@ class ProcessPage:
                 break
         # A writer killed between two of its three stores leaves them torn for good: what stands there was about to start.
         return lease_id, seq
+
+    def keep_started(self) -> None:
+        """Another caller's task is about to begin, while replies up to the started one stand in this process's own memory: the oldest such
+        note gives way."""
+        words = self._words
+        index = _UNTAKEN_INDEX + 2 * (self._untaken % UNTAKEN_MAX)
+        self._untaken += 1
+        words[index] = 0  # a note that is half written says nothing
+        words[index + 1] = words[1]
+        words[index] = words[0]
+
+    def read_kept(self) -> list[tuple[int, int]]:
+        """(lease_id, seq) of tasks begun, whose replies may be lost with the process: the daemon's side."""
+        end = _UNTAKEN_INDEX + 2 * UNTAKEN_MAX
+        numbers = self._words[_UNTAKEN_INDEX:end].tolist()
+        return [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair[0]]
 
     # ---------------------------------------------------------------- pins
 

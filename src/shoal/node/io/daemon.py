@@ -484,11 +484,22 @@ class NodeDaemon:
         if worker.connection is not None:
             worker.connection.drain()
         cause = death_text(worker, end)
-        lease_id, seq = worker.page.read_started() if worker.page is not None else (0, 0)
+        page = worker.page
+        lease_id, seq = page.read_started() if page is not None else (0, 0)
+        untaken = page.read_kept() if page is not None else []
         if worker.lease_id and lease_id != worker.lease_id:
+            if lease_id:
+                untaken.append((lease_id, seq))
             lease_id, seq = worker.lease_id, 0
         died = WorkerDied(
-            worker.worker_id, lease_id, seq, cause, end.exit_code or 0, worker.out_of_memory, worker.group_removed
+            worker.worker_id,
+            lease_id,
+            seq,
+            cause,
+            end.exit_code or 0,
+            worker.out_of_memory,
+            worker.group_removed,
+            untaken,
         )
         for process_id in {**worker.submitters, **dict.fromkeys(self.actors.subscribers_of(worker))}:
             process = self.table.by_id.get(process_id)
