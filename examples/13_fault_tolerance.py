@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 
 import shoal
 
@@ -21,6 +22,29 @@ def fragile(token):
 
 token = tempfile.mkstemp()[1]
 print(shoal.get(fragile.remote(token)))
+
+
+# Refs outlive the process that made them.
+@shoal.remote
+def slowly(value):
+    time.sleep(0.3)
+    return value + 1
+
+
+@shoal.remote
+class Planner:
+    def plan(self):
+        first = slowly.remote(0)
+        return [first, slowly.remote(first)]
+
+    def process(self):
+        return os.getpid()
+
+
+planner = Planner.remote()
+first, second = shoal.get(planner.plan.remote())
+os.kill(shoal.get(planner.process.remote()), signal.SIGKILL)
+print("planned by the dead:", shoal.get([first, second]))
 
 
 # An actor that takes checkpoints: every 100 calls its state is kept, and the calls since then are recorded.

@@ -1,5 +1,6 @@
-"""Workers and owners are killed at random while nested work runs; each task notes each of its runs. Every result is right, and nothing runs more often
-than a death can explain."""
+"""Workers and owners are killed at random while nested work runs, and each task notes each of its runs.
+
+Every result is right, and nothing runs more often than a death can explain."""
 
 from __future__ import annotations
 
