@@ -177,6 +177,18 @@ def test_block_stays_and_ends_the_node(shell: Shell) -> None:
     assert shell.run("status", code=1)
 
 
+def test_tls_from_the_shell(shell: Shell) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command makes the certificates")
+    assert "shoal certificates" in shell.run("start", "--head", "--tls", code=1)
+    assert "Made an authority" in shell.run("certificates")
+    assert "remove the folder" in shell.run("certificates", code=1)
+    address = shell.start_head("--tls")
+    assert "uses TLS (--tls)" in shell.run("start", f"--address={address}", code=1)
+    assert "Joined" in shell.run("start", f"--address={address}", "--tls")
+    assert f"cluster at {address}: 2 nodes" in shell.run("status")
+
+
 def test_wrong_options_say_so(shell: Shell) -> None:
     for arguments, text in (
         ((), "either --head.*or --address"),

@@ -81,12 +81,34 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
     metavar="NAME",
     help="Where the GCS keeps its tables (--head): sqlite, sqlite:PATH, redis://..., memory.",
 )
+@click.option(
+    "--tls", is_flag=True, help="Encrypt what nodes say to each other; all nodes or none. Needs `shoal certificates`."
+)
+@click.option(
+    "--tls-folder", metavar="PATH", help="The certificates; implies --tls. Default: $SHOAL_TLS_FOLDER, or ~/.shoal/tls."
+)
 @click.option("--block", is_flag=True, help="Stay in the foreground; the node ends with this command.")
 def start(**given: Any) -> None:
     """Start a node on this machine that stays: the head of a new cluster (--head), or one that joins (--address)."""
     from shoal.cli.start import StartRequest, run_start
 
     run_start(StartRequest(**given))
+
+
+@main.command()
+@click.option("--folder", metavar="PATH", help="Where. Default: $SHOAL_TLS_FOLDER, or ~/.shoal/tls.")
+def certificates(folder: str | None) -> None:
+    """Make what `shoal start --tls` needs, once for a cluster; copy the folder to all its machines."""
+    from shoal.system.tls_files import make_tls_files, tls_folder
+
+    folder = folder or tls_folder()
+    try:
+        make_tls_files(folder)
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(
+        f"Made an authority for one cluster and its nodes' certificate in {folder}.\nOn other machines: scp -rp {folder} MACHINE:{folder}"
+    )
 
 
 @main.command()

@@ -27,6 +27,7 @@ from shoal.launch.nodes import (
     start_node,
 )
 from shoal.protocol.storage_names import check_storage
+from shoal.system.tls_files import tls_folder
 from shoal.system.token_file import token_path
 
 HOST_DEFAULT = "127.0.0.1"
@@ -53,6 +54,8 @@ class StartRequest:
     token_file: str | None = None
     gcs_shards: int | None = None
     storage: str | None = None
+    tls: bool = False
+    tls_folder: str | None = None
     block: bool = False
 
 
@@ -107,6 +110,7 @@ def _start(request: StartRequest) -> StartedNode:
         "name": request.name,
         "node_port": request.node_port,
         "token_path": os.path.abspath(request.token_file or token_path()),
+        "tls_folder": os.path.abspath(request.tls_folder or tls_folder()) if request.tls or request.tls_folder else "",
         "parent_dir": default_parent_dir(),
         "driver_pid": os.getpid() if request.block else 0,
         "ends_with_session": False,
@@ -132,7 +136,7 @@ def _how_to_go_on(node: StartedNode, request: StartRequest) -> str:
     lines = [
         f"Started a cluster at {address}; its head is node {node.ready['name']} ({node.node_id[:8]}).",
         f"  programs here    shoal.init({address!r}), or set SHOAL_ADDRESS={address}",
-        f"  more nodes       shoal start --address={address}",
+        f"  more nodes       shoal start --address={address}{' --tls' if request.tls or request.tls_folder else ''}",
         f"                   on other machines copy the token there first, with its mode: scp -p {node.token_path} MACHINE:{node.token_path}",
         "  what is there    shoal status",
         "  end              shoal stop",

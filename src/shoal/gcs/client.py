@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from shoal.protocol.gcs_messages import (
@@ -81,6 +82,7 @@ class GcsClient(asyncio.BufferedProtocol):
         timeout_s: float = CONNECT_TIMEOUT_S,
         on_acknowledged: Callable[[int], None] | None = None,
         token: bytes = b"",
+        gateway: str = "",
     ) -> GcsClient:
         """Connect to the socket at `address`, which need not exist yet.
 
@@ -91,6 +93,7 @@ class GcsClient(asyncio.BufferedProtocol):
             on_lost: called once with the reason when the connection ends, unless `close` ended it.
             on_acknowledged: called with the number of this connection's reports that are stored.
             token: the cluster's, for TCP.
+            gateway: this node's TLS gateway, as for `wire.tcp.connect_authenticated`.
 
         Raises:
             GcsLostError: nobody answered at `address` within `timeout_s`, or not this cluster.
@@ -101,7 +104,8 @@ class GcsClient(asyncio.BufferedProtocol):
         while True:
             try:
                 if address.startswith("tcp:"):
-                    sock = await loop.run_in_executor(None, connect_authenticated, address, token, timeout_s)
+                    dial = partial(connect_authenticated, address, token, timeout_s, gateway=gateway)
+                    sock = await loop.run_in_executor(None, dial)
                     sock.setblocking(False)
                     _, client = await loop.create_connection(lambda: cls(on_push, on_lost, on_acknowledged), sock=sock)
                 else:

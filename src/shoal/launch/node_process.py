@@ -30,7 +30,9 @@ from shoal.system.process import (
     raise_file_limit,
     set_process_title,
 )
+from shoal.system.sockets import listening_unix_socket
 from shoal.system.start_plan import (
+    TLS_GCS_SOCKET,
     DaemonStart,
     EntryPoints,
     GcsStart,
@@ -73,6 +75,9 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
     session_dir, options = plan["session_dir"], plan["options"]
     # Before anything is started: an address that cannot be had is the likeliest error.
     listen_fd = listening_socket(*options["gcs_listen"]).detach() if options.get("gcs_listen") else -1
+    public_fd = -1
+    if listen_fd >= 0 and options.get("tls_folder"):
+        public_fd, listen_fd = listen_fd, listening_unix_socket(os.path.join(session_dir, TLS_GCS_SOCKET)).detach()
     zygote_start = ZygoteStart(
         interpreter=InterpreterPlan(**plan["interpreter"]),
         entries=EntryPoints(**plan["entries"]),
@@ -100,6 +105,7 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
         alive_fd=plan["alive_fd"],
         log_path=plan["log_path"],
         gcs_listen_fd=listen_fd,
+        gcs_public_fd=public_fd,
     )
 
 

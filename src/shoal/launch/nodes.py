@@ -36,6 +36,7 @@ from shoal.system.interpreter import spawn_interpreter, this_interpreter
 from shoal.system.janitor import create_session, remove_session
 from shoal.system.process import exit_text, open_pidfd, reap, require_files, require_linux, wait_readable
 from shoal.system.start_plan import EntryPoints, InterpreterPlan, to_plain
+from shoal.system.tls_files import find_tls_files
 from shoal.system.token_file import cluster_token, make_token, token_path
 from shoal.wire.tcp import connect_authenticated, format_address, parse_address
 
@@ -80,6 +81,8 @@ class NodeOptions:
     node_port: int = 0
     #: where the cluster's token is; "" for the session's folder (a head) or `token_file.token_path()`
     token_path: str = ""
+    #: where the cluster's certificates are (`system.tls_files`); "" for a cluster without TLS
+    tls_folder: str = ""
     #: what people call it; no two nodes of a cluster have the same. "" for its address
     name: str = ""
     #: where the folder of all sessions is
@@ -220,7 +223,8 @@ def start_node(options: NodeOptions, address: str) -> StartedNode:
     host, port = parse_address(address)
     options = replace(options, token_path=options.token_path or token_path())
     gcs_address = format_address(host, port)
-    sock = connect_authenticated(gcs_address, cluster_token(options.token_path), CONNECT_TIMEOUT_S)
+    token = cluster_token(options.token_path)
+    sock = connect_authenticated(gcs_address, token, CONNECT_TIMEOUT_S, tls_folder=options.tls_folder)
     own_host = sock.getsockname()[0]
     sock.close()
     # The address by which this machine reaches the head is one by which the head's network reaches this machine.
@@ -303,10 +307,13 @@ def _plain_options(options: NodeOptions, session_dir: str) -> dict[str, Any]:
     cluster: dict[str, Any] = {}
     if options.listen:
         check_listen(options.listen)
+        if options.tls_folder:
+            find_tls_files(options.tls_folder)
         cluster = {
             "node_listen": options.listen,
             "node_port": options.node_port,
             "node_name": options.name,
+            "tls_folder": options.tls_folder,
             "token_path": options.token_path or _token_of_session(session_dir),
         }
     return {

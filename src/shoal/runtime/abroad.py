@@ -35,7 +35,9 @@ def connect_abroad(runtime: Runtime, address: str, timeout_s: float) -> socket.s
     from shoal.wire.tcp import connect_authenticated
 
     node_address, _, worker = address.rpartition("/")
-    sock = connect_authenticated(node_address, runtime.config["cluster_token"], timeout_s)
+    config = runtime.config
+    gateway = config.get("tls_gateway", "")
+    sock = connect_authenticated(node_address, config["cluster_token"], timeout_s, gateway=gateway)
     try:
         sock.settimeout(timeout_s)
         sock.sendall(

@@ -27,6 +27,7 @@ from shoal.runtime.executor import Executor
 from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.reactor import Connection
 from shoal.runtime.session import connect
+from shoal.system.sockets import listening_unix_socket
 from shoal.system.start_plan import WorkerStart
 from shoal.wire.framing import decoder_of
 
@@ -44,7 +45,8 @@ def run_worker(start: WorkerStart) -> int:
     folder = os.path.join(start.session_dir, "w")
     os.makedirs(folder, mode=0o700, exist_ok=True)
     address = os.path.join(folder, start.worker_id.hex()[:16] + ".sock")
-    listener = _listening_at(address)
+    listener = listening_unix_socket(address, LISTEN_BACKLOG)
+    listener.setblocking(False)
     executor = connect_executor(runtime, start, address, listener)
     try:
         executor.run()
@@ -58,16 +60,6 @@ def run_worker(start: WorkerStart) -> int:
                 pass
     exit_process(0)
     return 0
-
-
-def _listening_at(path: str) -> socket.socket:
-    """A socket that only this user can connect to: before it listens nobody can."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    os.chmod(path, 0o600)
-    listener.listen(LISTEN_BACKLOG)
-    listener.setblocking(False)
-    return listener
 
 
 def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, listener: socket.socket) -> Executor:
@@ -117,7 +109,8 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
 
 def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: Callable[[Connection], None]) -> None:
     """Take connections of submitters on other nodes, which the daemon hands on."""
-    door = _listening_at(handover_path(address))
+    door = listening_unix_socket(handover_path(address), LISTEN_BACKLOG)
+    door.setblocking(False)
     reactor = runtime.reactor
 
     def accept() -> None:

@@ -21,6 +21,10 @@ from typing import Any
 SESSION_VARIABLE = "SHOAL_SESSION_DIR"
 
 
+#: in the session's folder of a head with TLS: where connections to its GCS server arrive from the gateway
+TLS_GCS_SOCKET = "tls-gcs.in"
+
+
 @dataclass(slots=True)
 class InterpreterPlan:
     """How to start an interpreter that sees the modules this one sees. Read by `interpreter.spawn_interpreter`."""
@@ -108,6 +112,8 @@ class DaemonStart:
     log_path: str = ""
     #: the TCP socket on which the GCS server listens for other nodes, kept for the next one; -1 for none
     gcs_listen_fd: int = -1
+    #: with TLS that is a Unix socket, and this the TCP socket for the gateway
+    gcs_public_fd: int = -1
 
 
 @dataclass(slots=True)

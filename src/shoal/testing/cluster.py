@@ -80,6 +80,7 @@ class Cluster:
     Args:
         connect: also begin a session of this process there (`connect`).
         host: where the nodes listen, an address of this machine.
+        tls_folder: certificates, made by `shoal certificates`: then what nodes say to each other is encrypted.
         head_options: as for `add_node`, for the head; `port`, that of the GCS (default: any); `gcs_storage` and `gcs_shards`, as in
             `shoal.init(_system=...)`.
 
@@ -87,11 +88,14 @@ class Cluster:
         RuntimeError: the head cannot be started.
     """
 
-    def __init__(self, *, connect: bool = False, host: str = "127.0.0.1", **head_options: Any) -> None:
+    def __init__(
+        self, *, connect: bool = False, host: str = "127.0.0.1", tls_folder: str = "", **head_options: Any
+    ) -> None:
         self.host = host
+        self._tls_folder = tls_folder
         self.nodes: list[ClusterNode] = []
         self._connected = False
-        options = HeadOptions(**_node_options(host, head_options))
+        options = HeadOptions(**_node_options(host, head_options), tls_folder=tls_folder)
         self.head = ClusterNode(start_head(options), is_head=True)
         self.nodes.append(self.head)
         atexit.register(self.shutdown)
@@ -147,7 +151,9 @@ class Cluster:
             "memory": memory,
             "name": name,
         }
-        options = NodeOptions(**_node_options(host or self.host, given), token_path=self.token_path)
+        options = NodeOptions(
+            **_node_options(host or self.host, given), token_path=self.token_path, tls_folder=self._tls_folder
+        )
         node = ClusterNode(start_node(options, self.address), is_head=False)
         self.nodes.append(node)
         if wait:

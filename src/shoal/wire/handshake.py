@@ -13,7 +13,7 @@ The key is derived from the token; both hellos are under both proofs, so neither
 anything: the nonces are fresh, and the roles are named. Who lies about versions fails the proof; honest ends that differ are told so.
 
 What it does not do: encrypt. Whoever can read the network can read what follows; whoever can change it can take a connection over. On networks
-that are not trusted, put the cluster inside a VPN.
+that are not trusted, use TLS (`wire.tls`; this proof is then made inside of it) or put the cluster inside a VPN.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ that says what to do.
 Design: blocking, with one deadline for all of it. Small frames are not delayed (TCP_NODELAY), and a machine that is gone without a word is found by
 keepalive.
 
-What it does not do: encrypt; accept (`tcp_listener`).
+What it does not do: encrypt (`tls`); accept (`tcp_listener`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,28 @@ ACCEPT_BACKLOG = 1024
 KEEPALIVE_IDLE_S = 5
 KEEPALIVE_INTERVAL_S = 2
 KEEPALIVE_PROBES = 3
+
+
+def _dial(host: str, port: int, timeout_s: float, gateway: str, tls_folder: str) -> socket.socket:
+    if gateway:
+        from shoal.wire.tls import dial_through
+
+        return dial_through(gateway, host, port, timeout_s)
+    sock = socket.create_connection((host, port), timeout_s)
+    if not tls_folder:
+        return sock
+    import ssl
+
+    from shoal.wire.tls import NO_TLS, client_context
+
+    try:
+        return client_context(tls_folder).wrap_socket(sock)
+    except (ssl.SSLError, ConnectionResetError) as error:
+        sock.close()
+        raise HandshakeError(f"{NO_TLS}: {error.strerror or error}") from None
+    except BaseException:
+        sock.close()
+        raise
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -81,8 +103,14 @@ def set_options(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
-def connect_authenticated(address: str, token: bytes, timeout_s: float) -> socket.socket:
+def connect_authenticated(
+    address: str, token: bytes, timeout_s: float, *, gateway: str = "", tls_folder: str = ""
+) -> socket.socket:
     """Connect to a node or GCS server at "tcp:HOST:PORT" and let both ends prove that they know the token.
+
+    Args:
+        gateway: the path of this node's TLS gateway, if the cluster uses TLS (`wire.tls`).
+        tls_folder: the certificates, for one who has no gateway; then what comes back cannot be handed to another process.
 
     Returns:
         A blocking socket without a timeout, on which nothing else was read.
@@ -94,20 +122,25 @@ def connect_authenticated(address: str, token: bytes, timeout_s: float) -> socke
     host, port = parse_address(address)
     deadline = time.monotonic() + timeout_s
     try:
-        sock = socket.create_connection((host, port), timeout_s)
+        sock = _dial(host, port, timeout_s, gateway, tls_folder)
+    except HandshakeError as error:
+        raise ConnectionError(f"{host}:{port} does not belong to this cluster: {error}") from None
     except OSError as error:
         raise ConnectionError(
             f"nobody answers at {host}:{port}: {error.strerror or error}. Is the node running, and is this the address that it was started with?"
         ) from None
     try:
-        set_options(sock)
+        if sock.family != socket.AF_UNIX:
+            set_options(sock)
         handshake = ClientHandshake(token)
         sock.sendall(handshake.hello)
         while not handshake.done:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
             data = sock.recv(1)  # never more than the handshake: what follows is another's to read
             if not data:
-                raise HandshakeError("it closed the connection: the tokens differ, or it is no node of Shoal")
+                raise HandshakeError(
+                    "it closed the connection: the tokens differ, it is no node of Shoal, or one of the two uses TLS (--tls) and the other does not"
+                )
             answer = handshake.receive(data)
             if answer:
                 sock.sendall(answer)

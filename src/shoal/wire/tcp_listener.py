@@ -68,9 +68,11 @@ class TcpListener:
         self._unproved: dict[int, _Unproved] = {}
         self.sock = sock if sock is not None else listening_socket(host, port)
         self.sock.setblocking(False)
+        #: for a Unix socket (behind a TLS gateway) its path, and 0
         self.host: str
         self.port: int
-        self.host, self.port = self.sock.getsockname()[:2]
+        self._is_tcp = self.sock.family != socket.AF_UNIX
+        self.host, self.port = self.sock.getsockname()[:2] if self._is_tcp else (self.sock.getsockname(), 0)
         loop.add_reader(self.sock.fileno(), self._accept_ready)
 
     def _accept_ready(self) -> None:
@@ -85,12 +87,15 @@ class TcpListener:
                 self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return
             sock.setblocking(False)
-            set_options(sock)
+            if self._is_tcp:
+                set_options(sock)
             fd = sock.fileno()
             if len(self._unproved) >= UNPROVED_MAX:
                 self._drop(next(iter(self._unproved)), "too many connections have not proved themselves")
             timer = self._loop.call_later(PROOF_WITHIN_S, self._drop, fd, "it proved nothing in time")
-            self._unproved[fd] = _Unproved(sock, f"{peer[0]}:{peer[1]}", self._token, timer)
+            self._unproved[fd] = _Unproved(
+                sock, f"{peer[0]}:{peer[1]}" if self._is_tcp else "the TLS gateway", self._token, timer
+            )
             self._loop.add_reader(fd, self._readable, fd)
 
     def _resume(self) -> None:

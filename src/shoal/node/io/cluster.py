@@ -29,13 +29,25 @@ from shoal.protocol.limits import CONNECT_TIMEOUT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
 from shoal.scheduling.events import NodeDrains
 from shoal.scheduling.heartbeat import interval_s, soon_s
-from shoal.wire.tcp import connect_authenticated
+from shoal.wire.tcp import connect_authenticated, format_address, listening_socket
 from shoal.wire.tcp_listener import TcpListener
 
 if TYPE_CHECKING:
     import asyncio
 
+    from shoal.node.io.tls_gateway import TlsGateway
+
 WAITING_TOLD_MAX = 100
+
+
+def listen_for_nodes(host: str, port: int = 0) -> tuple[socket.socket, str]:
+    """A socket on which other nodes arrive, and the address that they are given.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    sock = listening_socket(host, port)
+    return sock, format_address(*sock.getsockname()[:2])
 
 
 class Cluster:
@@ -47,6 +59,7 @@ class Cluster:
         store_used: how many bytes of the store are in use.
         on_process_gone: called with the id of a process of another node that is dead, and why.
         kill: ends a worker, with a reason.
+        gateway: None in a cluster without TLS.
         transfer: of objects; made for this cluster's node.
     """
 
@@ -65,6 +78,7 @@ class Cluster:
         on_process_gone: Callable[[bytes, str], None],
         kill: Callable[[Worker, str], None],
         transfer: Transfer,
+        gateway: TlsGateway | None,
     ) -> None:
         self._loop = loop
         self._leases = leases
@@ -91,12 +105,13 @@ class Cluster:
             OpenTransfer: transfer.accepted,
         }
         self._arrivals = Arrivals(loop, self.takers)
-        self._listener = TcpListener(host, port, token, loop, self._arrivals.accepted)
-        self.address = f"tcp:{f'[{host}]' if ':' in host else host}:{self._listener.port}"
+        self.gateway = gateway.path if gateway is not None else ""
+        sock, self.address = listen_for_nodes(host, port) if gateway is None else gateway.listen(host, port)
+        self._listener = TcpListener(host, port, token, loop, self._arrivals.accepted, sock)
 
     def dial(self, address: str) -> socket.socket:
         """Connect to another node, and prove the token to each other. Blocking; raises ConnectionError."""
-        return connect_authenticated(address, self.token, CONNECT_TIMEOUT_S)
+        return connect_authenticated(address, self.token, CONNECT_TIMEOUT_S, gateway=self.gateway)
 
     # ---------------------------------------------------------------- heartbeats
 

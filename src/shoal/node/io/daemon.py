@@ -69,12 +69,13 @@ from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.node_policy import NodeView
 from shoal.serialization.failures import dumps_error
 from shoal.system.janitor import end_children, write_membership
-from shoal.system.start_plan import DaemonStart
+from shoal.system.start_plan import TLS_GCS_SOCKET, DaemonStart
 from shoal.wire.tcp import format_address
 
 if TYPE_CHECKING:
     from shoal.node.io.cluster import Cluster
     from shoal.node.io.gcs_shards import GcsShards
+    from shoal.node.io.tls_gateway import TlsGateway
 
 log = logging.getLogger("shoal.node")
 
@@ -155,6 +156,8 @@ class NodeDaemon:
         )
         #: None for a node that is alone
         self.cluster: Cluster | None = None
+        #: None without TLS
+        self.gateway: TlsGateway | None = None
         if start.options.get("node_listen"):
             self._join_cluster(start.options["node_listen"])
         self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self.links, self._statistics())
@@ -176,6 +179,13 @@ class NodeDaemon:
             self.objects.when_read,
             self.objects.lost_abroad,
         )
+        if self.start.options.get("tls_folder"):
+            from shoal.node.io.tls_gateway import TlsGateway
+
+            self.gateway = TlsGateway(self.start, self.watches, self.start.options["tls_folder"], self._on_gcs_lost)
+            if self.start.gcs_public_fd >= 0:
+                inner = os.path.join(self.start.session_dir, TLS_GCS_SOCKET)
+                self.gateway.adopt(socket.socket(fileno=self.start.gcs_public_fd), inner)
         self.cluster = Cluster(
             self.loop,
             self.node_id,
@@ -190,6 +200,7 @@ class NodeDaemon:
             self._on_foreign_process_gone,
             self.pool.kill,
             transfer,
+            self.gateway,
         )
         self.actors.join_cluster(self.links, self.node_id)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
@@ -263,13 +274,23 @@ class NodeDaemon:
             bool(start.gcs_pid),
             name=self.name,
         )
+        gateway = cluster.gateway if cluster is not None else ""
         if not start.gcs_pid:
-            self.gcs.on_shards = lambda addresses: self._further_shards().connect(addresses, node, token)
+            self.gcs.on_shards = lambda addresses: self._further_shards().connect(addresses, node, token, gateway)
         elif int(start.options.get("gcs_shards", 1)) > 1:
             shards = self._further_shards()
-            node.shards = shards.start_processes(start, self.watches)
+            node.shards = shards.start_processes(start, self.watches, self._listen_for_nodes)
             shards.connect_own(start, node)
-        self.gcs.start(self.loop, start.gcs_socket if start.gcs_pid else start.options["gcs_address"], node, token)
+        if self.gateway is not None:
+            self.gateway.begin()  # all that it listens on is there
+        address = start.gcs_socket if start.gcs_pid else start.options["gcs_address"]
+        self.gcs.start(self.loop, address, node, token, gateway)
+
+    def _listen_for_nodes(self, host: str) -> tuple[socket.socket, str]:
+        """A socket on which other nodes arrive, on any port, and the address that they are given."""
+        from shoal.node.io.cluster import listen_for_nodes
+
+        return listen_for_nodes(host) if self.gateway is None else self.gateway.listen(host, 0)
 
     def _further_shards(self) -> GcsShards:
         """A GCS of one shard need not even load this."""
@@ -469,6 +490,7 @@ class NodeDaemon:
             "cluster_token": self.cluster.token,
             "cluster_address": cluster_address(self.start).removeprefix("tcp:"),
             "node_host": self.cluster.host,
+            "tls_gateway": self.cluster.gateway,
         }
 
     # ---------------------------------------------------------------- ends of processes
@@ -655,6 +677,8 @@ class NodeDaemon:
         """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""
         if self.cluster is not None:
             self.cluster.close()
+        if self.gateway is not None:
+            self.gateway.close()
         self.gcs.close()
         self.gcs_process.close()
         gcs_pids = [self.gcs_process.pid]
@@ -721,7 +745,8 @@ def cluster_address(start: DaemonStart) -> str:
     """Where the GCS of the node's cluster listens: "tcp:HOST:PORT"."""
     if not start.gcs_pid:
         return str(start.options["gcs_address"])
-    with socket.socket(fileno=os.dup(start.gcs_listen_fd)) as listening:
+    public_fd = start.gcs_public_fd if start.gcs_public_fd >= 0 else start.gcs_listen_fd
+    with socket.socket(fileno=os.dup(public_fd)) as listening:
         host, port = listening.getsockname()[:2]
     return format_address(host, port)
 

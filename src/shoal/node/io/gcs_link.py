@@ -79,6 +79,7 @@ class GcsLink:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._address = ""
         self._token = b""
+        self._gateway = ""
         self._node: RegisterNode | None = None
         #: takes what belongs to other shards of the GCS; None while this is the only one
         self.elsewhere: GcsShards | None = None
@@ -107,14 +108,18 @@ class GcsLink:
         #: how far this machine's clock is ahead of the GCS's, as far as that is certain
         self.clock_skew_s = 0.0
 
-    def start(self, loop: asyncio.AbstractEventLoop, address: str, node: RegisterNode, token: bytes = b"") -> None:
+    def start(
+        self, loop: asyncio.AbstractEventLoop, address: str, node: RegisterNode, token: bytes = b"", gateway: str = ""
+    ) -> None:
         """Connect and register in the background.
 
         Args:
             address: the path of a socket, or "tcp:HOST:PORT".
             token: the cluster's; for TCP.
+            gateway: of a node whose cluster uses TLS.
         """
-        self._loop, self._address, self._node, self._token = loop, address, node, token
+        self._loop, self._address, self._node = loop, address, node
+        self._token, self._gateway = token, gateway
         self._dial()
 
     def _dial(self) -> None:
@@ -145,6 +150,7 @@ class GcsLink:
                     self._lost,
                     on_acknowledged=self._on_acknowledged,
                     token=self._token,
+                    gateway=self._gateway,
                 )
                 self._node.time_s = time.time()
                 registered = await client.register(self._node, GCS_SILENT_S)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,7 +28,6 @@ from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
 from shoal.protocol.sharding import merge_answers, shard_of, shards_of_call
 from shoal.system.gcs_process import shard_socket
 from shoal.system.start_plan import DaemonStart
-from shoal.wire.tcp import format_address, listening_socket
 
 log = logging.getLogger("shoal.node")
 
@@ -59,8 +59,13 @@ class GcsShards:
 
     # ---------------------------------------------------------------- begin
 
-    def start_processes(self, start: DaemonStart, watches: WatchTable) -> list[str]:
+    def start_processes(
+        self, start: DaemonStart, watches: WatchTable, listen: Callable[[str], tuple[socket.socket, str]]
+    ) -> list[str]:
         """Start the shards of a head; returns their TCP addresses (none if the head is alone).
+
+        Args:
+            listen: makes a socket on which other nodes arrive, and the address that these are given.
 
         Raises:
             OSError: a process or a socket cannot be made.
@@ -69,22 +74,22 @@ class GcsShards:
         for number in range(1, int(start.options.get("gcs_shards", 1))):
             listen_fd = -1
             if start.options.get("gcs_listen"):
-                sock = listening_socket(start.options["gcs_listen"][0], 0)
-                addresses.append(format_address(*sock.getsockname()[:2]))
+                sock, address = listen(start.options["gcs_listen"][0])
+                addresses.append(address)
                 listen_fd = sock.detach()
             process = GcsProcess(start, watches, self._on_failed, number, listen_fd)
             self.processes.append(process)
             process.begin()
         return addresses
 
-    def connect(self, addresses: list[str], node: RegisterNode, token: bytes) -> None:
+    def connect(self, addresses: list[str], node: RegisterNode, token: bytes, gateway: str = "") -> None:
         """Dial the shards 1 to N - 1, once."""
         if self._links:
             return
         self._links.append(self._first)
         for number, address in enumerate(addresses, 1):
             link = GcsLink(self._on_push, self._answered(number), self._stuck(number), self._on_failed)
-            link.start(self._loop, address, msgspec.structs.replace(node), token)
+            link.start(self._loop, address, msgspec.structs.replace(node), token, gateway)
             self._links.append(link)
         self._first.elsewhere = self
 

@@ -1,0 +1,25 @@
+"""Unix sockets that only their user can reach."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+BACKLOG = 1024
+
+
+def listening_unix_socket(path: str, backlog: int = BACKLOG) -> socket.socket:
+    """A socket that listens at `path` with mode 0600: before it listens nobody can connect.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        os.chmod(path, 0o600)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
