@@ -106,6 +106,31 @@ def test_awaited_and_future(two: tuple[Cluster, ClusterNode]) -> None:
     assert shoal.get(Reader.remote().first.remote([make.remote(MB, 8)]), timeout=SOON_S) == 8
 
 
+def test_an_asyncio_actor_goes_on_while_arguments_travel(two: tuple[Cluster, ClusterNode]) -> None:
+    _cluster, node = two
+
+    @shoal.remote(num_cpus=0)
+    class Echo:
+        async def size(self, array: np.ndarray) -> int:
+            return len(array)
+
+        async def ping(self) -> str:
+            return "pong"
+
+    echo = Echo.remote()
+    assert shoal.get(echo.ping.remote(), timeout=SOON_S) == "pong"
+    ref = make.remote(50 * MB)
+    shoal.wait([ref], fetch_local=False, timeout=SOON_S)
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        size = echo.size.remote(ref)
+        assert shoal.get(echo.ping.remote(), timeout=3) == "pong"
+        assert shoal.wait([size], timeout=0) == ([], [size])
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+    assert shoal.get(size, timeout=SOON_S) == 50 * MB
+
+
 def test_copies_go_with_the_last_ref(two: tuple[Cluster, ClusterNode]) -> None:
     cluster, node = two
     ref = make.remote(MB)

@@ -261,6 +261,20 @@ def test_a_source_that_lies_spoils_nothing(make_nodes: MakeNodes, lie: bytes) ->
     assert [here.bytes_of(place) for place in neighbours] == before  # type: ignore[arg-type]
 
 
+def test_none_of_many_small_ones_is_forgotten(make_nodes: MakeNodes) -> None:
+    """An order to a thread that is not heeded would cost seconds (LOOK_S)."""
+    origin, here = make_nodes(2)
+    writer = origin.local_process(b"writer")
+    slowest_s = 0.0
+    for number in range(300):
+        stored = put(origin, writer, b"%d" % number)
+        start = time.monotonic()
+        place = here.pull(stored)
+        slowest_s = max(slowest_s, time.monotonic() - start)
+        assert isinstance(place, Stored) and here.bytes_of(place) == b"%d" % number
+    assert slowest_s < movers_module.LOOK_S / 2
+
+
 def test_many_at_once(make_nodes: MakeNodes) -> None:
     origin, here, other = make_nodes(3, 48 * MB)
     writer, theirs = origin.local_process(b"writer"), other.local_process(b"theirs")

@@ -427,6 +427,9 @@ class ActorHost:
         running_task.set(context)
         function = template.function or executor.load_function(template)
         try:
+            if job.deps is not None or type(job.args) is not bytes:
+                # Those of other nodes travel while the loop goes on.
+                await self.runtime.pulling.come((job.args, *(value for _, value in job.deps or ())))
             plain = executor.load_value(job.args)
             if type(plain) is tuple and job.deps is None:
                 result = function(*plain)

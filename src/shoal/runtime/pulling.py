@@ -18,6 +18,7 @@ What it does not do: move bytes (the daemons), or count references (`objects`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -163,18 +164,20 @@ class Pulling:
         Returns:
             Whether it is here: then nothing is called.
         """
-        value = entry.value
+        return self._when_value_here(entry.value, then, entry)
+
+    def _when_value_here(self, value: Any, then: Callable[[], None], entry: ObjectEntry | None = None) -> bool:
+        """As `when_here`; without an entry, what is lost is left to who reads it."""
         runtime = self.runtime
-        if not self.is_abroad(value) or entry.oid in self.places or runtime.lost is not None:
+        if not self.is_abroad(value) or value.oid in self.places or runtime.lost is not None:
             return True
-        assert type(value) is Stored, "what is abroad is stored"
         number = 0
 
         def answered() -> None:
             slot = runtime._answers.pop(number, None)
             if slot is not None and runtime.lost is None:
                 self._take(value, slot[1])
-                if type(self.places.get(value.oid)) is errors.ObjectLostError:
+                if entry is not None and type(self.places.get(value.oid)) is errors.ObjectLostError:
                     reason = str(self.places.pop(value.oid))
                     runtime.remaker.report_lost(entry, value, reason)
                     runtime.when_known(entry, known)
@@ -189,6 +192,28 @@ class Pulling:
             number = self._ask(value, _Call(answered), False)
             runtime.reactor.attend()
         return False
+
+    async def come(self, values: Iterable[Any]) -> None:
+        """In asyncio code: see that these values of a task are on this node; what cannot be had counts as here."""
+        missing = [value for value in values if self.is_abroad(value) and value.oid not in self.places]
+        if not missing:
+            return
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        for value in missing:
+            here: asyncio.Future[None] = loop.create_future()
+
+            def finish(here: asyncio.Future[None] = here) -> None:
+                if not here.done():
+                    here.set_result(None)
+
+            def deliver(finish: Callable[[], None] = finish) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(finish)
+
+            if not self._when_value_here(value, deliver):
+                await here
 
     def prefetch(self, job: Job) -> None:
         """A task's arguments that lie elsewhere are on their way before it begins. Caller holds the lock."""
