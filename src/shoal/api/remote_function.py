@@ -18,6 +18,7 @@ from shoal.api.scheduling_strategies import inherited_strategy
 from shoal.api.signatures import SignatureChecker
 from shoal.protocol.messages import KIND_TASK
 from shoal.runtime import core
+from shoal.runtime.delegation import Delegation
 from shoal.runtime.tasks import Template
 
 
@@ -59,6 +60,28 @@ class RemoteFunction:
             template = self._bind(runtime, bound_for)
         self._check(args, kwargs)
         return runtime.submit(template, args, kwargs)
+
+    def delegate(self, /, *args: Any, **kwargs: Any) -> Delegation:
+        """To be returned by a task: its result is then what this call gives. A loop of any length runs on one worker like this, without
+        depth. A call that asks for what the task does not hold becomes a task of its own. (CIEL's delegation; paper section 6)
+
+        Raises:
+            TypeError: the arguments do not fit the function, or it is a generator.
+        """
+        if self._is_generator:
+            raise TypeError(
+                f"{self._function.__name__} is a generator: a task cannot delegate to it, only return its ref"
+            )
+        self._check(args, kwargs)
+        options = self._options
+        here = not options.environment and not options.strategy
+        return Delegation(
+            self._function,
+            args,
+            kwargs,
+            functools.partial(self.remote, *args, **kwargs),
+            options.demand if here else None,
+        )
 
     def _bind(self, runtime: core.Runtime, bound_for: Any) -> Template:
         options = self._options

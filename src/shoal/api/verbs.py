@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal import serialization
 from shoal.api.actors import ActorClass, ActorHandle
+from shoal.api.batched_function import BatchedFunction
 from shoal.api.options import ActorOptions, TaskOptions
 from shoal.api.remote_function import RemoteFunction
 from shoal.protocol.messages import Failed
@@ -18,7 +19,8 @@ from shoal.runtime.waiting import Rest, session_of_refs
 
 
 def remote(*args: Any, **options: Any) -> Any:
-    """Make a remote function of a function, or an actor class of a class; bare or with options.
+    """Make a remote function of a function, or an actor class of a class; bare or with options. With `batch=n` calls that wait at the same time
+    become one call of the function, with lists (`api.batched_function`).
 
     Raises:
         ValueError, TypeError: an option is unknown or out of range, or the thing is neither function nor class.
@@ -46,6 +48,10 @@ def _made_remote(thing: Any, options: dict[str, Any]) -> Any:
         raise TypeError(f"{thing!r} is remote already; use .options() to change its options")
     if not callable(thing) or not hasattr(thing, "__name__"):
         raise _not_remote(thing)
+    if "batch" in options:
+        return BatchedFunction(
+            thing, options["batch"], {name: value for name, value in options.items() if name != "batch"}
+        )
     return RemoteFunction(thing, TaskOptions.parse(options))
 
 

@@ -58,6 +58,7 @@ from shoal.protocol.messages import (
 from shoal.runtime.actor_host import ActorHost, exit_process
 from shoal.runtime.assignment import apply_assignment, remember_environment
 from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.delegation import Delegation
 from shoal.runtime.jobs import SLOW_TASK_S, UNREAD_REPLIES_MAX, BoundTemplate, HeldLease, Job, SubmitterPeer
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.orphans import OrphanTasks
@@ -495,6 +496,8 @@ class Executor:
             else:
                 positional, named = self.with_dependencies(plain, job.deps)
                 value = function(*positional, **named)
+            while type(value) is Delegation:
+                value = value.run(held.started.demand, self.runtime.get)
             return self.results.encode_result(job, value)
         except SystemExit as error:
             return self._on_system_exit(job, error)

@@ -31,6 +31,7 @@ from shoal.protocol.messages import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING, 
 from shoal.protocol.resources import Resources, fits, format_resources, to_floats
 from shoal.runtime.actor_calls import ActorQueue
 from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.delegation import Delegation
 from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState, dropped
 from shoal.runtime.streams import DynamicObjectRefGenerator, ObjectRefGenerator, StreamState
 from shoal.runtime.tasks import PendingTask, TaskContext, Template
@@ -152,7 +153,10 @@ class LocalRuntime(Runtime):
         if klass is not None and not fits(klass.demand, self.total):
             text = f"{wire.name} asks for {format_resources(klass.demand)}, but this session (local mode) has {format_resources(self.total)} in total"
             raise _CallFailedError(Failed(serialization.dumps_error(errors.TaskUnschedulableError(text))))
-        return self.code[wire.function_id](*positional, **named)
+        value = self.code[wire.function_id](*positional, **named)
+        while type(value) is Delegation:
+            value = value.run(self.total, self.get)
+        return value
 
     def _split(self, task: PendingTask, result: Any) -> list[Any]:
         """What a function returned, as the values of its results."""

@@ -49,6 +49,7 @@ _MODULES = {
     "actor_pool",
     "check_serialize",
     "completion",
+    "dask",
     "executor",
     "joblib",
     "multiprocessing",
