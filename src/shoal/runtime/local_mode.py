@@ -489,7 +489,9 @@ class LocalActors:
     def publish_code(self, class_id: bytes, code: bytes) -> None:
         """Nobody needs it."""
 
-    def queue_of(self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"") -> ActorQueue:
+    def queue_of(
+        self, actor_id: bytes, class_name: str, in_order: bool, home: bytes = b"", exact: bool = False
+    ) -> ActorQueue:
         """The actor; one that is gone is a queue that is dead."""
         actor = self.queues.get(actor_id)
         if actor is not None:
