@@ -19,7 +19,7 @@ from tests.engine.node_counts import settled_counts, wait_for_counts
 from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
-from shoal.exceptions import OwnerDiedError, ShoalError
+from shoal.exceptions import ObjectReconstructionFailedError, OwnerDiedError, ShoalError
 
 BIG = 200_000
 STORE_BYTES = 24 << 20
@@ -315,3 +315,37 @@ def test_owners_killed_at_any_moment(tmp_path: Path, seed: int, freed: None) -> 
             continue  # it died before it had answered: nobody holds a ref
         assert shoal.get(ref, timeout=20) == "2", f"round {round_}"
         del ref
+
+
+def test_children_of_a_repeated_task_are_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote
+    def parent() -> Any:
+        note(str(path), "parent")
+        child = work.remote(str(path), "child", 0.0)
+        return [child, shoal.put(np.full(250_000, 3.0))]
+
+    child, put = shoal.get(parent.remote(), timeout=20)
+    assert shoal.get(child, timeout=20) == "child" and shoal.get(put, timeout=20)[0] == 3
+    lose(put)
+    assert shoal.get(put, timeout=20)[0] == 3
+    assert runs(path, "parent") == 2 and runs(path, "child") == 1
+
+
+def test_a_task_that_branches_differently_the_second_time(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote
+    def fickle() -> Any:
+        note(str(path), "fickle")
+        again = runs(path, "fickle") > 1
+        child = (work if again else large).remote(str(path), "child", 0.0)
+        return [child, shoal.put(np.full(250_000, 3.0))]
+
+    child, put = shoal.get(fickle.remote(), timeout=20)
+    assert len(shoal.get(child, timeout=20)) == BIG and shoal.get(put, timeout=20)[0] == 3
+    lose(put)
+    with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)another way.*large\(\).*work\(\)"):
+        shoal.get(put, timeout=20)
+    assert len(shoal.get(child, timeout=20)) == BIG

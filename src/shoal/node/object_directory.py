@@ -182,6 +182,11 @@ class ObjectDirectory:
         """How many holds other nodes have on objects of this one, and refs that are on their way there."""
         return sum(len(self._held[node]) for node in self._nodes) + len(self._handed)
 
+    def recorded(self, oid: bytes) -> dict[str, Any]:
+        """Whether others know an object, and how it was made, as far as is known: for a task that is repeated."""
+        row, spec = self._objects.get(oid), self._succession.specs.get(oid)
+        return {"known": row is not None and row.known, "lineage": spec.lineage if spec is not None else b""}
+
     def owes(self, process: bytes) -> bool:
         """Whether others may wait for values that only this process can publish."""
         return bool(self._owed.get(process))

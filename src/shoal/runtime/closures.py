@@ -27,11 +27,12 @@ from shoal.protocol.messages import (
     NotMade,
     Stored,
     TaskLineage,
+    TaskTemplate,
     Value,
 )
 from shoal.runtime.lineage import Record
-from shoal.runtime.objects import ObjectEntry, SharedState
-from shoal.runtime.tasks import PendingTask
+from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState
+from shoal.runtime.tasks import PendingTask, Template
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -152,6 +153,44 @@ class Closures:
             self._told.add(function_id)
             daemon.send(LineageCode(function_id, code))
 
+    # ------------------------------------------------------------ repeating
+
+    def made_before(
+        self,
+        task_id: bytes,
+        template: Template,
+        args: Value,
+        deps: list[tuple[int | str, ObjectEntry]] | None,
+        held: list[ObjectEntry] | None,
+    ) -> ObjectRef | list[ObjectRef] | None:
+        """The results of a child that a former run of this task has submitted under the same name, if others know them; None: submit it.
+
+        Raises:
+            ObjectReconstructionFailedError: the child of that name was another one.
+        """
+        count = template.wire.num_returns
+        if count < 1:
+            return None
+        runtime = self.runtime
+        answer = runtime.call("node.recorded", {"oid": ids.result_id(task_id, 1)})
+        if answer["lineage"]:
+            before = msgspec.msgpack.decode(answer["lineage"], type=TaskLineage)
+            then = _outline(before.template, before.arguments, [oid for _, oid, _ in before.dependencies or ()])
+            now = _outline(template.wire, args, [entry.oid for _, entry in deps or ()])
+            if then != now:
+                raise errors.ObjectReconstructionFailedError(
+                    f"the task that runs again to make a lost object takes another way than before: where it submitted {then[0]}, it now "
+                    f"submits {now[0]} with other arguments. Objects of one name must not get two values: make what the task "
+                    "does depend on its arguments only, not on random numbers, the time of day, or what other tasks have changed.",
+                    object_id=ids.result_id(task_id, 1).hex(),
+                )
+        if not answer["known"]:
+            return None
+        refs = [runtime.objects.borrow(ids.result_id(task_id, index + 1), runtime.node_id) for index in range(count)]
+        with runtime.reactor.lock:
+            runtime.objects.unuse(held or ())
+        return refs[0] if count == 1 else refs
+
     # ------------------------------------------------------------ adopting
 
     def on_adopt(self, connection: Connection, message: Adopt) -> None:
@@ -214,7 +253,9 @@ class Closures:
             klass = runtime.submitter.class_of(
                 lineage.demand, wire.depth, lineage.strategy, lineage.environment, wire.name
             )
-        template = runtime.adopt_template(wire, code, klass, lineage.max_retries)
+        wire = msgspec.structs.replace(wire, number=runtime.new_number())
+        template = Template(wire, code, klass, lineage.max_retries, False, runtime.submitter.gone_templates)
+        template.exported = runtime.exports.keep_code(wire.function_id, code) if wire.function_id else None
         deps: Any = None
         inputs = list(needs.values())
         if lineage.dependencies is not None:
@@ -238,3 +279,10 @@ class Closures:
                 record.argument.count += 1
         record.bytes += len(task.args) if type(task.args) is bytes else 0
         return record
+
+
+def _outline(template: TaskTemplate, args: Value, deps: list[bytes]) -> tuple[str, str, int, int, list[bytes]]:
+    """What must be the same when a task is submitted once more under one name. Of the arguments the length: how a set, say, is written may differ
+    from process to process."""
+    size = args.size if type(args) is Stored else len(args) if type(args) is bytes else 0
+    return f"{template.name}()", template.method, template.num_returns, size, deps

@@ -18,8 +18,6 @@ from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
-import msgspec
-
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
@@ -64,7 +62,7 @@ from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
-from shoal.runtime.tasks import CallNames, PendingTask, SchedulingClass, TaskContext, Template
+from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
 from shoal.store.client import StoreClient
 
 #: the task that runs in this thread or coroutine; None outside of tasks
@@ -222,15 +220,6 @@ class Runtime:
         template.exported = self.exports.code_of(function_id) if function_id else None
         return template
 
-    def adopt_template(
-        self, wire: TaskTemplate, code: bytes, klass: SchedulingClass | None, max_retries: int
-    ) -> Template:
-        """A template of another process, to submit with from here."""
-        wire = msgspec.structs.replace(wire, number=self.new_number())
-        template = Template(wire, code, klass, max_retries, False, self.submitter.gone_templates)
-        template.exported = self.exports.keep_code(wire.function_id, code) if wire.function_id else None
-        return template
-
     def new_number(self) -> int:
         """A number for one more template."""
         with self.reactor.lock:
@@ -259,6 +248,10 @@ class Runtime:
         if not prefix:
             prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
         task_id = prefix + next(context.children).to_bytes(4, "big")
+        if context.repeats:
+            known = self.closures.made_before(task_id, template, blob, deps, held)
+            if known is not None:
+                return known
         with self.reactor.lock:
             if dropped:
                 self.objects.drain_dropped()

@@ -476,6 +476,7 @@ class Executor:
         context = TaskContext(job.task_id, job.attempt, b"", held.started.depth, held.started.job_id, wire.name)
         context.lease = held
         context.job = job
+        context.repeats = template.wanted is not None
         context.assigned = held.started.assigned
         if held.started.group:
             context.enter_group(held.started.group)

@@ -266,6 +266,7 @@ class TaskContext:
         "name",
         "prefix",
         "puts",
+        "repeats",
         "task_id",
     )
 
@@ -285,6 +286,7 @@ class TaskContext:
         self.actor_id = b""
         #: its arguments are being read: waiting for them lends no CPU, or ever more tasks would pin theirs
         self.loads_arguments = False
+        self.repeats = False  #: it is a re-run: what it submits may have been made before
         self.job: Any = None  #: the executor's record of the task, which knows whether it was cancelled
 
     def enter_group(self, group: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.stats                       -> one record per part of the daemon
     node.waiting    limit?: int      -> waiting: rows of who waits for a worker here, and why
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
+    node.recorded   oid: bytes       -> known: bool, whether others know the object; lineage: bytes, how it was made, or empty
     node.ping                        -> {}
 
 How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse.
@@ -54,6 +55,7 @@ class Calls:
         gcs: GcsLink,
         links: NodeLinks,
         statistics: dict[str, Callable[[], Any]],
+        recorded: Callable[[bytes], dict[str, Any]],
     ) -> None:
         self._node_id = node_id
         self._table = table
@@ -61,6 +63,7 @@ class Calls:
         self._gcs = gcs
         self._links = links
         self._statistics = statistics
+        self._recorded_of = recorded
         #: batches of trace events sent for each process
         self._event_batches: dict[bytes, int] = {}
 
@@ -136,6 +139,9 @@ class Calls:
             ]
         }
 
+    def _recorded(self, _process: Process | None, body: dict[str, Any]) -> Any:
+        return self._recorded_of(body["oid"])
+
     def _ping(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {}
 
@@ -174,5 +180,6 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.stats": Calls._stats,
     "node.cluster": Calls._cluster,
     "node.waiting": Calls._waiting,
+    "node.recorded": Calls._recorded,
     "node.ping": Calls._ping,
 }

@@ -160,7 +160,15 @@ class NodeDaemon:
         self.gateway: TlsGateway | None = None
         if start.options.get("node_listen"):
             self._join_cluster(start.options["node_listen"])
-        self.calls = Calls(self.node_id, self.table, self.leases, self.gcs, self.links, self._statistics())
+        self.calls = Calls(
+            self.node_id,
+            self.table,
+            self.leases,
+            self.gcs,
+            self.links,
+            self._statistics(),
+            self.objects.machine.recorded,
+        )
         self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
 
     def _join_cluster(self, host: str) -> None:
