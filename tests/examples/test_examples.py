@@ -109,6 +109,20 @@ nobody has a gripper now: None
 careful ran on a new node
 left: \['office'\]
 """,
+    "12_placement.py": r"""
+bundles on: \['left', 'right'\]
+tasks on: \['left', 'right'\]
+trainers on: \['left', 'left', 'right', 'right'\]
+children go along: True
+or do not: True
+placed: False
+PENDING - its 3 bundles \(6 CPU\) do not fit on 3 different nodes into the nodes there are
+a trainer: its placement group was removed
+placed: True
+by its id: right
+by labels: left
+shorter: left
+""",
     "14_rl.py": r"""
 evolution balances the pole: True
 resumed at the same generation: True

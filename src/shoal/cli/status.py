@@ -17,9 +17,10 @@ import psutil
 from shoal.launch.local_nodes import LocalNode, local_nodes
 from shoal.launch.nodes import default_parent_dir
 from shoal.launch.observer import Observer, SessionUnreachableError
-from shoal.protocol.resources import to_floats
+from shoal.protocol.resources import Resources, add, to_floats
 
 PENDING_SHOWN = 20
+GROUPS_WAITING = ("pending", "rescheduling")
 _MEMORY_RESOURCES = ("memory", "object_store_memory")
 
 
@@ -69,6 +70,7 @@ def session_facts(node: LocalNode) -> dict[str, Any]:
             session["waiting"] = [_pending(row) for row in observer.call("node.waiting")["waiting"]]
             if not node.address:
                 session.update(_program_facts(observer))
+                session["waiting"] += session["placement_groups_waiting"]
     except (SessionUnreachableError, RuntimeError) as error:
         session["error"] = str(error)
         return session
@@ -89,7 +91,7 @@ def cluster_facts(node: LocalNode) -> dict[str, Any]:
         return cluster
     cluster["nodes"] = [_node_facts(row) for row in rows]
     cluster["resources"] = {"total": to_floats(load["total"]), "available": to_floats(load["available"])}
-    cluster["waiting"] = [_pending(row) for row in load["demands"]]
+    cluster["waiting"] = [_pending(row) for row in load["demands"]] + cluster["placement_groups_waiting"]
     return cluster
 
 
@@ -98,7 +100,13 @@ def _program_facts(observer: Observer) -> dict[str, Any]:
     for actor in observer.call("gcs.actors_list")["actors"]:
         state = str(actor["state"]).lower()
         states[state] = states.get(state, 0) + 1
+    groups = observer.call("gcs.groups")["groups"]
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group["state"]] = counts.get(group["state"], 0) + 1
     return {
+        "placement_groups": counts,
+        "placement_groups_waiting": [_waiting_group(group) for group in groups if group["state"] in GROUPS_WAITING],
         "jobs": [
             {"job_id": job["job_id"].hex(), "pid": job["pid"], "namespace": job["namespace"], "state": job["state"]}
             for job in observer.call("gcs.jobs")["jobs"]
@@ -125,6 +133,15 @@ def _node_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 def _pending(row: dict[str, Any]) -> dict[str, Any]:
     return {"name": row["name"], "demand": to_floats(row["demand"]), "count": row["count"], "why": row["why"]}
+
+
+def _waiting_group(row: dict[str, Any]) -> dict[str, Any]:
+    lacking = [bundle for bundle, node_id in zip(row["bundles"], row["nodes"], strict=True) if not node_id]
+    demand: Resources = {}
+    for bundle in lacking:
+        add(demand, bundle)
+    name = f"placement group {row['name'] or row['group_id'].hex()}, {len(lacking)} of {len(row['bundles'])} bundles"
+    return {"name": name, "demand": to_floats(demand), "count": 1, "why": row["reason"]}
 
 
 def processes_of(daemon_pid: int) -> dict[str, Any]:
@@ -234,7 +251,9 @@ def _program_rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     running = [job for job in record["jobs"] if job["state"] == "running"]
     drivers = ", ".join(f"pid {job['pid']} (namespace {job['namespace'] or 'none'})" for job in running)
     actors = ", ".join(f"{count} {state}" for state, count in sorted(record["actors"].items()))
-    return [("drivers", drivers or "none"), ("actors", actors or "none")]
+    rows = [("drivers", drivers or "none"), ("actors", actors or "none")]
+    groups = ", ".join(f"{count} {state}" for state, count in sorted(record["placement_groups"].items()))
+    return [*rows, ("groups", groups)] if groups else rows
 
 
 def _pending_lines(waiting: list[dict[str, Any]]) -> list[str]:

@@ -66,6 +66,7 @@ class ForeignLeases:
         kill: Callable[[Worker, str], None],
     ) -> None:
         self.machine = Forwarding(node_id)
+        self._node_id = node_id
         self._leases = leases
         self._table = table
         self._links = links
@@ -114,6 +115,7 @@ class ForeignLeases:
         if node_id is not None:
             self._links.send(node_id, ForProcess(process, LeasesUnschedulable(class_no, reason, kind)))
         else:
+            self._avoid(process, class_no, kind, self._node_id)
             self._feed(forwarding.RefusedHere(process, class_no, reason, kind))
 
     def process_died(self, process: Process, cause: str) -> None:
@@ -199,6 +201,12 @@ class ForeignLeases:
         """The GCS listens (again)."""
         self._feed(forwarding.GcsReturned())
 
+    def _avoid(self, process: bytes, class_no: int, kind: str, node_id: bytes) -> None:
+        """A node (or this one) does not have the bundle that a class asks for, or takes nothing new in it."""
+        request = self.machine.request_of(process, class_no)
+        if request is not None and kind == UNSCHEDULABLE_BUNDLE_GONE:
+            self._leases.groups.avoid(request, node_id)
+
     def _on_group_placed(
         self, process: bytes, class_no: int, placements: list[tuple[bytes, int]], refused: str, kind: str
     ) -> None:
@@ -211,9 +219,7 @@ class ForeignLeases:
             inner.address = self._links.worker_address(node_id, inner.worker_id)
             self._feed(forwarding.GrantedAbroad(node_id, message.process, inner))
         elif type(inner) is LeasesUnschedulable:
-            request = self.machine.request_of(message.process, inner.class_no)
-            if request is not None and inner.kind == UNSCHEDULABLE_BUNDLE_GONE:
-                self._leases.groups.avoid(request, node_id)
+            self._avoid(message.process, inner.class_no, inner.kind, node_id)
             self._feed(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason, inner.kind))
         else:
             if type(inner) is messages.WorkerDied:
