@@ -110,6 +110,7 @@ ACTORS: dict[str, Route] = {
     "RecordCall": Route("worker", "daemon"),
     "StoreCheckpoint": Route("worker", "daemon"),
     "TerminateActor": Route("daemon", "worker", "`WorkerExiting`"),
+    "MayAnswer": Route("daemon", "worker"),
 }
 VALUES: dict[str, Route] = {
     "Stored": Route("(a value inside other messages)", "-"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shoal.gcs.node_table import ANEW_S, NodeTable
+from shoal.gcs.node_table import LOOK_S, LOOKS, NodeTable
 from shoal.gcs.node_views import REPLACED_WITHIN_S
 from shoal.gcs.shard import (
     CloseConnection,
@@ -216,19 +216,25 @@ def test_a_new_server_waits_for_the_nodes_of_the_old_one(world: World) -> None:
     assert "started again" in world.heard_of(1, 2)[-1].cause
 
 
-def test_a_server_that_stood_still_gives_everybody_time(world: World) -> None:
+@pytest.mark.parametrize("looks", range(LOOKS + 1))
+def test_a_server_that_stood_still_listens_before_it_gives_anybody_up(world: World, looks: int) -> None:
     world.beat(1)
     world.lose(2)
-    world.now += 60
-    world.perform(world.shard.handle(TimePassed(), world.now))
-    assert not world.closed and all(record.alive for record in world.shard.nodes.records())
-    world.join(2)
-    world.sleep(ANEW_S / 2)
-    world.beat(1)
-    world.sleep(ANEW_S)
-    assert all(record.alive for record in world.shard.nodes.records())
+    world.now += HEARTBEATS_MISSED_S - LOOKS * LOOK_S
+    for _ in range(looks):
+        world.perform(world.shard.handle(TimePassed(), world.now))
+        world.now += LOOK_S
+    world.now += 60  # it is stopped, between two looks; then its timer comes first
+    if looks < LOOKS:
+        world.perform(world.shard.handle(TimePassed(), world.now))
+        assert not world.closed and all(record.alive for record in world.shard.nodes.records())
+        assert [row["state"] for row in world.call(0, "nodes")["nodes"]] == ["alive", "suspect", "suspect"]
+        world.beat(1)
+        world.join(2)
+        world.sleep(LOOKS * LOOK_S)
+        assert [row["state"] for row in world.call(0, "nodes")["nodes"]] == ["alive"] * 3
     world.sleep(HEARTBEATS_MISSED_S)
-    assert [record.alive for record in world.shard.nodes.records()] == [True, False, True]
+    assert [record.alive for record in world.shard.nodes.records()] == [True, False, looks < LOOKS]
 
 
 def test_a_name_is_free_again_after_a_death(world: World) -> None:

@@ -20,6 +20,7 @@ import uvloop
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
 from shoal.gcs.io.server import GcsServer
+from shoal.gcs.node_table import LOOK_S, LOOKS
 from shoal.gcs.storage.backend import StorageError
 from shoal.gcs.storage.memory import MemoryBackend
 from shoal.protocol.gcs_messages import (
@@ -286,7 +287,7 @@ def test_a_node_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch:
     async def second(server: GcsServer, path: str) -> None:
         client = await GcsClient.connect(path, b"o" * 16)
         assert (await client.call("gcs.jobs"))["jobs"][0]["state"] == "running"
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(LOOKS * LOOK_S + 0.3)
         [job] = (await client.call("gcs.jobs"))["jobs"]
         assert job["state"] == "ended" and "did not come back" in job["end_reason"]
         client.close()
@@ -338,7 +339,7 @@ def test_the_process_ends_with_its_parent_and_removes_the_session(tmp_path: Path
         with open(f"/proc/{pid}/cmdline") as file:
             assert file.read().startswith("shoal:gcs")
         with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
+            assert wait_for(lambda: probe.connect_ex(str(path)) == 0)  # bound is not yet listening
         parent.send_signal(number)
         parent.wait()
         assert wait_for(lambda: not runs(pid))

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shoal.gcs.node_table import LOOKS
 from shoal.gcs.node_views import REPLACED_WITHIN_S
 from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
@@ -200,6 +201,9 @@ def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> Non
     gcs.shard.handle(ConnectionLost(1, "killed"), NOW)
     gcs.shard.handle(ConnectionLost(1, "killed"), NOW)
     gcs.tell(2, Hello(PROTOCOL_VERSION, b"o" * 16, b"", 6))
+    for _ in range(LOOKS):
+        deadline = gcs.shard.next_deadline()
+        assert deadline is not None and gcs.shard.handle(TimePassed(), deadline) == []
     assert gcs.shard.next_deadline() == NOW + NODE_AWAY_S
     assert gcs.shard.handle(TimePassed(), NOW + NODE_AWAY_S - 0.1) == []
     assert gcs.call("nodes", 2)["nodes"][0]["alive"]

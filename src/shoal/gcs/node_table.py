@@ -11,7 +11,8 @@ do not come back. A node is
 Dead is for ever: a node that returns is *fenced*, its work is elsewhere by now; it must join as a new node. Numbers go up and are never used
 again, also not after their nodes are forgotten, because lease and job numbers are made from them.
 
-A server that was itself stopped for a while (LATE_S) must not take its own silence for that of others: all clocks begin anew then.
+A server that was itself stopped for a while must not take its own silence for that of others: what they said meanwhile waits in its sockets. So
+nobody is given up at one look: the last second of a node's time is LOOKS looks, between which the server reads, and the node is *suspect*.
 
 How to extend: a fact of a node is a field of `NodeRecord` (stored), of `NodeEntry` (told to nodes) or of `row` (shown to users).
 
@@ -29,10 +30,10 @@ from shoal.gcs.storage.backend import Write
 from shoal.protocol.gcs_messages import NodeEntry, NodeLoad, RegisterNode
 from shoal.protocol.limits import HEARTBEATS_MISSED_S, NODE_AWAY_S, NODES_DEAD_MAX
 
-#: a timer that comes so late says that this process stood still, or that the clock was set
-LATE_S = 0.5
-#: what nodes get at least after that
-ANEW_S = 1.0
+#: in the last LOOKS * LOOK_S of a node's time it is looked at so often
+LOOKS = 4
+LOOK_S = 0.25
+SUSPECT_S = LOOKS * LOOK_S
 
 _encode = msgspec.msgpack.encode
 
@@ -86,6 +87,8 @@ class NodeTable:
         self._away: dict[bytes, tuple[float, str]] = {}
         #: connected nodes that send heartbeats -> when they sent the last one; the one silent for longest is first
         self._heard: OrderedDict[bytes, float] = OrderedDict()
+        #: those of both whose time is nearly over -> (looks, when the next one is due)
+        self._suspects: dict[bytes, tuple[int, float]] = {}
         #: last heartbeats of connected nodes
         self._loads: dict[bytes, NodeLoad] = {}
 
@@ -140,7 +143,13 @@ class NodeTable:
             "node_no": record.node_no,
             "name": node.name,
             "alive": record.alive,
-            "state": "dead" if not record.alive else "suspect" if away else "draining" if record.draining else "alive",
+            "state": "dead"
+            if not record.alive
+            else "suspect"
+            if away or node.node_id in self._suspects
+            else "draining"
+            if record.draining
+            else "alive",
             "pid": node.pid,
             "hostname": node.hostname,
             "address": node.address,
@@ -161,12 +170,14 @@ class NodeTable:
         return next((each.node.shards for each in self._rows.values() if each.alive and each.node.is_head), None)
 
     def next_deadline(self) -> float | None:
-        """When somebody may have to be given up; None while all is well."""
-        deadline = min((until for until, _ in self._away.values()), default=None)
-        if self._heard:
-            silent = next(iter(self._heard.values())) + HEARTBEATS_MISSED_S
-            deadline = silent if deadline is None else min(deadline, silent)
-        return deadline
+        """When somebody must be looked at; None while all is well."""
+        due = [at for _, at in self._suspects.values()]
+        due += [until - SUSPECT_S for node_id, (until, _) in self._away.items() if node_id not in self._suspects]
+        for node_id, heard in self._heard.items():
+            if node_id not in self._suspects:
+                due.append(heard + HEARTBEATS_MISSED_S - SUSPECT_S)
+                break  # the others were heard later
+        return min(due, default=None)
 
     def why_away(self, node_id: bytes) -> str:
         """Why a living node is not connected; "" if it is, or does not live."""
@@ -185,6 +196,7 @@ class NodeTable:
         if refusal:
             return refusal
         self._away.pop(node.node_id, None)
+        self._suspects.pop(node.node_id, None)
         self._heard.pop(node.node_id, None)  # its heartbeats begin anew
         if known is None:
             number = 0
@@ -224,6 +236,7 @@ class NodeTable:
         """A heartbeat. Whether the others must be told of a change."""
         self._heard[node_id] = now
         self._heard.move_to_end(node_id)
+        self._suspects.pop(node_id, None)
         self._loads[node_id] = load
         return load.draining and self.drain(node_id, writes)
 
@@ -239,33 +252,38 @@ class NodeTable:
     def lose(self, node_id: bytes, cause: str, now: float) -> None:
         """A node's connection ended."""
         self._heard.pop(node_id, None)
+        self._suspects.pop(node_id, None)
         self._loads.pop(node_id, None)
         if self._rows[node_id].alive:
             self._away[node_id] = (now + NODE_AWAY_S, cause)
 
     def overdue(self, now: float) -> list[tuple[bytes, str]]:
         """Time has passed: the nodes to be given up, with the reason. `bury` them."""
-        deadline = self.next_deadline()
-        if deadline is None or now < deadline:
-            return []
-        if now - deadline > LATE_S:
-            for node_id, (until, cause) in self._away.items():
-                self._away[node_id] = (max(until, now + ANEW_S), cause)
-            for node_id, heard in self._heard.items():
-                self._heard[node_id] = max(heard, now - HEARTBEATS_MISSED_S + ANEW_S)
-            return []
-        given_up = [(node_id, cause) for node_id, (until, cause) in self._away.items() if until <= now]
-        for node_id, heard in self._heard.items():
-            if heard + HEARTBEATS_MISSED_S > now:
-                break
-            given_up.append((node_id, f"it said nothing for {now - heard:.1f} s"))
+        given_up = []
+        for node_id, cause in self._nearly_over(now):
+            looks, due = self._suspects.get(node_id, (0, now))
+            if due > now:
+                continue
+            if looks == LOOKS:
+                given_up.append((node_id, cause))
+            else:
+                self._suspects[node_id] = (looks + 1, now + LOOK_S)
         return given_up
+
+    def _nearly_over(self, now: float) -> list[tuple[bytes, str]]:
+        found = [(node_id, cause) for node_id, (until, cause) in self._away.items() if until - SUSPECT_S <= now]
+        for node_id, heard in self._heard.items():
+            if heard + HEARTBEATS_MISSED_S - SUSPECT_S > now:
+                break
+            found.append((node_id, f"it said nothing for {now - heard:.1f} s"))
+        return found
 
     def bury(self, node_id: bytes, cause: str, now: float, writes: list[Write]) -> NodeRecord:
         """A living node is dead."""
         record = self._rows[node_id]
         assert record.alive, f"node {record.shown()} dies twice"
         self._away.pop(node_id, None)
+        self._suspects.pop(node_id, None)
         self._heard.pop(node_id, None)
         self._loads.pop(node_id, None)
         record.alive, record.left_s, record.cause = False, now, cause

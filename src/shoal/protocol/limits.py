@@ -76,6 +76,9 @@ NODES_DEAD_MAX = 1000  #: dead nodes remembered
 STORY_LINES_MAX = 64
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
 HEARTBEAT_S = 0.5
+ANSWERS_WITHHELD_AFTER_S = (
+    3.0  #: an actor that could be restarted elsewhere says nothing so long after its node was heard
+)
 HEARTBEATS_MISSED_S = 5.0  #: a node that says nothing for so long is declared dead
 GCS_SILENT_S = (
     20.0  #: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started
@@ -108,4 +111,5 @@ assert INLINE_ARGUMENT_BYTES_MAX <= INLINE_RESULT_BYTES_MAX < FRAME_BYTES_MAX
 assert REPLY_FLUSH_S <= QUEUED_WORK_S <= LEASE_SLICE_S < LEASE_IDLE_S
 assert 2 * INLINE_TASK_BYTES_MAX < FRAME_BYTES_MAX
 assert CODE_BYTES_MAX < FRAME_BYTES_MAX
+assert 2 * HEARTBEAT_S < ANSWERS_WITHHELD_AFTER_S < min(HEARTBEATS_MISSED_S, NODE_AWAY_S)
 assert BLOCK_HEADER_BYTES % BLOCK_ALIGN_BYTES == 0

@@ -687,6 +687,10 @@ class StoreCheckpoint(Message, tag=82):
     refs: list[bytes] = []
 
 
+class MayAnswer(Message, tag=83):
+    """To an actor's worker that withheld its answers: the GCS has heard of its node again (how long that counts stands in its page)."""
+
+
 PeerMessage = (
     Hello
     | DefineFunction
@@ -704,6 +708,7 @@ PeerMessage = (
 #: what a node daemon sends to the processes of its node
 FromDaemon = (
     Registered
+    | MayAnswer
     | LeaseGranted
     | LeasesUnschedulable
     | LeaseStarted

@@ -33,6 +33,7 @@ from shoal.protocol.messages import (
     BecomeActor,
     Failed,
     Many,
+    MayAnswer,
     StreamItem,
     TerminateActor,
     Value,
@@ -75,6 +76,7 @@ class ActorHost:
         self._begun: set[tuple[int, int]] = set()  #: those of them that run
         self.reactor.handlers[BecomeActor] = self._on_become
         self.reactor.handlers[TerminateActor] = self._on_terminate
+        self.reactor.handlers[MayAnswer] = lambda connection, message: self.reactor.on_may_answer()
         self._become: BecomeActor | None = None
         #: the actor's lease, from its construction on
         self.held: HeldLease = None  # type: ignore[assignment]
@@ -85,6 +87,9 @@ class ActorHost:
     def _on_become(self, connection: Connection, message: BecomeActor) -> None:
         """The daemon made this worker an actor; the main thread constructs it."""
         self._become = message
+        page = self.executor.page
+        if page is not None and page.is_leashed():
+            self.reactor.leash = page
         self.executor.wake()
 
     def has_work(self) -> bool:

@@ -3,7 +3,8 @@
 Purpose: the order of frames. To the daemon before everybody else; to submitters, only when holds on other nodes' objects count.
 
 Design: a flush of a peer's connection flushes the daemon's before. On a connection that `withholds` each byte waits for the holds that were
-written to the daemon before it: `marks` remembers how long `out` was at each number of them.
+written to the daemon before it: `marks` remembers how long `out` was at each number of them. An actor that may live elsewhere by now (its node has
+not been heard by the GCS for long) says nothing to anybody but its daemon.
 
 What it does not do: read (`reactor`).
 """
@@ -88,6 +89,9 @@ class Connection:
                 if daemon.out and not daemon.closed:
                     self._watch_later()
                     return
+            if reactor.leash is not None and reactor.leash.is_silenced():
+                reactor.silenced[self] = None
+                return
             if reactor.unconfirmed and self.withholds:
                 self._flush_confirmed()
                 return

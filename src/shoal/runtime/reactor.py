@@ -32,13 +32,16 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.protocol.limits import BACKGROUND_TICK_S, SPIN_S
 from shoal.protocol.messages import ToRuntime
 from shoal.runtime.connection import Connection as Connection
 from shoal.runtime.spinning import Spinning
 from shoal.wire.framing import FrameDecoder, ProtocolError
+
+if TYPE_CHECKING:
+    from shoal.store.page import ProcessPage
 
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
@@ -110,6 +113,10 @@ class Reactor:
         #: connections with something that waits for that, in order
         self.withheld: dict[Connection, None] = {}
         self._confirmation: list[Waiter] = []
+        #: of an actor that could be restarted elsewhere: the page that says until when it may speak
+        self.leash: ProcessPage | None = None
+        #: connections that wait until it may speak again
+        self.silenced: dict[Connection, None] = {}
         #: called under the lock before the leader or a follower sleeps, and at every background tick
         self.before_sleep: list[Callable[[], None]] = []
         self.on_tick: list[Callable[[float], None]] = []
@@ -167,6 +174,7 @@ class Reactor:
         connection.closed = True
         connection.out.clear()
         self.withheld.pop(connection, None)
+        self.silenced.pop(connection, None)
         self.connections.pop(connection.fd, None)
         try:
             self.epoll.unregister(connection.fd)
@@ -209,6 +217,12 @@ class Reactor:
             waiter = Waiter()
             self._confirmation.append(waiter)
         self.wait(waiter, perf_counter() + timeout_s)
+
+    def on_may_answer(self) -> None:
+        """This actor is the one that lives. Caller holds the lock."""
+        silenced, self.silenced = self.silenced, {}
+        for connection in silenced:
+            connection.flush()
 
     # ------------------------------------------------------------ waiting
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
+from shoal.node.io.leash import Leash
 from shoal.node.io.processes import End, Process, ProcessTable, Worker
 from shoal.node.io.recoveries import Recoveries
 from shoal.node.io.workers import WorkerPool
@@ -118,10 +119,12 @@ class Actors:
         #: nodes to be told whether an actor, whose handles are counted here, will be asked for
         self._expected_by: dict[bytes, dict[bytes, None]] = {}
         self._node_id = b""
+        #: holds a worker whose actor could be restarted elsewhere
+        self.leash: Leash | None = None
 
-    def join_cluster(self, links: NodeLinks, node_id: bytes) -> None:
+    def join_cluster(self, links: NodeLinks, node_id: bytes, leash: Leash) -> None:
         """The node is one of many."""
-        self.links, self._node_id = links, node_id
+        self.links, self._node_id, self.leash = links, node_id, leash
         links.handlers[ExpectActor] = self._on_expect
         links.handlers[ActorExpected] = self._on_expected
         links.on_died.append(self._on_node_died)
@@ -392,6 +395,8 @@ class Actors:
         worker.actor_id = effect.actor_id
         worker.incarnation = effect.incarnation
         self._leases.start_lease(worker, effect, b"", 0)
+        if self.leash is not None and placed.spec.max_restarts:
+            self.leash.hold(worker)
         recovery = self.recoveries.recovery(effect.actor_id)
         worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec, recovery))
         started = ActorWorkerStarted(

@@ -20,6 +20,7 @@ from shoal.node.io.draining import Draining
 from shoal.node.io.foreign_leases import ForeignLeases
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
+from shoal.node.io.leash import Leash
 from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
@@ -90,6 +91,7 @@ class Cluster:
         self.host = host
         self.draining: Draining | None = None
         self._heartbeats = 0
+        self.leash = Leash()
         self._told: NodeLoad | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = 0.0
@@ -119,6 +121,7 @@ class Cluster:
         """The GCS listens (again)."""
         self._heartbeats = 0
         self._told = None
+        self.leash.registered(self._gcs.registered_ns)
         self._beat()
         self.foreign.on_gcs_connected()
 
@@ -148,6 +151,7 @@ class Cluster:
         )
         self._heartbeats += 1
         load.count = self._heartbeats
+        self.leash.sent(load.count)
         self._gcs.tell(load)
         self._arm(interval_s(1 + len(self.links.nodes)))
 

@@ -54,6 +54,7 @@ from shoal.protocol.gcs_messages import (
     CommitBundle,
     DrainNode,
     GroupChanged,
+    HeartbeatAcknowledged,
     LeasesPlaced,
     RegisterNode,
     ReserveBundle,
@@ -210,7 +211,7 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
-        self.actors.join_cluster(self.links, self.node_id)
+        self.actors.join_cluster(self.links, self.node_id, self.cluster.leash)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
         self.leases.on_change = self.cluster.load_changed
 
@@ -611,7 +612,9 @@ class NodeDaemon:
 
     def _on_gcs_push(self, message: Any) -> None:
         kind = type(message)
-        if kind is StartActor:
+        if kind is HeartbeatAcknowledged and self.cluster is not None:
+            self.cluster.leash.acknowledged(message.count)
+        elif kind is StartActor:
             self.actors.on_start(message)
         elif kind is StopActor:
             self.actors.on_stop(message)

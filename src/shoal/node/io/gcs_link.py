@@ -102,6 +102,8 @@ class GcsLink:
         self._heard_s = 0.0
         #: what the GCS calls this node; 0 for the head, and before the first registration
         self.node_no = 0
+        #: when the RegisterNode that the GCS accepted last was sent, by `monotonic_ns`
+        self.registered_ns = 0
         #: connections after the first one
         self.reconnects = 0
         self.dropped = 0
@@ -153,6 +155,7 @@ class GcsLink:
                     gateway=self._gateway,
                 )
                 self._node.time_s = time.time()
+                sent_ns = time.monotonic_ns()
                 registered = await client.register(self._node, GCS_SILENT_S)
                 if registered.refused:
                     self.close()
@@ -161,6 +164,7 @@ class GcsLink:
                     return
                 if registered.shards:
                     self.on_shards(registered.shards)
+                self.registered_ns = sent_ns
                 self._note_skew(registered.time_s)
                 self.node_no = self._node.node_no = registered.node_no
             except GcsLostError as error:
