@@ -2,8 +2,8 @@
 
 Purpose: one small machine for the daemon and for simulations of partitions.
 
-Design: times are arguments, in ns of the node's own clock; what counts is when something was *sent* that the GCS has confirmed, never when the confirmation
-came: that may have been on its way for long.
+Design: times are arguments, in ns of the node's own clock; what counts is when something was *sent* that the GCS has confirmed, never when the
+confirmation came: that may have been on its way for long.
 
 What it does not do: know actors.
 """
