@@ -8,11 +8,12 @@ RAY_VENV ?= .venv-ray
 STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format bench bench-quick venv clean
+.PHONY: help demo test chaos lint format bench bench-quick venv clean
 
 help:
 	@echo "make demo         evolution strategies on CartPole: one page of user code"
 	@echo "make test         the test suite"
+	@echo "make chaos        a cluster under kill -9 for some minutes: five workloads, results compared with the serial program"
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"
 	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
@@ -41,6 +42,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(STAMP)
+	SHOAL_CHAOS_SECONDS=30 $(BIN)/python -m pytest tests/chaos -s $(PYTEST_ARGS)
 
 $(RAY_VENV)/.installed:
 	@test -x $(RAY_VENV)/bin/python || $(BIN)/python -m venv $(RAY_VENV)
