@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from shoal.protocol.messages import KIND_TASK, Stored
 from shoal.runtime.core import Runtime
 from shoal.runtime.locality import HERE_BYTES_MIN
 from shoal.runtime.objects import ObjectEntry
-from shoal.runtime.tasks import PendingTask, Template
+from shoal.runtime.tasks import PendingTask, Template, WorkerLease
 
 HERE, THERE, ELSEWHERE = (bytes([65 + number]) * 16 for number in range(3))
 MB = 1 << 20
@@ -57,6 +59,26 @@ def test_inputs_here_count_when_there_are_others(runtime: Runtime) -> None:
     chosen(runtime, template, (THERE, MB))  # small, but there is another node
     assert chosen(runtime, template, (HERE, HERE_BYTES_MIN - 1)) is template
     assert chosen(runtime, template, (HERE, HERE_BYTES_MIN)).klass.strategy == {"locality": {HERE: HERE_BYTES_MIN}}  # type: ignore[union-attr]
+
+
+def test_one_lease_serves_many_short_tasks_and_long_ones_get_more(runtime: Runtime) -> None:
+    template = template_of(runtime)
+    variant = chosen(runtime, template, (THERE, 64 * MB))
+    klass = variant.klass
+    assert klass is not None
+    assert runtime.locality.leases_wanted(klass) == 0
+    klass.queue.extend(PendingTask(variant, b"t" * 16, b"", [], None) for _ in range(20))
+    variant.estimate_s = 0.001
+    assert runtime.locality.leases_wanted(klass) == 1
+    variant.estimate_s = 0.02
+    assert runtime.locality.leases_wanted(klass) == 1 + int(20 * 0.02 / 0.0671)
+    lease = WorkerLease(1, klass, None)  # type: ignore[arg-type]
+    klass.leases[1] = lease
+    variant.estimate_s = 0.001
+    assert runtime.locality.leases_wanted(klass) == 0
+    lease.inflight[1] = klass.queue.popleft()
+    lease.progress_at = time.perf_counter() - 10
+    assert runtime.locality.leases_wanted(klass) == 18, "nobody knew that they take so long"
 
 
 def test_who_says_where_a_task_runs_is_obeyed(runtime: Runtime) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 KIND = "kind"
+LOCALITY = "locality"
 SPREAD = "SPREAD"
 NODE_AFFINITY = "node_affinity"
 LABELS = "labels"

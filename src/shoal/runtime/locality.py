@@ -8,18 +8,23 @@ are as many as nodes with inputs, times SIZES. Who weighs moving against waiting
 
 Inputs on this node count only from HERE_BYTES_MIN on, and once a value of another node was seen: a program on one node has one class a function.
 
+A lease can run many short tasks, one after the other, where their inputs are. So for such a class one more lease is asked for, which may be
+anywhere, only if what waits is more work than moving the inputs (`leases_wanted`); a class without inputs asks for as many as it has tasks.
+
 What it does not do: know of copies (only originals count), or choose nodes.
 """
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from shoal.protocol.messages import Stored
-from shoal.protocol.strategies import KIND
-from shoal.runtime.tasks import PendingTask, Template
+from shoal.protocol.strategies import KIND, LOCALITY
+from shoal.runtime.abroad import is_abroad
+from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -28,7 +33,8 @@ MB = 1 << 20
 #: what a class says of the size of its inputs: the first that is not exceeded, or the last
 SIZES = (4 * MB, 16 * MB, 64 * MB, 256 * MB)
 ABROAD_BYTES_MIN = 4 * MB  #: less is moved in the time in which another node is asked for a worker
-HERE_BYTES_MIN = 16 * MB
+HERE_BYTES_MIN = 4 * MB
+MOVED_BYTES_S = 1e9
 
 
 class Locality:
@@ -58,6 +64,26 @@ class Locality:
             rounded = next((size for size in SIZES if sizes[node] <= size), SIZES[-1])
             task.template = self._variant(task.template, node, rounded)
 
+    def leases_wanted(self, klass: SchedulingClass) -> int:
+        """How many more leases a class with inputs asks for. Caller holds the lock."""
+        if not klass.queue:
+            return 0
+        estimate_s = klass.queue[0].template.estimate_s
+        now = perf_counter()
+        for lease in klass.leases.values():
+            if lease.inflight:  # what runs there takes at least so long
+                estimate_s = max(estimate_s, now - lease.progress_at)
+        move_s = max(klass.strategy[LOCALITY].values()) / MOVED_BYTES_S
+        waiting = len(klass.queue)
+        return max(min(waiting, 1 + int(waiting * estimate_s / move_s)) - len(klass.leases), 0)
+
+    def is_misplaced(self, lease: WorkerLease) -> bool:
+        """Whether the worker of a lease is on this node and the inputs of its class are not, or the other way round."""
+        if lease.klass is None:
+            return False
+        abroad = is_abroad(lease.connection.attachment.address)
+        return abroad == (self._runtime.node_id in lease.klass.strategy[LOCALITY])
+
     def _variant(self, template: Template, node: bytes, size: int) -> Template:
         variants = template.variants
         if variants is None:
@@ -68,7 +94,7 @@ class Locality:
             klass = template.klass
             assert klass is not None, "a task has a scheduling class"
             wire = msgspec.structs.replace(template.wire, number=runtime.new_number())
-            strategy = {**klass.strategy, "locality": {node: size}}
+            strategy = {**klass.strategy, LOCALITY: {node: size}}
             there = runtime.submitter.class_of(klass.demand, klass.depth, strategy, klass.environment, klass.name)
             found = Template(wire, template.code, there, template.max_retries, template.retry_exceptions, template.gone)
             found.exported = template.exported

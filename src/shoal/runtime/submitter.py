@@ -54,6 +54,7 @@ from shoal.protocol.messages import (
     TasksBounced,
     WorkerDied,
 )
+from shoal.protocol.strategies import LOCALITY
 from shoal.runtime import unread_errors
 from shoal.runtime.abroad import connect_abroad, is_abroad
 from shoal.runtime.objects import ObjectEntry, sendable
@@ -405,6 +406,8 @@ class Submitter:
 
     def request_leases(self, klass: SchedulingClass, backlog: int) -> None:
         """Tell the daemon how many tasks of a class wait. Caller holds the lock."""
+        if backlog and LOCALITY in klass.strategy:
+            backlog = max(self.runtime.locality.leases_wanted(klass), klass.backlog_told)
         if backlog == klass.backlog_told:
             return
         daemon = self.reactor.causal
@@ -680,10 +683,14 @@ class Submitter:
         for klass in list(self._busy):
             if not klass.leases and not klass.queue and not klass.backlog_told:
                 del self._busy[klass]
+            elif klass.queue and LOCALITY in klass.strategy:
+                self.request_leases(klass, len(klass.queue))  # its tasks may take longer than thought
             for lease in list(klass.leases.values()):
                 if not lease.inflight:
                     if now - lease.idle_since > LEASE_IDLE_S and not lease.ending:
                         self.return_lease(lease)
+                    elif LOCALITY in klass.strategy and not lease.ending and self.runtime.locality.is_misplaced(lease):
+                        self.return_lease(lease)  # else the next tasks would go there, too
                 elif len(lease.inflight) > 1 and now - lease.progress_at > STUCK_AFTER_S:
                     lease.progress_at = now
                     lease.connection.send(RecallTasks(lease.lease_id))
