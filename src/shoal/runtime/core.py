@@ -523,7 +523,7 @@ class Runtime:
             return waiter.done
         deadline = None if timeout_s is None else perf_counter() + timeout_s
         executor = self.executor
-        if executor is None:
+        if executor is None or executor.brings_argument_back():
             done = self.reactor.wait(waiter, deadline)
         elif not executor.runs_here():
             executor.count_outside_wait(1)

@@ -631,6 +631,12 @@ class Executor:
         context = running_task.get()
         return context is not None and not context.loads_arguments
 
+    def brings_argument_back(self) -> bool:
+        """Whether this thread reads an argument of its task from this node's store. Its CPU is not lent, or ever more tasks would begin, each
+        of which keeps in memory what it has read already."""
+        context = running_task.get()
+        return context is not None and context.loads_arguments
+
     def block(self, held: HeldLease | None = None) -> None:
         """A task waits: give back what is queued behind it and lend its CPU. Without `held` it is the task of this thread."""
         held = held or running_task.get().lease  # type: ignore[union-attr]

@@ -600,7 +600,7 @@ class NodeDaemon:
         if self.cluster is not None:
             self.cluster.transfer.on_pull(process, message)
         elif message.request:
-            text = f"object {message.stored.oid.hex()} lay on another node, and this one belongs to no cluster"
+            text = f"object {message.stored.oid.hex()} is of a session that is over, or of another cluster"
             process.send(messages.Answer(message.request, None, ["ObjectLost", text]))
 
     def on_shutdown(self, process: Process, message: Shutdown) -> None:
