@@ -1,9 +1,11 @@
 """What the death of the GCS server costs: latencies of what needs it, without deaths and across `kill -9`.
 
     python benchmarks/gcs_death.py [--deaths 10] [--storage sqlite]
+    python benchmarks/gcs_death.py --sentinel [--deaths 5]       the tables are in Redis; what dies is the primary of its replica set
 
 One JSON line: for each kind of request the median and the 99th percentile in steady state, and the median and the worst of the requests that a
-death hit (in ms); and the same for tasks, which do not need the GCS. Paper figure 10a is the same experiment with a chain of replicas.
+death hit (in ms); and the same for tasks, which do not need the GCS. Paper figure 10a is the same experiment with a chain of replicas. With
+`--sentinel` the servers are on this machine, and a sentinel takes a primary for dead that is silent for 300 ms.
 """
 
 from __future__ import annotations
@@ -13,15 +15,19 @@ import json
 import os
 import signal
 import statistics
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import shoal
 from shoal.runtime import core
 
 TIMEOUT_S = 60
+SENTINEL_LOOKS_S = 10.5
 
 
 @shoal.remote
@@ -81,6 +87,31 @@ def kill_gcs() -> float:
     return now
 
 
+class Failover:
+    """A replica set whose primary is killed; the dead one comes back as a replica before the next death."""
+
+    def __init__(self, folder: Path) -> None:
+        sys.path.insert(0, str(Path(__file__).parent.parent))
+        from tests.gcs.redis_servers import ReplicaSet, wait_until
+
+        self._wait_until = wait_until
+        self.replicas = ReplicaSet(folder)
+
+    def kill(self) -> float:
+        """Kill the primary; when that was."""
+        replicas = self.replicas
+        dead = replicas.ports.index(replicas.primary())
+        now = time.perf_counter()
+        replicas.servers[dead].kill()
+        replicas.servers[dead].wait()
+        self._wait_until(lambda: replicas.primary() != replicas.ports[dead])
+        time.sleep(1.0)
+        replicas.servers[dead] = replicas.start_server(dead, replicas.primary())
+        self._wait_until(lambda: "master_link_status:up" in replicas.ask(replicas.ports[dead], "info", "replication"))
+        time.sleep(SENTINEL_LOOKS_S)  # a sentinel knows of a replica when it has asked the primary, every 10 s
+        return now
+
+
 def new_actor() -> None:
     """An actor's creation and its first call."""
     shoal.get(Actor.remote().call.remote(), timeout=TIMEOUT_S)
@@ -92,8 +123,21 @@ def main() -> None:
     parser.add_argument("--deaths", type=int, default=10)
     parser.add_argument("--steady", type=float, default=3.0, help="seconds without a death")
     parser.add_argument("--storage", default="sqlite")
+    parser.add_argument("--sentinel", action="store_true")
     arguments = parser.parse_args()
-    shoal.init(num_cpus=2, log_to_driver=False, _system={"gcs_storage": arguments.storage})
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
+        failover = Failover(Path(folder)) if arguments.sentinel else None
+        try:
+            run(arguments, failover)
+        finally:
+            if failover is not None:
+                failover.replicas.end()
+
+
+def run(arguments: argparse.Namespace, failover: Failover | None) -> None:
+    """Measure, and print the line."""
+    storage = arguments.storage if failover is None else failover.replicas.url
+    shoal.init(num_cpus=2, log_to_driver=False, _system={"gcs_storage": storage})
     runtime = core.current()
     row = {"namespace": "benchmark", "key": b"key"}
     kinds: dict[str, Callable[[], Any]] = {
@@ -113,13 +157,14 @@ def main() -> None:
     steady_until = time.perf_counter()
     deaths = []
     for _ in range(arguments.deaths):
-        deaths.append(kill_gcs())
+        deaths.append(kill_gcs() if failover is None else failover.kill())
         time.sleep(1.0)
     for client in clients.values():
         client.finish()
-    restarts = line()["restarts"]
-    assert restarts == arguments.deaths, f"{arguments.deaths} deaths, {restarts} restarts"
-    result: dict[str, Any] = {"benchmark": "gcs_death", "storage": arguments.storage, "deaths": arguments.deaths}
+    restarts, expected = line()["restarts"], arguments.deaths if failover is None else 0
+    assert restarts == expected, f"{expected} deaths of the GCS server, {restarts} restarts"
+    name = arguments.storage if failover is None else "redis+sentinel"
+    result: dict[str, Any] = {"benchmark": "gcs_death", "storage": name, "deaths": arguments.deaths}
     for kind, client in clients.items():
         result[kind] = latencies(client.times, begun, steady_until, deaths)
     result["load"] = round(os.getloadavg()[0], 1)
