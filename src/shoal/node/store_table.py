@@ -33,7 +33,7 @@ What it does not do: touch memory, disk or pins (`io.store_shell`), count refere
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 from shoal.node import store_events as ev
@@ -141,9 +141,9 @@ class StoreTable:
         segment = self._segments.get(self._segment_of.get(process, 0))
         return [] if segment is None else [self._rows[generation] for generation in segment.live.values()]
 
-    def kept_for(self, processes: Container[bytes]) -> int:
-        """How many objects are owned by others than `processes`."""
-        return sum(row.owner not in processes and row.state != DYING for row in self._rows.values())
+    def rows(self) -> list[ObjectRow]:
+        """All objects, to be read only."""
+        return list(self._rows.values())
 
     def owned_by(self, owner: bytes) -> list[bytes]:
         """The ids of all stored objects that a process owns."""

@@ -8,6 +8,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.workers                     -> workers: list of rows
     node.stats                       -> one record per part of the daemon
     node.waiting    limit?: int      -> waiting: rows of who waits for a worker here, and why
+    node.stored     limit?: int      -> stored: rows of the objects in this node's store
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
     node.recorded   oid: bytes       -> known: bool, whether others know the object; lineage: bytes, how it was made, or empty
     node.ping                        -> {}
@@ -29,11 +30,13 @@ from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.processes import Process, ProcessTable, Worker
+from shoal.node.io.store_shell import StoreShell
 from shoal.protocol.gcs_messages import NodeEntry, TaskEventBatch
 from shoal.protocol.messages import Answer, Call, TaskEvents
 from shoal.protocol.resources import to_floats
 
 WAITING_SHOWN = 100
+STORED_SHOWN = 1000
 
 
 class CallError(Exception):
@@ -54,6 +57,7 @@ class Calls:
         leases: Leases,
         gcs: GcsLink,
         links: NodeLinks,
+        store: StoreShell,
         statistics: dict[str, Callable[[], Any]],
         recorded: Callable[[bytes], dict[str, Any]],
     ) -> None:
@@ -62,6 +66,7 @@ class Calls:
         self._leases = leases
         self._gcs = gcs
         self._links = links
+        self._store = store
         self._statistics = statistics
         self._recorded_of = recorded
         #: batches of trace events sent for each process
@@ -131,6 +136,9 @@ class Calls:
     def _waiting(self, _process: Process | None, body: dict[str, Any]) -> Any:
         return {"waiting": self._leases.machine.waiting(int(body.get("limit") or WAITING_SHOWN))}
 
+    def _stored(self, _process: Process | None, body: dict[str, Any]) -> Any:
+        return {"stored": self._store.rows(int(body.get("limit") or STORED_SHOWN))}
+
     def _cluster(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {
             "nodes": [
@@ -180,6 +188,7 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.stats": Calls._stats,
     "node.cluster": Calls._cluster,
     "node.waiting": Calls._waiting,
+    "node.stored": Calls._stored,
     "node.recorded": Calls._recorded,
     "node.ping": Calls._ping,
 }

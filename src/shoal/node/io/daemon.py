@@ -167,6 +167,7 @@ class NodeDaemon:
             self.leases,
             self.gcs,
             self.links,
+            self.store,
             self._statistics(),
             self.objects.machine.recorded,
         )

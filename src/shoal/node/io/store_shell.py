@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from shoal.node import store_events as ev
-from shoal.node.store_rows import MARKED, RESIDENT, WRITING, ObjectRow, StoreTableStatistics
+from shoal.node.store_rows import DYING, MARKED, RESIDENT, WRITING, ObjectRow, StoreTableStatistics
 from shoal.node.store_table import StoreTable
 from shoal.protocol.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
 from shoal.protocol.limits import BLOCK_HEADER_BYTES
@@ -246,9 +246,14 @@ class StoreShell:
         """The originals of these copies are gone; with None all those of a node, which is dead."""
         self._feed(ev.CopiesFreed(oids, origin))
 
+    def rows(self, limit: int) -> list[dict[str, Any]]:
+        """The first `limit` objects that lie here: oid, size, state, owner, the node of which it is a copy, version."""
+        shown = ("oid", "size", "state", "owner", "copy_of", "version")
+        return [{name: getattr(row, name) for name in shown} for row in self._table.rows()[:limit]]
+
     def kept_for_others(self, processes: Container[bytes]) -> int:
-        """How many objects lie here that others than `processes` own."""
-        return self._table.kept_for(processes)
+        """How many objects lie here that others than `processes` own; copies of what lies elsewhere do not count."""
+        return sum(not row.copy_of and row.owner not in processes and row.state != DYING for row in self._table.rows())
 
     def statistics(self) -> StoreTableStatistics:
         """What the store of the node uses."""
