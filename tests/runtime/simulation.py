@@ -181,6 +181,9 @@ class FakePage:
     def keep_started(self) -> None:
         raise AssertionError("connections here take all that is written")
 
+    def is_leashed(self) -> bool:
+        return False
+
 
 class Process:
     """A driver or worker with its production runtime."""
