@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.protocol.limits import BLOCK_HEADER_BYTES, EVICTION_GRACE_S
+from shoal.protocol.limits import BLOCK_HEADER_BYTES, EVICTION_GRACE_S, SEGMENT_GROW_BYTES
 from shoal.protocol.messages import Stored
 from shoal.store.allocator import block_bytes, page_ceil, page_floor, punchable
 
 RESIDENT, WRITING, MARKED, SPILLED, RESTORING, DYING = "resident", "writing", "marked", "spilled", "restoring", "dying"
+GRANT_STEP_BYTES_MIN = 1 << 20
 COMING, RECEIVING = "coming", "receiving"  #: of copies: room is awaited; there is room, and bytes arrive
 
 
@@ -98,6 +99,11 @@ class StoreTableStatistics:
     waiting: int
     copies: int
     copied_bytes: int
+
+
+def step_bytes(capacity_bytes: int) -> int:
+    """How much budget a writer gets at a time, at least, if there is so much."""
+    return page_floor(min(max(capacity_bytes // 16, GRANT_STEP_BYTES_MIN), SEGMENT_GROW_BYTES))
 
 
 def megabytes(size: int) -> str:

@@ -52,16 +52,16 @@ from shoal.node.store_rows import (
     StoreTableStatistics,
     megabytes,
     pinned_by_reader,
+    step_bytes,
     why_full,
 )
 from shoal.node.store_victims import choose_victims
-from shoal.protocol.limits import BLOCK_ALIGN_BYTES, EVICTION_GRACE_S, SEGMENT_GROW_BYTES
+from shoal.protocol.limits import BLOCK_ALIGN_BYTES, EVICTION_GRACE_S
 from shoal.protocol.messages import FreeBlocks, SegmentBudget, TrimBudget
 from shoal.store.allocator import RangeAllocator, page_ceil, page_floor, punchable
 from shoal.store.client import DISK_REASON
 from shoal.store.segment import first_generation
 
-GRANT_STEP_BYTES_MIN = 1 << 20
 SEGMENT_CAPACITY_FACTOR = 4  #: addresses of a segment per byte of the pool, against fragmentation of addresses
 _ABSENT = "the object store of this node does not have it: it was freed, or its ref is of a session that has ended"
 TRIM_WAIT_S = 0.05
@@ -159,14 +159,19 @@ class StoreTable:
         """The part of the pool that is nobody's budget."""
         return self.capacity_bytes - sum(segment.budget for segment in self._segments.values())
 
+    @property
+    def resident_bytes(self) -> int:
+        """What lies in memory."""
+        return sum(segment.live_bytes for segment in self._segments.values())
+
     def statistics(self) -> StoreTableStatistics:
-        """What there is now."""
+        """What there is now; walks all objects."""
         spilled = [row for row in self._rows.values() if row.state in (SPILLED, RESTORING)]
         copies = [row for row in self._rows.values() if row.copy_of]
         return StoreTableStatistics(
             capacity_bytes=self.capacity_bytes,
             budget_bytes=self.capacity_bytes - self.available_bytes,
-            resident_bytes=sum(segment.live_bytes for segment in self._segments.values()),
+            resident_bytes=self.resident_bytes,
             objects=len(self._rows),
             spilled_objects=len(spilled),
             spilled_bytes=sum(row.size for row in spilled),
@@ -298,8 +303,7 @@ class StoreTable:
         elif row.state in (RESTORING, RECEIVING):
             row.freed = True
         elif row.state == COMING:
-            self._effects.append(ev.RefuseCopy(row.oid, "it was freed: nobody refers to it any more"))
-            self._drop(row)
+            self._refuse_copy(row, "it was freed: nobody refers to it any more")
         elif row.state == DYING:
             pass
         elif taken and self.is_written_by_live_writer(row.segment):
@@ -554,12 +558,16 @@ class StoreTable:
 
     def _on_copy_given_up(self, event: ev.CopyGivenUp) -> None:
         row = self._rows[event.generation]
-        assert row.state == RECEIVING and self._own_ranges is not None, f"given up unasked: {event}"
+        assert self._own_ranges is not None and row.state == RECEIVING, f"given up unasked: {event}"
         self._leave_segment(row)
         self._own_ranges.free(row.offset)
         self._drop(row)
         if row.asked:
-            self._effects.append(ev.ReportAbsent(row.oid, False, "its transfer from another node was given up"))
+            self._effects.append(ev.ReportAbsent(row.oid, False, "its transfer was given up"))
+
+    def _refuse_copy(self, row: ObjectRow, reason: str) -> None:
+        self._effects.append(ev.RefuseCopy(row.oid, reason))
+        self._drop(row)
 
     def _on_copies_freed(self, event: ev.CopiesFreed) -> None:
         oids = [row.oid for row in self._rows.values()] if event.oids is None else event.oids
@@ -664,14 +672,11 @@ class StoreTable:
 
     def _grant(self, head: SpaceRequest) -> None:
         segment = self._segments[self._segment_of[head.process]]
-        granted = min(max(head.need, self._step_bytes()), page_floor(self.available_bytes))
+        granted = min(max(head.need, step_bytes(self.capacity_bytes)), page_floor(self.available_bytes))
         segment.budget += granted
         self._stuck_since = None
         answer = SegmentBudget(head.request, segment.number, segment.end, granted)
         self._effects.append(ev.SendToWriter(head.process, answer))
-
-    def _step_bytes(self) -> int:
-        return page_floor(min(max(self.capacity_bytes // 16, GRANT_STEP_BYTES_MIN), SEGMENT_GROW_BYTES))
 
     def _deficit(self, head: SpaceRequest) -> int:
         """Bytes that `head` lacks and that are not yet on their way."""
@@ -680,7 +685,7 @@ class StoreTable:
             need = self._own_ranges.missing_bytes(need)
         if need > 0 and self._spilling_bytes == 0 and not self._expected_trims():
             need = min(
-                max(need, self._step_bytes()), self.capacity_bytes
+                max(need, step_bytes(self.capacity_bytes)), self.capacity_bytes
             )  # a little more, since it takes a grace each time
         return need - self.available_bytes - self._spilling_bytes - self._expected_trims()
 
@@ -763,8 +768,7 @@ class StoreTable:
         if head.generation:
             row = self._rows.get(head.generation)
             if row is not None and row.state == COMING:
-                self._effects.append(ev.RefuseCopy(row.oid, reason))
-                self._drop(row)
+                self._refuse_copy(row, reason)
             elif row is not None:
                 row.asked = False
                 self._effects.append(ev.ReportAbsent(row.oid, False, reason))

@@ -206,7 +206,7 @@ class NodeDaemon:
             self.leases,
             self.table,
             self.gcs,
-            lambda: self.store.statistics().resident_bytes,
+            lambda: self.store.resident_bytes,
             self._on_foreign_process_gone,
             self.pool.kill,
             transfer,

@@ -255,6 +255,11 @@ class StoreShell:
         """How many objects lie here that others than `processes` own; copies of what lies elsewhere do not count."""
         return sum(not row.copy_of and row.owner not in processes and row.state != DYING for row in self._table.rows())
 
+    @property
+    def resident_bytes(self) -> int:
+        """What lies in memory; told in every heartbeat, so it must not walk the objects."""
+        return self._table.resident_bytes
+
     def statistics(self) -> StoreTableStatistics:
         """What the store of the node uses."""
         return self._table.statistics()

@@ -125,6 +125,7 @@ class Transfer:
         self._handling = False
         self._connections = 0
         self._inlets: dict[int, _Inlet] = {}
+        self._inlets_from: dict[tuple[bytes, bool], list[_Inlet]] = {}  #: the same, by node and kind
         self._outlets: dict[tuple[bytes, int], _Outlet] = {}
         #: chunk -> its inlet
         self._inlet_of: dict[int, _Inlet] = {}
@@ -306,11 +307,12 @@ class Transfer:
 
     def _inlet_for(self, node: bytes, bulk: bool) -> _Inlet:
         """The connection with the least to do; a new one while there may be more of them and none is idle."""
-        known = [inlet for inlet in self._inlets.values() if inlet.node == node and inlet.bulk == bulk]
+        known = self._inlets_from.setdefault((node, bulk), [])
         best = min(known, key=lambda inlet: inlet.load, default=None)
         if best is None or (best.load and len(known) < (BULK_CONNECTIONS if bulk else 1)):
             self._connections += 1
             best = self._inlets[self._connections] = _Inlet(self._connections, node, bulk, self._loop.time())
+            known.append(best)
             self._open(best, self._loop.time() + UNKNOWN_WAIT_S)
         return best
 
@@ -418,11 +420,21 @@ class Transfer:
 
     def _inlet_closed(self, inlet: _Inlet, reason: str) -> None:
         """Nothing more comes on a connection."""
-        if self._inlets.pop(inlet.number, None) is None:
+        if not self._drop_inlet(inlet):
             return
         for number in [*inlet.asked, *inlet.waiting]:
             del self._inlet_of[number]
             self._feed(self._said.pop(number, None) or ev.ChunkFailed(number, reason))
+
+    def _drop_inlet(self, inlet: _Inlet) -> bool:
+        """Nothing is asked for on it any more; whether it was known."""
+        if self._inlets.pop(inlet.number, None) is None:
+            return False
+        left = self._inlets_from[inlet.node, inlet.bulk]
+        left.remove(inlet)
+        if not left:
+            del self._inlets_from[inlet.node, inlet.bulk]
+        return True
 
     def _close_idle(self) -> None:
         now = self._loop.time()
@@ -430,7 +442,7 @@ class Transfer:
             if inlet.lane is not None and not inlet.load and now - inlet.used_at > IDLE_S:
                 inlet.reason = "it is idle"
                 # What is asked for from now on takes another one.
-                del self._inlets[inlet.number]
+                self._drop_inlet(inlet)
                 self._movers.close_lane(inlet.lane)
         if not self._closed:
             self._loop.call_later(IDLE_S, self._close_idle)
