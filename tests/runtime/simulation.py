@@ -1,188 +1,35 @@
 """A whole node in one thread of control: production runtimes over sockets in memory, a fake daemon, a clock of its own, one seed.
 
 `World` holds drivers (Submitter, ActorCalls), workers (Executor, each in a thread that runs only when it is given the turn) and the daemon. Every
-step is drawn from one random generator, so a seed repeats a run exactly. Sockets behave as Unix sockets do: what is written can be read at once,
-in pieces of any size, also after the writer's death; a full buffer stalls the writer. Faults: workers die at any moment, leases are revoked,
-connects are refused. `finish` stops the faults and expects everything to end; `check_*` hold what must be true after every step.
+step is drawn from one random generator, so a seed repeats a run exactly. Faults: workers die at any moment, leases are revoked, connects are
+refused. `finish` stops the faults and expects everything to end. Sockets and the like are in `played_machine`, what must be true in
+`simulation_checks`.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import select
 import threading
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+from tests.runtime.plans import ACTOR_CLASS_CODE, ACTOR_CLASS_ID, RUN_CODE, RUN_ID, FakeActor, Plan
+from tests.runtime.played_machine import CURRENT, FakePage, FakeSocket, Killed, SimReactor, bytes_waiting
+from tests.runtime.simulation_checks import check_results, check_submitter, known
+
 from shoal import serialization
-from shoal.protocol import errors, messages
-from shoal.protocol.ids import function_id_of
-from shoal.protocol.limits import QUEUED_WORK_S
-from shoal.protocol.messages import ActorSpec, ActorState, Failed
+from shoal.protocol import messages
+from shoal.protocol.messages import ActorSpec
 from shoal.runtime import actor_host, core, executor, reactor, submitter, worker
 from shoal.runtime.executor import Executor
 from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.objects import ObjectRef
-from shoal.runtime.reactor import Reactor
 from shoal.runtime.streams import ObjectRefGenerator
 from shoal.wire.framing import FrameDecoder, encode_frame
 
 UNIT = 10_000
-CURRENT: list[World] = []  #: the world that runs now: what the tasks' code finds
-
-
-class Killed(BaseException):
-    """Unwinds the thread of a worker that was killed."""
-
-
-# ---------------------------------------------------------------- sockets
-
-
-class FakeSocket:
-    """One end of a stream in memory."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.fd = next(world.fds)
-        self.incoming = bytearray()
-        self.peer: FakeSocket | None = None
-        self.closed = False
-
-    @classmethod
-    def pair(cls, world: World) -> tuple[FakeSocket, FakeSocket]:
-        one, other = cls(world), cls(world)
-        one.peer, other.peer = other, one
-        return one, other
-
-    def fileno(self) -> int:
-        return self.fd
-
-    def setblocking(self, flag: bool) -> None:
-        pass
-
-    def settimeout(self, timeout_s: float) -> None:
-        pass
-
-    def connect(self, address: str) -> None:
-        process = self.world.by_address.get(address)
-        if process is None or process.dead or self.world.refuses_connect():
-            raise ConnectionRefusedError
-        self.peer = FakeSocket(self.world)
-        self.peer.peer = self
-        process.accept(self.peer)
-
-    def send(self, data: Any) -> int:
-        if self.closed or self.peer is None or self.peer.closed:
-            raise BrokenPipeError
-        room = self.world.capacity - len(self.peer.incoming)
-        if room <= 0:
-            raise BlockingIOError
-        count = min(room, len(data))
-        self.peer.incoming += bytes(data[:count])
-        return count
-
-    def recv_into(self, view: memoryview) -> int:
-        if self.closed:
-            raise OSError("closed")
-        if self.incoming:
-            count = min(len(view), self.world.piece(len(self.incoming)))
-            view[:count] = self.incoming[:count]
-            del self.incoming[:count]
-            return count
-        if self.peer is None or self.peer.closed:
-            return 0
-        raise BlockingIOError
-
-    def close(self) -> None:
-        self.closed = True
-
-    @property
-    def readable(self) -> bool:
-        return bool(self.incoming) or self.peer is None or self.peer.closed
-
-    @property
-    def writable(self) -> bool:
-        return self.peer is None or self.peer.closed or len(self.peer.incoming) < self.world.capacity
-
-
-class FakeEpoll:
-    """Says which of a process's sockets are ready; some at a time."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.masks: dict[int, int] = {}
-        self.connections: dict[int, Any] = {}
-
-    def register(self, fd: int, mask: int) -> None:
-        self.masks[fd] = mask
-
-    modify = register
-
-    def unregister(self, fd: int) -> None:
-        del self.masks[fd]
-
-    def close(self) -> None:
-        pass
-
-    def poll(self, timeout: float = 0) -> list[tuple[int, int]]:
-        events = []
-        for fd, mask in self.masks.items():
-            connection = self.connections.get(fd)
-            if connection is None:
-                continue
-            ready = (select.EPOLLIN if connection.sock.readable else 0) | (
-                select.EPOLLOUT if connection.sock.writable else 0
-            )
-            if ready & mask:
-                events.append((fd, ready & mask))
-        return self.world.some(events)
-
-
-class SimReactor(Reactor):
-    """A reactor whose waits hand the turn over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoll.close()
-        self.epoll = FakeEpoll(CURRENT[-1])  # type: ignore[assignment]
-        self.epoll.connections = self.connections  # type: ignore[attr-defined]
-        self.process: Process = None  # type: ignore[assignment]
-
-    def wait(self, waiter: Any, deadline: float | None = None) -> bool:
-        while not waiter.done:
-            if deadline is not None and self.process.world.clock() >= deadline:
-                return False
-            for callback in self.before_sleep:
-                callback()
-            self.flush_dirty()
-            self.process.pause("wait")
-            self.poll_once()
-        return True
-
-
-def bytes_waiting(sock: FakeSocket) -> int:
-    return len(sock.incoming) or int(sock.readable)
-
-
-# ---------------------------------------------------------------- processes
-
-
-class FakePage:
-    """The status page."""
-
-    def __init__(self) -> None:
-        self.started = (0, 0)
-
-    def set_started(self, lease_id: int, seq: int) -> None:
-        self.started = (lease_id, seq)
-
-    def keep_started(self) -> None:
-        raise AssertionError("connections here take all that is written")
-
-    def is_leashed(self) -> bool:
-        return False
 
 
 class Process:
@@ -317,117 +164,6 @@ class Worker(Process):
                     break
                 self.step()
             assert self.state == "ended", "a killed worker's thread goes on"
-
-
-# ---------------------------------------------------------------- what tasks do
-
-
-class Plan:
-    """One task or call, as the dumb twin knows it."""
-
-    def __init__(self, number: int, **fields: Any) -> None:
-        self.number = number
-        self.kind = "plain"
-        self.pauses = 0
-        self.outcome = "value"
-        self.crash_on: frozenset[int] = frozenset()
-        self.deps: list[int] = []
-        self.children: list[int] = []
-        self.max_retries = 0
-        self.retry_exceptions = False
-        self.klass = 0
-        self.items = 0
-        self.backpressure = -1
-        self.cancelled = False
-        self.owner: Process | None = None
-        self.is_call = False
-        self.result: Any = None
-        self.taken: list[ObjectRef] = []
-        self.told = 0
-        self.started: list[tuple[int, int]] = []  #: (attempt, worker) of every execution
-        self.__dict__.update(fields)
-
-
-def run_script(number: int, *deps: Any) -> Any:
-    """The code of every task: act as the plan says."""
-    world = CURRENT[-1]
-    plan = world.plans[number]
-    process = world.here.process
-    context = core.running_task.get()
-    assert context is not None
-    world.note_start(plan, process, context)
-    for dep, value in zip(plan.deps, deps, strict=True):
-        assert value == dep * 10, f"task {number} got {value} for the result of {dep}"
-    if plan.items or plan.kind == "stream":
-        return make_items(plan, process, context)
-    act(plan, process, context)
-    if plan.kind == "multiple":
-        return number * 10, number * 10 + 1, number * 10 + 2
-    return number * 10
-
-
-def make_items(plan: Plan, process: Worker, context: Any) -> Any:
-    for index in range(plan.items):
-        process.pause("code")
-        yield plan.number * 100 + index
-    act(plan, process, context)
-
-
-def act(plan: Plan, process: Worker, context: Any) -> None:
-    world = process.world
-    for _ in range(plan.pauses):
-        process.pause("code")
-    if plan.children:
-        refs = [world.submit(world.plans[child], process) for child in plan.children]
-        values = process.runtime.get(refs)
-        assert values == [child * 10 for child in plan.children]
-        for child in plan.children:
-            world.plans[child].told = 1
-    if context.attempt in plan.crash_on:
-        process.die()
-        raise Killed
-    if plan.outcome == "error":
-        raise ValueError(f"task {plan.number} fails")
-
-
-class SimActor:
-    """The actor of the simulation: `run` notes who was called in which order."""
-
-    def run(self, number: int, *deps: Any) -> Any:
-        return run_script(number, *deps)
-
-
-RUN_CODE = serialization.dumps_code(run_script)[0]
-RUN_ID = function_id_of(RUN_CODE)
-ACTOR_CLASS_CODE = serialization.dumps_code(SimActor)[0]
-ACTOR_CLASS_ID = function_id_of(ACTOR_CLASS_CODE)
-
-
-class FakeActor:
-    """An actor as the daemon and the GCS know it."""
-
-    def __init__(self, number: int, restarts: int, in_order: bool) -> None:
-        self.actor_id = number.to_bytes(4, "big") + b"actoractor##"
-        self.restarts = restarts
-        self.in_order = in_order  #: its callers keep the order also where a call waits for its arguments
-        self.state = "pending"
-        self.incarnation = -1
-        self.worker: Worker | None = None
-        self.lease_id = 0
-        self.subscribers: dict[Process, None] = {}
-
-    def message(self) -> ActorState:
-        alive = self.worker if self.state == "alive" else None
-        return ActorState(
-            self.actor_id,
-            self.state,
-            self.incarnation,
-            self.lease_id if alive else 0,
-            alive.worker_id if alive else b"",
-            alive.address if alive else "",
-            alive.number if alive else 0,
-            "it was killed",
-        )
 
 
 # ---------------------------------------------------------------- the world
@@ -980,104 +716,3 @@ class World:
                     f"task {plan.number} {plan.kind} deps {plan.deps} started {plan.started} cancelled {plan.cancelled}"
                 )
         return "\n".join(lines)
-
-
-def known(plan: Plan) -> bool:
-    """Whether a plan's task has ended, for its submitter."""
-    result = plan.result
-    if result is None:
-        return False
-    if isinstance(result, list):
-        return all(ref._entry.value is not None for ref in result)
-    if isinstance(result, ObjectRefGenerator):
-        return result._state.ended
-    return result._entry.value is not None
-
-
-def check_submitter(mine: submitter.Submitter) -> None:
-    """The bookkeeping of a submitter is consistent with itself."""
-    count = 0
-    for klass in mine.classes.values():
-        opened = list(klass.open)
-        assert len({id(lease) for lease in opened}) == len(opened), "a lease stands twice among the open ones"
-        assert not klass.queue or not opened, "tasks are queued while a lease has room"
-        assert not klass.queue or klass.backlog_told > 0, "tasks are queued and the daemon was told of none"
-        count += len(klass.leases)
-        for lease in opened:
-            assert klass.leases.get(lease.lease_id) is lease, "an open lease is none of the class"
-        for lease in klass.leases.values():
-            assert lease.is_open == (lease in opened)
-            assert not lease.ending and lease.klass is klass
-            assert lease.connection.attachment.leases.get(lease.lease_id) is lease
-            estimated_s = sum(task.estimate_s for task in lease.inflight.values())
-            assert lease.load_s > estimated_s - 1e-9, f"load {lease.load_s} of a lease with {estimated_s}"
-            assert not lease.is_open or not lease.inflight or lease.load_s < QUEUED_WORK_S
-            if not lease.inflight:
-                assert lease.is_open, "a lease with nothing to do takes nothing"
-                assert lease.load_s == 0.0 and not lease.out
-            assert not lease.out or lease in mine._unsent, "gathered pushes are forgotten"
-            assert all(item[0] in lease.inflight for item in lease.out)
-            for seq, task in lease.inflight.items():
-                assert task.seq == seq and task.lease is lease
-    assert mine.lease_count == count
-    assert mine.pending >= 0
-
-
-def outcome_of(ref: ObjectRef) -> Any:
-    """The value behind a known ref, or its exception."""
-    value = ref._entry.value
-    if type(value) is Failed:
-        return serialization.loads_error(value.error)
-    assert type(value) is bytes
-    return serialization.loads(value)
-
-
-def check_results(world: World) -> None:
-    """Every result is the one that the twin expects."""
-    for plan in world.plans.values():
-        if plan.owner not in world.drivers:
-            continue
-        if plan.kind == "stream":
-            _check_stream(world, plan)
-            continue
-        refs = plan.result if isinstance(plan.result, list) else [plan.result]
-        outcomes = [outcome_of(ref) for ref in refs]
-        if isinstance(outcomes[0], BaseException):
-            _check_error(world, plan, outcomes[0])
-        else:
-            assert outcomes == [plan.number * 10 + index for index in range(len(refs))]
-            assert plan.started and plan.outcome == "value"
-
-
-def _check_stream(world: World, plan: Plan) -> None:
-    plan.taken += list(plan.result._state.items)
-    outcomes = [outcome_of(ref) for ref in plan.taken]
-    failed = bool(outcomes) and isinstance(outcomes[-1], BaseException)
-    values = outcomes[:-1] if failed else outcomes
-    assert values == [plan.number * 100 + index for index in range(len(values))]
-    if failed:
-        _check_error(world, plan, outcomes[-1])
-    else:
-        assert len(values) == plan.items and plan.outcome == "value"
-
-
-def _check_error(world: World, plan: Plan, error: BaseException) -> None:
-    if any(isinstance(outcome_of(world.ref_of(dep)), BaseException) for dep in plan.deps):
-        assert not plan.started, "a task ran with a failed input"
-        return
-    crashes = (errors.WorkerCrashedError, errors.ActorDiedError, errors.ActorUnavailableError)
-    if isinstance(error, errors.TaskCancelledError):
-        assert plan.cancelled, f"task {plan.number} was not cancelled"
-    elif isinstance(error, crashes):
-        if type(error) is errors.WorkerCrashedError:
-            assert plan.cancelled or len(plan.started) == 1 + plan.max_retries, (
-                f"task {plan.number} crashed with retries left"
-            )
-        else:
-            assert plan.is_call
-    else:
-        assert isinstance(error, errors.TaskError), repr(error)
-        assert plan.cancelled or plan.outcome == "error" or plan.children, f"{plan.number}: {error!r}"
-        assert plan.started
-        if plan.retry_exceptions and plan.outcome == "error" and not plan.cancelled and not plan.is_call:
-            assert len(plan.started) == 1 + plan.max_retries

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.runtime.simulation import Plan, World
+from tests.runtime.plans import Plan
+from tests.runtime.simulation import World
 from tests.runtime.test_task_simulation import SEEDS, seeds
 
 

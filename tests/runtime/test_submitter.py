@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tests.runtime.simulation import FakeSocket, Plan, World, known, outcome_of
+from tests.runtime.plans import Plan
+from tests.runtime.played_machine import FakeSocket
+from tests.runtime.simulation import World
+from tests.runtime.simulation_checks import known, outcome_of
 
 from shoal.protocol import errors
 from shoal.runtime import exports

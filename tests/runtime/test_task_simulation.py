@@ -9,7 +9,8 @@ import os
 import random
 
 import pytest
-from tests.runtime.simulation import Plan, World
+from tests.runtime.plans import Plan
+from tests.runtime.simulation import World
 
 SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "12"))
 ONE = os.environ.get("SHOAL_SIM_SEED")
