@@ -1,6 +1,6 @@
 """What the death of actors costs: calls run again and time until all answer, with checkpoints and without (paper figure 11b).
 
-    python benchmarks/actor_recovery.py [--actors 16] [--calls 250] [--call-ms 1] [--intervals 10,100,0] [--kill node|process]
+    python benchmarks/actor_recovery.py [--actors 16] [--calls 255] [--call-ms 1] [--intervals 10,100,0] [--kill node|process]
 
 Actors make `calls` calls each; then half of them are killed at once, with their node or each process by `kill -9`. For each interval one JSON line
 tells how many calls ran again in all, and how long it took from the kill until every actor had answered with its exact state. Interval 0 means no
@@ -46,9 +46,9 @@ class Simulator:
         return self.sum
 
     @shoal.method(read_only=True)
-    def look(self) -> tuple[int, int, str]:
+    def look(self) -> tuple[int, int, str, int]:
         """State, calls that this process has run, where it lives."""
-        return self.sum, executed, str(shoal.get_runtime_context().get_node_id())
+        return self.sum, executed, str(shoal.get_runtime_context().get_node_id()), os.getpid()
 
 
 def expected(calls: int) -> int:
@@ -63,7 +63,7 @@ def kill_half(kill: str, cluster: Cluster, actors: list[Any], looks: list[Any]) 
     """Kill about half of the actors; how many."""
     if kill == "node":
         victim = cluster.nodes[-1]
-        hit = sum(node == victim.node_id for _, _, node in looks)
+        hit = sum(node == victim.node_id for _, _, node, _ in looks)
         cluster.remove_node(victim, kill=True)
         return hit
     ids = {actor._actor_id.binary() for actor in actors[: len(actors) // 2]}
@@ -90,11 +90,9 @@ def recovery(options: argparse.Namespace, interval: int) -> dict[str, Any]:
         hit = kill_half(options.kill, cluster, actors, looks)
         after = shoal.get([actor.look.remote() for actor in actors], timeout=TIMEOUT_S)
         seconds = time.perf_counter() - begun
-        wrong = sum(state != expected(options.calls) for state, _, _ in after)
+        wrong = sum(state != expected(options.calls) for state, *_ in after)
         assert not wrong, f"{wrong} actors have a wrong state"
-        again = sum(count for _, count, _ in after) - sum(
-            before[1] for before, now in zip(looks, after, strict=True) if now[1] == before[1]
-        )
+        again = sum(now[1] for before, now in zip(looks, after, strict=True) if now[3] != before[3])
         return {
             "benchmark": "actor_recovery",
             "kill": options.kill,
@@ -147,7 +145,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, default=16)
-    parser.add_argument("--calls", type=int, default=250)
+    parser.add_argument("--calls", type=int, default=255)
     parser.add_argument("--call-ms", type=float, default=1.0)
     parser.add_argument("--intervals", default="10,100,0")
     parser.add_argument("--kill", choices=("node", "process"), default="node")

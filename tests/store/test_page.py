@@ -26,6 +26,20 @@ def test_the_daemon_reads_what_the_process_has_started() -> None:
     daemon.close()
 
 
+def test_the_daemon_reads_whether_the_task_may_run_once_only() -> None:
+    daemon, process = both_sides()
+    assert not daemon.runs_once()
+    process.set_started(1, 1)
+    assert not daemon.runs_once()
+    process.set_runs_once(1, 2)
+    assert not daemon.runs_once()
+    process.set_started(1, 2)
+    assert daemon.runs_once()
+    process.set_started(2, 2)
+    assert not daemon.runs_once()
+    daemon.close()
+
+
 def test_a_torn_read_is_read_again() -> None:
     daemon, process = both_sides()
     stop = threading.Event()

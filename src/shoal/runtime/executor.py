@@ -397,10 +397,12 @@ class Executor:
             # What the page says now is about this caller: the others must have their replies, or they would take them for not started.
             before, self._served, self._served_lease = self._served, connection, held
             self.flush_replies()
-            if self.reactor.unconfirmed:
+            if self.reactor.unconfirmed and self.host.exact is None:  # its callers send again whatever has no answer
                 self.reactor.wait_confirmed(REPLIES_WITHHELD_S)
             if before is not None and before.out:  # the kernel takes no more: the caller does not read
                 self.page.keep_started()
+        if template.wire.prompt_reply:
+            self.page.set_runs_once(held.lease_id, job.seq)  # so that it is not the first to die when memory runs out
         self.page.set_started(held.lease_id, job.seq)
         start = perf_counter()
         value = self.perform(job)

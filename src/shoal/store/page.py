@@ -9,6 +9,7 @@ Layout (native byte order; both sides are on one machine):
     0     u64 lease_id, u64 seq, u64 lease_id ^ seq     the started task; all zero: none
     32    u64 slots_used                                slots at or above this number were never used
     40    u64 answers_until                             CLOCK_MONOTONIC in ns: the daemon's leash on an actor; 0: none
+    48    u64 lease_id, u64 seq                         the last task that may run once only
     64    16 pairs u64 lease_id, u64 seq                tasks begun before that one, whose replies others have not taken yet
     4096  slots of 16 bytes: u64 segment, u64 offset    segment 0: empty
 
@@ -35,6 +36,7 @@ from shoal.store.mapping import Mapping, create_shared_memory, open_shared_memor
 _STARTED = struct.Struct("@QQQ")
 _SLOTS_USED_INDEX = 4  #: index in u64 units
 _ANSWERS_UNTIL_INDEX = 5
+_ONCE_INDEX = 6
 SLOT_BYTES = 16
 _UNTAKEN_INDEX = 8  #: in u64 units
 UNTAKEN_MAX = 16
@@ -87,6 +89,17 @@ class ProcessPage:
         words[0] = lease_id
         words[1] = seq
         words[2] = lease_id ^ seq
+
+    def set_runs_once(self, lease_id: int, seq: int) -> None:
+        """The task that starts next cannot be run again."""
+        words = self._words
+        words[_ONCE_INDEX] = lease_id
+        words[_ONCE_INDEX + 1] = seq
+
+    def runs_once(self) -> bool:
+        """Whether the task begun last cannot be run again."""
+        words = self._words
+        return words[_ONCE_INDEX] != 0 and self.read_started() == (words[_ONCE_INDEX], words[_ONCE_INDEX + 1])
 
     def clear_started(self) -> None:
         """No task is running."""

@@ -394,6 +394,8 @@ class Actors:
         placed.worker = worker
         worker.actor_id = effect.actor_id
         worker.incarnation = effect.incarnation
+        worker.restartable = placed.spec.max_restarts < 0 or effect.incarnation <= placed.spec.max_restarts
+        worker.recoverable = worker.restartable and placed.spec.takes_checkpoints
         self._leases.start_lease(worker, effect, b"", 0)
         if self.leash is not None and placed.spec.max_restarts:
             self.leash.hold(worker)

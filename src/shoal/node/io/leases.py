@@ -24,6 +24,7 @@ from shoal.node.io.patience import Patience
 from shoal.node.io.processes import Process, ProcessTable, Worker
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool
 from shoal.protocol import messages
+from shoal.protocol.limits import RESOURCE_UNIT
 from shoal.protocol.messages import (
     UNSCHEDULABLE_BUNDLE_GONE,
     UNSCHEDULABLE_GROUP_REMOVED,
@@ -33,10 +34,12 @@ from shoal.protocol.messages import (
     LeasesUnschedulable,
     SignalWorker,
 )
+from shoal.protocol.resources import MEMORY
 from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling import events
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.node_policy import NodeView, Wish, can_ever, why_never
+from shoal.system.machine import private_bytes
 
 if TYPE_CHECKING:
     import asyncio
@@ -271,6 +274,8 @@ class Leases:
         self.workers[effect.lease_id] = worker
         worker.lease_id = effect.lease_id
         worker.job_id = effect.job_id
+        worker.memory_asked = effect.demand.get(MEMORY, 0) // RESOURCE_UNIT
+        worker.memory_before = private_bytes(worker.pid) if worker.memory_asked else 0
         self._on_work()
         worker.send(
             LeaseStarted(

@@ -105,6 +105,12 @@ class Worker(Process):
     exits_by_itself: bool = False
     #: the memory watch chose it
     out_of_memory: bool = False
+    #: bytes that its lease asked for (memory=), 0 for none, and what it held when the lease began
+    memory_asked: int = 0
+    memory_before: int = 0
+    #: its actor is restarted when it dies, and then has its state again
+    restartable: bool = False
+    recoverable: bool = False
     #: it was killed because its placement group was removed
     group_removed: bool = False
 
