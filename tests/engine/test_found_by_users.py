@@ -76,7 +76,7 @@ def test_the_address_of_the_node_is_the_same_everywhere() -> None:
     assert shoal.get(echo.options(resources={f"node:{address}": 0.01}).remote(3), timeout=20) == 3
 
 
-@pytest.mark.parametrize("name", ["data", "train", "serve", "dag"])
+@pytest.mark.parametrize("name", ["data", "serve", "dag"])
 def test_names_that_are_not_there(name: str) -> None:
     with pytest.raises(AttributeError, match="not part of this release"):
         getattr(shoal, name)
@@ -84,7 +84,7 @@ def test_names_that_are_not_there(name: str) -> None:
         exec(f"from shoal import {name}")
 
 
-@pytest.mark.parametrize("name", ["placement_group", "scheduling_strategies", "state", "metrics"])
+@pytest.mark.parametrize("name", ["state", "metrics"])
 def test_names_of_util_that_are_not_there(name: str) -> None:
     with pytest.raises(AttributeError, match="not part of this release"):
         getattr(shoal.util, name)
