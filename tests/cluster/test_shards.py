@@ -63,6 +63,33 @@ def test_a_cluster_with_three_shards(start_cluster: StartCluster) -> None:
         time.sleep(0.05)
 
 
+def test_every_shard_places_leases_and_each_may_die(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1, gcs_shards=3)
+    cluster.add_nodes(2, num_cpus=2)
+    cluster.connect(log_to_driver=False)
+
+    @shoal.remote(num_cpus=0)
+    def submits(count: int) -> int:
+        @shoal.remote
+        def slow(number: int) -> int:
+            time.sleep(0.02)
+            return number
+
+        return sum(shoal.get([slow.remote(number) for number in range(count)]))
+
+    def placed() -> list[int]:
+        return [shard["scheduler"]["placed"] for shard in cluster.head.call("gcs.statistics")["shards"]]
+
+    refs = [submits.remote(20) for _ in range(10)]
+    assert shoal.get(refs, timeout=60) == [190] * 10
+    assert sum(placed()[1:]) > 0
+    refs = [submits.remote(40) for _ in range(10)]
+    for pid in [child for child in _children(cluster.head.pid) if _title(child).startswith("shoal:gcs")]:
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGKILL)
+    assert shoal.get(refs, timeout=60) == [780] * 10
+
+
 def test_a_session_of_this_program_alone(tmp_path: Path) -> None:
     shoal.shutdown()
     kept = f"sqlite:{tmp_path / 'kept'}"

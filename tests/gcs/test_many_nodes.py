@@ -465,3 +465,23 @@ def test_a_node_whose_process_is_gone_is_dead_at_once(world: World) -> None:
     assert "process is gone (it was closed)" in world.heard_of(0, 1)[-1].cause
     assert world.shard.handle(NodeRefuses(node_id(1)), world.now) == []
     assert world.shard.handle(NodeRefuses(node_id(2)), world.now) == []  # it has come back meanwhile
+
+
+# ---------------------------------------------------------------- a replica of the global scheduler
+
+
+def test_a_replica_places_and_acknowledges_no_heartbeats(world: World) -> None:
+    replica = World()
+    replica.shard = GcsShard(42, lambda below: 0, shard=1, shards=2)
+    for number in range(3):
+        assert not replica.join(number, node_no=number).refused
+    assert replica.beat(0, 0) == [] and replica.beat(1) == []
+    ask = PlaceLeases(b"p", 3, b"job1", {"CPU": CPU}, 6, name="f")
+    assert replica.say(0, ask) == [LeasesPlaced(b"p", 3, [(node_id(1), 4)])]
+    replica.lose(1)
+    replica.told[0].clear()
+    replica.beat(2)
+    assert replica.told[0] == [LeasesPlaced(b"p", 3, [(node_id(2), 2)])]
+    assert replica.disk == {} and replica.shard.nodes.records() == []
+    replica.sleep(1000)
+    assert not replica.closed

@@ -10,8 +10,8 @@ The death of the server loses nothing: all that it ever answered is in storage, 
 that a node says may come twice: reports carry incarnations or numbers of their own, calls are known again by their number (`tables.Answers`).
 A node whose connection ended, or that a new server has not seen yet, has NODE_AWAY_S to come back before it is dead (`node_table`).
 
-There may be several shards (`protocol.sharding`): those other than 0 have the hashed tables and nothing else, and know a node by its
-connection alone.
+There may be several shards (`protocol.sharding`): those other than 0 have the hashed tables and a replica of the global scheduler, and
+know a node by its connection alone.
 
 How to extend: a call gets a method and a row in `_CALLS` (and in the table of `gcs_messages`); a message gets a row in `_MESSAGES`.
 
@@ -382,9 +382,16 @@ class GcsShard:
 
     def _on_member(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
         """A node comes to a shard other than 0, which knows no more of nodes than which connection is whose."""
-        self._connections[number].node_id = message.node_id
-        self._left.pop(message.node_id, None)
+        node_id = message.node_id
+        former = self._node_connections.get(node_id)
+        if former is not None:
+            self._connections[former].node_id = b""
+        self._connections[number].node_id = node_id
+        self._node_connections[node_id] = number
+        self._left.pop(node_id, None)
         effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now)))
+        # A replica of the global scheduler: it is asked by nodes that could serve themselves what they ask for, so it refuses nothing.
+        self._schedule(NodeUp(node_id, message.name, message.resources, message.labels), now, effects)
 
     def _tell_nodes(self, entries: list[NodeEntry], now: float, effects: list[Effect], but: int = 0) -> None:
         """Tell all nodes what has changed; except the connection `but`."""
@@ -400,6 +407,9 @@ class GcsShard:
 
     def _on_load(self, number: int, message: NodeLoad, now: float, effects: list[Effect]) -> None:
         node_id = self._connections[number].node_id
+        if self._shard:  # it is shard 0 that hears who lives
+            self._schedule(NodeSpoke(node_id, message), now, effects)
+            return
         writes: list[Write] = []
         if self.nodes.hear(node_id, message, now, writes):
             self._tell_drained(node_id, now, writes, effects)
@@ -455,7 +465,9 @@ class GcsShard:
         for topic in connection.subscriptions:
             self._forget_subscriber(topic, event.connection)
         if connection.node_id and self._shard:
+            del self._node_connections[connection.node_id]
             self._left[connection.node_id] = now + MEMBER_AWAY_S
+            self._schedule(NodeAway(connection.node_id), now, effects)
         elif connection.node_id:
             del self._node_connections[connection.node_id]
             self.nodes.lose(connection.node_id, event.cause, now)
@@ -475,6 +487,7 @@ class GcsShard:
         for node_id in [each for each, until in self._left.items() if until <= now]:
             del self._left[node_id]
             self.answers.forget(node_id)
+            self._schedule(NodeGone(node_id), now, effects)
         deadline = self.scheduler.next_deadline()
         if deadline is not None and deadline <= now:
             self._schedule(global_scheduler.TimePassed(), now, effects)
@@ -754,7 +767,7 @@ _ACKNOWLEDGED = frozenset(
     {ActorWorkerStarted, ActorConstructed, ActorPlacementRefused, ActorWorkerDied, ActorRefsGone, TaskEventBatch}
 )
 #: messages that shards other than 0 take
-_OF_ALL_SHARDS = frozenset({GcsCall, RegisterNode, SubscribeKey, TaskEventBatch})
+_OF_ALL_SHARDS = frozenset({GcsCall, RegisterNode, SubscribeKey, TaskEventBatch, NodeLoad, PlaceLeases})
 _FROM_NODES = _ACKNOWLEDGED | {NodeReport, NodeLoad, PlaceLeases, BundleReserved}
 
 _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]], dict[str, Any]]] = {

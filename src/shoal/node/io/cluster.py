@@ -36,6 +36,7 @@ from shoal.wire.tcp_listener import TcpListener
 if TYPE_CHECKING:
     import asyncio
 
+    from shoal.node.io.gcs_shards import GcsShards
     from shoal.node.io.tls_gateway import TlsGateway
 
 WAITING_TOLD_MAX = 100
@@ -125,6 +126,11 @@ class Cluster:
         self._beat()
         self.foreign.on_gcs_connected()
 
+    def use_shards(self, shards: GcsShards) -> None:
+        """The GCS has several shards, each with a replica of the global scheduler."""
+        shards.on_connected = lambda number: self._beat()
+        shards.on_lost = self.foreign.on_replica_lost
+
     def load_changed(self) -> None:
         """What is free here, or who waits, may have changed."""
         delay_s = soon_s(1 + len(self.links.nodes))
@@ -153,6 +159,8 @@ class Cluster:
         load.count = self._heartbeats
         self.leash.sent(load.count)
         self._gcs.tell(load)
+        if self._gcs.elsewhere is not None:
+            self._gcs.elsewhere.tell_replicas(load)
         self._arm(interval_s(1 + len(self.links.nodes)))
 
     def drain(self, message: DrainNode, left: Callable[[], str], end: Callable[[str], None]) -> None:

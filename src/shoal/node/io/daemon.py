@@ -308,6 +308,8 @@ class NodeDaemon:
 
         if self.shards is None:
             self.shards = GcsShards(self.loop, self.gcs, self._on_gcs_push, self._on_gcs_lost)
+            if self.cluster is not None:
+                self.cluster.use_shards(self.shards)
         return self.shards
 
     @property

@@ -34,12 +34,15 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.node_messages import ForeignLeases as ForeignLeasesMessage
 from shoal.protocol.node_messages import ForeignProcessDied, ForProcess
-from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
+from shoal.protocol.resources import fits
+from shoal.protocol.strategies import GLOBAL_KINDS, KIND, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 
 if TYPE_CHECKING:
     import asyncio
+
+    from shoal.node.io.gcs_shards import GcsShards
 
 log = logging.getLogger("shoal.node")
 
@@ -76,6 +79,8 @@ class ForeignLeases:
         self._kill = kill
         #: processes of other nodes that have to do with this one
         self._node_of: dict[bytes, bytes] = {}
+        #: classes that a replica of the global scheduler was asked about -> its shard
+        self._replica_of: dict[tuple[bytes, int], int] = {}
         self._looking = False
         handlers = links.handlers
         handlers[ForeignLeasesMessage] = self._on_foreign_request
@@ -193,6 +198,14 @@ class ForeignLeases:
             )
         )
 
+    def on_replica_lost(self, number: int) -> None:
+        """A replica of the global scheduler is away: what was asked of it is asked of others."""
+        lost = [key for key, asked_of in self._replica_of.items() if asked_of == number]
+        for key in lost:
+            del self._replica_of[key]
+        if lost:
+            self._feed(forwarding.GcsReturned())
+
     def on_gcs_lost(self) -> None:
         """The GCS is away."""
         self._feed(forwarding.GcsLost())
@@ -267,18 +280,38 @@ class ForeignLeases:
         if request.strategy.get(KIND) == PLACEMENT_GROUP:
             self._leases.groups.request(effect.process, request, effect.backlog)
             return
-        self._gcs.tell(
-            PlaceLeases(
-                effect.process,
-                request.class_no,
-                request.job_id,
-                request.demand,
-                effect.backlog,
-                request.strategy,
-                request.strategy.get("locality") or {},
-                request.name,
-            )
+        message = PlaceLeases(
+            effect.process,
+            request.class_no,
+            request.job_id,
+            request.demand,
+            effect.backlog,
+            request.strategy,
+            request.strategy.get("locality") or {},
+            request.name,
         )
+        shards = self._gcs.elsewhere
+        number = 0 if shards is None else self._replica(shards, effect)
+        if shards is not None and number:
+            shards.tell(number, message)
+        else:
+            self._gcs.tell(message)
+
+    def _replica(self, shards: GcsShards, effect: forwarding.AskGlobal) -> int:
+        """Which shard's global scheduler is asked: the same for all that is said of a class. A replica for what this node could serve itself, so
+        that it never has to say that nobody could: shard 0 knows who lives."""
+        request = effect.request
+        key = (effect.process, request.class_no)
+        if effect.backlog <= 0:
+            return self._replica_of.pop(key, 0)
+        number = self._replica_of.get(key, 0)
+        if not number and request.strategy.get(KIND) not in GLOBAL_KINDS:
+            if fits(request.demand, self._leases.machine.total()):
+                number = shards.replica_of(effect.process)
+            if number:
+                self._gcs.tell(PlaceLeases(effect.process, request.class_no, request.job_id, request.demand, 0))
+                self._replica_of[key] = number
+        return number
 
     def _ask_node(self, effect: forwarding.AskNode) -> None:
         request = effect.request

@@ -267,6 +267,10 @@ class GcsLink:
             return
         self._keep(message)
 
+    def is_connected(self) -> bool:
+        """Whether what is told now reaches the GCS."""
+        return self._client is not None
+
     def tell(self, message: Any) -> None:
         """Tell the GCS what `on_connected` tells anew at every connection; without a connection it is not said."""
         if self._client is not None:

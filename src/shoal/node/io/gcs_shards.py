@@ -6,6 +6,9 @@ Design: each shard has a `GcsLink` of its own, with its own reconnects and repea
 in the path of its start), keeps their TCP sockets, so that they have the same ports when they are started again, and tells shard 0 their addresses
 when it registers; the other nodes hear them from shard 0 in `NodeRegistered`.
 
+Every shard also has a replica of the global scheduler: heartbeats go to all of them, and a process's requests to the one that its id is hashed to
+(`foreign_leases`), as long as that one is there.
+
 What it does not do: decide anything; exist at all with one shard.
 """
 
@@ -52,6 +55,9 @@ class GcsShards:
         self._first = first
         self._on_push = on_push
         self._on_failed = on_failed
+        #: called with the number of a shard when its line is there (again), or ends
+        self.on_connected: Callable[[int], None] = lambda number: None
+        self.on_lost: Callable[[int], None] = lambda number: None
         #: by number, shard 0 too; empty until it is known how many there are
         self._links: list[GcsLink] = []
         #: of shards 1 to N - 1; empty but on the head
@@ -88,7 +94,8 @@ class GcsShards:
             return
         self._links.append(self._first)
         for number, address in enumerate(addresses, 1):
-            link = GcsLink(self._on_push, self._answered(number), self._stuck(number), self._on_failed)
+            link = GcsLink(self._on_push, partial(self._answered, number), self._stuck(number), self._on_failed)
+            link.on_lost = partial(self._lost, number)
             link.start(self._loop, address, msgspec.structs.replace(node), token, gateway)
             self._links.append(link)
         self._first.elsewhere = self
@@ -99,8 +106,13 @@ class GcsShards:
         if paths:
             self.connect(paths, node, b"")
 
-    def _answered(self, number: int) -> Callable[[], None]:
-        return self.processes[number - 1].answered if self.processes else lambda: None
+    def _answered(self, number: int) -> None:
+        if self.processes:
+            self.processes[number - 1].answered()
+        self.on_connected(number)
+
+    def _lost(self, number: int) -> None:
+        self.on_lost(number)
 
     def _stuck(self, number: int) -> Callable[[str], None]:
         if self.processes:
@@ -142,6 +154,22 @@ class GcsShards:
         if number:
             self._links[number].report(message)
         return number != 0
+
+    # ---------------------------------------------------------------- replicas of the global scheduler
+
+    def replica_of(self, process: bytes) -> int:
+        """The shard whose global scheduler places for a process: 0 if that one is away."""
+        number = shard_of(process, len(self._links))
+        return number if self._links[number].is_connected() else 0
+
+    def tell(self, number: int, message: Any) -> None:
+        """Tell a shard what is told anew at every connection."""
+        self._links[number].tell(message)
+
+    def tell_replicas(self, message: Any) -> None:
+        """Tell all shards but 0."""
+        for link in self._links[1:]:
+            link.tell(message)
 
     def statistics(self) -> list[dict[str, int]]:
         """How the lines to shards 1 to N - 1 are."""
