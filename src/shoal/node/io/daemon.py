@@ -34,6 +34,7 @@ import uvloop
 from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
+from shoal.node.io.facts import cluster_address, total_resources
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.groups import Groups
@@ -65,13 +66,11 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.group_messages import FollowGroup
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
-from shoal.protocol.resources import to_units
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.node_policy import NodeView
 from shoal.serialization.failures import dumps_error
 from shoal.system.janitor import end_children, write_membership
 from shoal.system.start_plan import TLS_GCS_SOCKET, DaemonStart
-from shoal.wire.tcp import format_address
 
 if TYPE_CHECKING:
     from shoal.node.io.cluster import Cluster
@@ -753,31 +752,6 @@ def _say_last(driver: Driver, message: Any) -> None:
     until = time.monotonic() + GOODBYE_S
     while not connection.flush() and not connection.closed and (left_s := until - time.monotonic()) > 0:
         poller.poll(left_s * 1000)
-
-
-def cluster_address(start: DaemonStart) -> str:
-    """Where the GCS of the node's cluster listens: "tcp:HOST:PORT"."""
-    if not start.gcs_pid:
-        return str(start.options["gcs_address"])
-    public_fd = start.gcs_public_fd if start.gcs_public_fd >= 0 else start.gcs_listen_fd
-    with socket.socket(fileno=os.dup(public_fd)) as listening:
-        host, port = listening.getsockname()[:2]
-    return format_address(host, port)
-
-
-def total_resources(options: dict[str, Any]) -> dict[str, int]:
-    """The node's resources in 1/10,000 units, out of the options it was started with."""
-    return to_units(
-        {
-            "CPU": options["num_cpus"],
-            "GPU": options["num_gpus"],
-            "memory": options["memory"],
-            "object_store_memory": options["object_store_memory"],
-            f"node:{options.get('node_listen') or '127.0.0.1'}": 1,
-            **({} if options.get("gcs_address") else {"node:__internal_head__": 1}),
-            **options["resources"],
-        }
-    )
 
 
 def main(start: DaemonStart) -> None:

@@ -1,0 +1,39 @@
+"""What follows from how a node was started: its resources, and where its cluster is.
+
+What it does not do: look at the machine (`launch.node_process` has filled everything in).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from shoal.protocol.resources import to_units
+from shoal.system.start_plan import DaemonStart
+from shoal.wire.tcp import format_address
+
+
+def cluster_address(start: DaemonStart) -> str:
+    """Where the GCS of the node's cluster listens: "tcp:HOST:PORT"."""
+    if not start.gcs_pid:
+        return str(start.options["gcs_address"])
+    public_fd = start.gcs_public_fd if start.gcs_public_fd >= 0 else start.gcs_listen_fd
+    with socket.socket(fileno=os.dup(public_fd)) as listening:
+        host, port = listening.getsockname()[:2]
+    return format_address(host, port)
+
+
+def total_resources(options: dict[str, Any]) -> dict[str, int]:
+    """The node's resources in 1/10,000 units, out of the options it was started with."""
+    return to_units(
+        {
+            "CPU": options["num_cpus"],
+            "GPU": options["num_gpus"],
+            "memory": options["memory"],
+            "object_store_memory": options["object_store_memory"],
+            f"node:{options.get('node_listen') or '127.0.0.1'}": 1,
+            **({} if options.get("gcs_address") else {"node:__internal_head__": 1}),
+            **options["resources"],
+        }
+    )
