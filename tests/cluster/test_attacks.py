@@ -246,40 +246,45 @@ def test_broken_frames_of_one_who_knows_the_token(attack: tuple[Target, str]) ->
     assert "evil" not in str(shoal.nodes())
 
 
-def test_silent_connections(attack: tuple[Target, str]) -> None:
-    """Many that say nothing are closed in time, and do not keep others out meanwhile."""
-    target, listener = attack
-    socks = [target.connect(listener) for _ in range(UNPROVED_MAX + 40)]
+def test_the_silent_and_the_slow(module_cluster: Target) -> None:
+    """Many that say nothing, and some that say a byte now and then: closed in time, and nobody is kept out meanwhile."""
+    target = module_cluster
+    hello = ClientHandshake(target.token).hello
+    silent = [target.connect(listener) for listener in LISTENERS for _ in range(UNPROVED_MAX + 40)]
+    dripping = [target.connect(listener) for listener in LISTENERS]
     began = time.monotonic()
-    target.authenticated(listener).close()
+    for listener in LISTENERS:
+        target.authenticated(listener).close()
     target.work()
     assert time.monotonic() - began < PROOF_WITHIN_S, "they wait for the silent ones"
-    for sock in socks:
+    for number in range(len(hello)):
+        for sock in dripping[:]:
+            if closed_after(sock, hello[number : number + 1]):
+                dripping.remove(sock)
+        if not dripping:
+            break
+        time.sleep(0.3)
+    assert not dripping, "a byte now and then moves the deadline"
+    for sock in silent:
         assert all_of(sock) == b""
         sock.close()
-    assert time.monotonic() - began < 2 * PROOF_WITHIN_S
+    assert time.monotonic() - began < 3 * PROOF_WITHIN_S
+    target.check()
 
 
-def test_one_that_drips(attack: tuple[Target, str]) -> None:
-    """A byte now and then does not move the deadline."""
-    target, listener = attack
-    hello = ClientHandshake(target.token).hello
-    began = time.monotonic()
-    with target.connect(listener) as sock:
-        sock.setblocking(False)
-        for number in range(len(hello)):
-            try:
-                sock.send(hello[number : number + 1])
-                if sock.recv(1) == b"":
-                    break
-            except BlockingIOError:
-                pass
-            except OSError:
-                break
-            time.sleep(0.5)
-        else:
-            pytest.fail("it was let in")
-    assert time.monotonic() - began < PROOF_WITHIN_S + 2.0
+def closed_after(sock: socket.socket, data: bytes) -> bool:
+    """Whether a connection is over, seen when more is said on it."""
+    sock.setblocking(False)
+    try:
+        sock.send(data)
+        over = sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        over = True
+    if over:
+        sock.close()
+    return over
 
 
 def test_files_are_private(module_cluster: Target) -> None:

@@ -103,6 +103,15 @@ def test_a_port_that_is_taken(start_cluster: StartCluster) -> None:
         Cluster(host="192.0.2.1")
 
 
+def test_somebody_silent_at_the_address(token_of_somebody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.launch.nodes.CONNECT_TIMEOUT_S", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(ConnectionError, match=r"did not prove within 0\.5 s that it belongs to this cluster"):
+            start_node(NodeOptions(token_path=token_of_somebody), f"127.0.0.1:{silent.getsockname()[1]}")
+
+
 def test_a_cluster_ends_with_its_process() -> None:
     """Also when that process is killed."""
     program = """

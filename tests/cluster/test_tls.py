@@ -135,8 +135,9 @@ def test_all_or_none(start_cluster: StartCluster, folder: str, other_folder: str
         start_node(NodeOptions(token_path=with_tls.token_path, tls_folder=other_folder), with_tls.address)
 
 
-def test_a_gateway_that_is_killed(two: tuple[Cluster, ClusterNode]) -> None:
+def test_a_gateway_that_is_killed(two: tuple[Cluster, ClusterNode], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one takes its place, at the same address; what was on its way is retried when it has not come back for long."""
+    monkeypatch.setattr("shoal.runtime.submitter.DEATH_TOLD_WITHIN_S", 1.0)
     cluster, node = two
     where = shoal.remote(lambda: shoal.get_runtime_context().get_node_id()).options(
         resources={"two": 0.1}, max_retries=5
