@@ -17,7 +17,7 @@ import click
 from shoal.launch.local_nodes import LocalNode, local_nodes, node_at, only_node
 from shoal.launch.nodes import default_parent_dir
 from shoal.launch.observer import Observer, SessionUnreachableError
-from shoal.system.janitor import remove_session
+from shoal.system.janitor import live_sessions, remove_session
 from shoal.system.process import open_pidfd, wait_readable
 
 STOP_WAIT_S = 5.0
@@ -48,7 +48,7 @@ def _end(node: LocalNode, force: bool) -> bool:
             pid = observer.daemon_pid()
             pidfd = open_pidfd(pid)
     except SessionUnreachableError:
-        return not os.path.exists(node.node_socket)  # it was ending by itself
+        return _ends_by_itself(node)
     if pidfd < 0:
         return True
     try:
@@ -65,6 +65,16 @@ def _end(node: LocalNode, force: bool) -> bool:
             f"{'Killed' if force else 'Ended'} {'the head' if node.is_head else 'node'} {node.name} of the cluster at {node.address}."
         )
     return ended
+
+
+def _ends_by_itself(node: LocalNode) -> bool:
+    """Whether a node that does not listen any more is soon gone."""
+    until = time.monotonic() + STOP_WAIT_S
+    while node.session_dir in live_sessions(os.path.dirname(os.path.dirname(node.session_dir))):
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def run_drain(wanted: str, address: str | None, deadline_s: float, reason: str, wait: bool) -> None:
