@@ -189,6 +189,25 @@ def test_the_server_dies_in_between(three: tuple[Cluster, ClusterNode, ClusterNo
     all_free(cluster, 5)
 
 
+def test_a_node_that_drains_takes_nothing_new(three: tuple[Cluster, ClusterNode, ClusterNode]) -> None:
+    cluster, first, second = three
+    group = placement_group([{"CPU": 1}] * 2, bundle_label_selector=[{"zone": "a"}, {"zone": "b"}])
+    assert group.wait(SOON_S)
+    assert shoal.get(where.options(**in_group(group, 0)).remote(), timeout=SOON_S) == first.node_id
+    resident = Resident.options(num_cpus=0, **in_group(group, 1)).remote()
+    assert shoal.get(resident.where.remote(), timeout=SOON_S) == second.node_id
+    running = resident.where.remote()
+    del resident
+    cluster.remove_node(second)
+    late = where.options(**in_group(group, 1)).remote()
+    any_bundle = where.options(**in_group(group)).remote()
+    assert shoal.get(running, timeout=SOON_S) == second.node_id, "what was there has come to its end"
+    assert shoal.get(any_bundle, timeout=SOON_S) == first.node_id
+    assert shoal.wait([late], timeout=0.3)[0] == []
+    third = cluster.add_node(num_cpus=2, labels={"zone": "b"})
+    assert shoal.get(late, timeout=SOON_S) == third.node_id
+
+
 DRIVER = """
 import sys, time, shoal
 from shoal.util import placement_group

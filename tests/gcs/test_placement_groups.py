@@ -190,6 +190,9 @@ def test_a_dead_node_costs_only_its_bundles() -> None:
     bench.tell(pg.BundleAnswered(b"c", BundleReserved(b"g", 1, 2, True)))
     assert [(node, each.index, each.attempt) for node, each in bench.take(CommitBundle)] == [(b"c", 1, 2)]
     assert bench.manager.state_of(b"g")[1].nodes == [b"a", b"c"]
+    bench.tell(pg.NodeLost(b"c", "it was killed"))
+    record = bench.manager.get(b"g")
+    assert record is not None and "beside those of the others" in record.reason
 
 
 def test_a_node_that_goes_away_ends_the_attempts_with_it() -> None:

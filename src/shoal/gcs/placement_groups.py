@@ -472,7 +472,7 @@ class PlacementGroups:
         if places is None:
             places = place_bundles(bundles, spec.strategy, self._views(told=False), rules, kept)
         if places is None:
-            never = why_never(bundles, spec.strategy, views, rules, kept)
+            never = why_never(bundles, spec.strategy, views, rules, kept, lacking)
             why = never or why_not_now(bundles, spec.strategy, views), bool(never)
             self._cannot(record, *why, now, effects)
             return why

@@ -341,8 +341,13 @@ def why_never(
     views: Sequence[NodeView],
     rules: Sequence[Sequence[Rule]] = (),
     kept: Sequence[bytes] = (),
+    indices: Sequence[int] = (),
 ) -> str:
-    """Why the nodes that there are could not take the bundles even if nothing else ran there; empty if they could."""
+    """Why the nodes that there are could not take the bundles even if nothing else ran there; empty if they could.
+
+    Args:
+        indices: the numbers of the bundles in their group, if these are not all of it.
+    """
     empty = [
         NodeView(view.node_id, view.name, view.total, view.total, view.labels, alive=True, draining=view.draining)
         for view in views
@@ -354,8 +359,9 @@ def why_never(
         able = [view for view in empty if not view.draining and keeps(mine, view.labels)]
         if not any(fits(bundle, view.total) for view in able):
             where = " with the labels that it asks for" if mine else ""
+            number = indices[index] if indices else index
             return (
-                f"bundle {index} asks for {format_resources(bundle)}, and no node{where} has that: {_nodes_text(able)}. "
+                f"bundle {number} asks for {format_resources(bundle)}, and no node{where} has that: {_nodes_text(able)}. "
                 "Ask for less, or start a node that has it"
             )
     asked: Resources = {}
@@ -363,7 +369,7 @@ def why_never(
         add(asked, bundle)
     way = {
         STRICT_PACK: "on one node",
-        STRICT_SPREAD: f"on {len(bundles)} different nodes",
+        STRICT_SPREAD: f"on {len(bundles)} different nodes" + (" beside those of the others" if kept else ""),
     }.get(strategy, "together")
     return (
         f"its {len(bundles)} bundles ({format_resources(asked)}) do not fit {way} into the nodes there are: {_nodes_text(empty)}. "

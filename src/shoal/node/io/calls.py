@@ -121,7 +121,9 @@ class Calls:
         if "group_id" in body:
             return groups.explain_group(body["group_id"])
         class_no = int(body["class_no"])
-        return machine.explain(process.worker_id, class_no) or groups.explain(process.worker_id, class_no)
+        why = machine.explain(process.worker_id, class_no) or groups.explain(process.worker_id, class_no)
+        foreign = self._leases.foreign
+        return why or (foreign.explain(process.worker_id, class_no) if foreign is not None else "")
 
     def _resources(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         machine = self._leases.machine

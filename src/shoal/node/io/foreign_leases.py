@@ -340,6 +340,14 @@ class ForeignLeases:
     def _give_back(self, effect: forwarding.GiveBack) -> None:
         self._links.send(effect.node_id, ReturnLease(effect.lease_id))
 
+    def explain(self, process: bytes, class_no: int) -> str:
+        """Why a class waits that is asked of other nodes; empty when it is not."""
+        abroad = self.machine.waits_abroad(process, class_no)
+        if abroad is None or not abroad.placed:
+            return ""
+        nodes = ", ".join(f"{count} of node {node_id.hex()[:8]}" for node_id, count in abroad.placed.items())
+        return f"leases were asked of other nodes ({nodes}), which have not granted them yet"
+
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
         return {**self.machine.statistics(), "foreign_processes": len(self._node_of)}
