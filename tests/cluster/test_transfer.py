@@ -167,8 +167,6 @@ def test_no_room_for_a_copy_is_an_error_in_bounded_time(two: tuple[Cluster, Clus
     with pytest.raises(shoal.exceptions.ObjectStoreFullError, match="being read"):
         shoal.get(make.remote(60 * MB))
     assert time.monotonic() - start < 30
-    with pytest.raises(shoal.exceptions.ObjectStoreFullError, match="object_store_memory"):
-        shoal.get(shoal.remote(lambda: 0).remote() and make.options(num_returns=1).remote(250 * MB))
     del held
     assert int(shoal.get(make.remote(60 * MB), timeout=SOON_S)[0]) == 1
 
@@ -216,6 +214,9 @@ def test_a_reader_dies_while_it_pulls(two: tuple[Cluster, ClusterNode]) -> None:
         shoal.get(refs[0])
         time.sleep(SOON_S)
 
+    shoal.get(
+        shoal.remote(lambda: None).remote(), timeout=SOON_S
+    )  # a worker runs: the node is not to be stopped for long
     os.kill(node.pid, signal.SIGSTOP)
     try:
         with pytest.raises(shoal.exceptions.WorkerCrashedError):
