@@ -13,6 +13,7 @@ from shoal.gcs.actor_manager import (
     TRANSITIONS,
     ActorKillAsked,
     ActorManager,
+    ActorMoved,
     ActorRequested,
     AnnounceActor,
     InvalidTransitionError,
@@ -120,6 +121,24 @@ def test_a_request_goes_to_the_asking_node_and_becomes_alive() -> None:
     state = announced.state
     assert (state.state, state.address, state.pid, state.lease_id) == ("alive", "addr", 101, 5)
     assert not announced.final
+
+
+def test_an_actor_that_came_back_to_a_node_before_it_began_is_not_taken_for_the_one_that_left() -> None:
+    machine = Machine(max_restarts=1)
+    machine.do(NodeJoined(OTHER))
+    assert messages(machine.do(ActorMoved(actor(), OTHER))) == [
+        StopActor(actor(), 1, True, "it begins on another node, which has room"),
+        StartActor(actor(), 2, machine.spec),
+    ]
+    assert messages(machine.do(ActorMoved(actor(), NODE)))[1:] == [StartActor(actor(), 3, machine.spec)]
+    assert machine.started(1) == machine.died(1) == []
+    machine.started(3)
+    machine.constructed(3)
+    assert (machine.record.state, machine.record.restarts) == ("alive", 0)
+    machine.died(3)
+    assert (machine.record.state, machine.record.restarts, machine.record.incarnation) == ("restarting", 1, 4)
+    machine.died(4)
+    assert machine.record.state == "dead"
 
 
 def test_every_change_is_stored_before_it_is_told() -> None:

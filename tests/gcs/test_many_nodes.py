@@ -377,13 +377,13 @@ def test_an_actor_without_room_queues_and_moves_to_who_has_room_first(world: Wor
     assert starts(world)[2] == []  # give the first one a moment
     world.sleep(0.2)
     assert StopActor(node_id(101), 1, True, "it begins on another node, which has room") in world.told[1]
-    assert starts(world)[2] == [(1, 1)]
+    assert starts(world)[2] == [(1, 2)]
     begins(world, 1, 1)  # too late: node 1 had not heard of it
     assert world.call(0, "actors_list")["actors"][0]["state"] == "pending"
-    begins(world, 2, 1)
+    begins(world, 2, 1, 2)
     world.say(1, ActorWorkerDied(node_id(101), 1, "killed"))
     [row] = world.call(0, "actors_list")["actors"]
-    assert (row["state"], row["node_id"]) == ("alive", node_id(2))
+    assert (row["state"], row["node_id"], row["restarts"]) == ("alive", node_id(2), 0)
     assert world.call(0, "cluster_load")["demands"] == []
 
 

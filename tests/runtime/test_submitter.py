@@ -11,6 +11,8 @@ from tests.runtime.simulation import World
 from tests.runtime.simulation_checks import known, outcome_of
 
 from shoal.protocol import errors
+from shoal.protocol.limits import ALL_STARTED
+from shoal.protocol.messages import WorkerDied
 from shoal.runtime import exports
 from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate
 from shoal.runtime.submitter import DEATH_TOLD_WITHIN_S
@@ -183,6 +185,27 @@ def test_an_actor_that_lives_elsewhere_before_its_death_was_told() -> None:
         actor.worker, actor.state = None, "restarting"
         world.finish()
         assert outcome_of(calls[1].result) == 20
+
+
+def test_calls_on_a_node_that_died_count_as_begun() -> None:
+    with World(9) as world:
+        driver = world.drivers[0]
+        actor = world.add_actor(5)
+        calls = [Plan(1, is_call=True), Plan(2, is_call=True, pauses=1000)]
+        for plan in calls:
+            world.plans[plan.number] = plan
+            world.submit(plan, driver)
+        while not known(calls[0]) or not calls[1].started:
+            world.calm_round()
+        host = actor.worker
+        assert host is not None
+        host.die()
+        host.buried = True
+        del world.leases[host.lease_id]
+        driver.from_daemon(WorkerDied(host.worker_id, host.lease_id, ALL_STARTED, "its node died", 0))
+        actor.worker, actor.state = None, "restarting"
+        world.finish()
+        assert isinstance(outcome_of(calls[1].result), errors.ActorUnavailableError)
 
 
 def test_code_that_captures_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

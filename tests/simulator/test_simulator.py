@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from shoal.gcs import actor_manager
+from shoal.protocol.limits import HEARTBEATS_MISSED_S
+from shoal.protocol.messages import ActorSpec
+from shoal.protocol.strategies import node_affinity
 from shoal.scheduling.forwarding import Forwarding, GcsReturned, GrantedHere
 from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.simulator.actors import Actor, Call, Leash, TwoLivesError
 from shoal.simulator.campaign import run_seed
 from shoal.simulator.cluster import Cluster, Violation
 from shoal.simulator.scenarios import everywhere, latency, linear
@@ -98,7 +103,7 @@ def test_a_tree_of_waiting_tasks_ends_on_few_cpus() -> None:
 
 
 def test_campaigns_end_well() -> None:
-    for seed in range(int(os.environ.get("SHOAL_SIMULATOR_SEEDS", "300"))):
+    for seed in range(int(os.environ.get("SHOAL_SIMULATOR_SEEDS", "100"))):
         run_seed(seed)
 
 
@@ -136,3 +141,42 @@ def test_campaigns_find_lost_resources(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scenario_with_a_wrong_option_says_so() -> None:
     found = run("scenario", "evolution", "--nodes", "3")
     assert found.returncode == 2 and "evolution takes no --nodes" in found.stderr
+
+
+def test_two_lives_of_an_actor_never_both_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN section 9: a node that is cut off withholds its actors' answers; without that the check finds both lives answering."""
+
+    def cut_off() -> Cluster:
+        cluster = Cluster(1, 3, 2)
+        cluster.settle()
+        first, second, _ = list(cluster.nodes.values())
+        maker, neighbour = cluster.add_driver(first), cluster.add_driver(second)
+        strategy = node_affinity(second.node_id, True)
+        spec = ActorSpec(
+            cluster.new_id(), b"c", "A", maker.job_id, "", "", {}, {}, b"", None, max_restarts=1, strategy=strategy
+        )
+        actor = Actor(spec, 0.01)
+        cluster.create_actor(maker, actor)
+        for caller in (maker, neighbour):
+            cluster.world.after(0.2, cluster.call, caller, actor, [Call(0.0, 1)])
+        cluster.world.run(cluster.world.now + 0.5)
+        cluster.world.cut_off(second.place, HEARTBEATS_MISSED_S + 2)
+        for tenth in range(100):
+            for caller in (maker, neighbour):
+                cluster.world.after(tenth / 10, cluster.call, caller, actor, [Call(0.0, 1)])
+        cluster.world.run(cluster.world.now + 12)
+        return cluster
+
+    cluster = cut_off()
+    (actor,) = cluster.actors.values()
+    assert len(actor.lives) == 2 and sum(call.end == "done" for call in actor.calls) > 90
+    monkeypatch.setattr(Leash, "silences", lambda self, spec: False)
+    with pytest.raises(TwoLivesError):
+        cut_off()
+
+
+def test_campaigns_find_actors_that_a_lost_node_takes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(actor_manager._HANDLERS, actor_manager.NodeLost, lambda self, event, *rest: None)
+    with pytest.raises(Violation):
+        for seed in range(200):
+            run_seed(seed)

@@ -19,7 +19,8 @@ A process that dies in the actor's constructor again and again is restarted at g
 *Where* a life goes, a function says that the manager is made with (`Where`): a node, nowhere for now, or a refusal. A life without a node is
 offered again when `PlacingMayWork`, or a node joins or dies. `ActorMoved` takes a life that waits on one node to another.
 
-An incarnation is one life, numbered from 1. A graceful stop (the last handle went) leaves the state alone until the worker is gone, but takes
+An incarnation is one life at one place, numbered from 1: a life that is moved before it began gets a new number, so that no report of its former
+place counts (it may come back there). A graceful stop (the last handle went) leaves the state alone until the worker is gone, but takes
 the actor's name away at once and forbids a restart.
 
 A GCS server that read its tables from storage does not know what it had told the nodes. `NodeReported` brings both together: what lives on the
@@ -238,6 +239,12 @@ class ActorRecord(msgspec.Struct):
     creation_error: bytes = b""
     waits: str = ""  #: why there is no node for its next life
     stillborn: int = 0  #: lives in a row whose process died before the constructor had returned
+    moves: int = 0  #: how many incarnations ended by moving before they began
+
+    @property
+    def restarts(self) -> int:
+        """How often it began anew."""
+        return self.incarnation - 1 - self.moves
 
     def wire_state(self) -> ActorState:
         """What subscribers are told."""
@@ -268,7 +275,7 @@ class ActorRecord(msgspec.Struct):
             "node_id": self.node_id,
             "worker_id": self.worker_id,
             "pid": self.pid,
-            "restarts": self.incarnation - 1,
+            "restarts": self.restarts,
             "max_restarts": spec.max_restarts,
             "detached": spec.detached,
             "demand": spec.demand,
@@ -385,7 +392,7 @@ class ActorManager:
             return
         if event.error:
             record.creation_error = event.error
-            recovered = record.spec.takes_checkpoints and record.incarnation > 1
+            recovered = record.spec.takes_checkpoints and record.restarts
             cause = "its state could not be recovered" if recovered else "its constructor raised an exception"
             self._end(record, DEATH_CONSTRUCTOR, cause, now, effects)
             return
@@ -472,6 +479,8 @@ class ActorManager:
         if record is None or record.state == DEAD or record.worker_id or record.stopping:
             return
         self._stop(record, True, "it begins on another node, which has room", effects)
+        record.incarnation += 1
+        record.moves += 1
         record.node_id = event.node_id
         self._announce(record, effects)
         self._send_start(record, now, effects)
@@ -554,7 +563,7 @@ class ActorManager:
     def _place(self, record: ActorRecord, stay: bool, now: float, effects: list[Effect]) -> None:
         """Find a node for the present life and send it there."""
         record.node_id, refusal = self._where(record.spec, record.node_id, stay, now)
-        if refusal and record.incarnation == 1:
+        if refusal and not record.restarts:
             self._end(record, DEATH_UNSCHEDULABLE, refusal, now, effects)
             return
         record.waits = refusal  # what lived once waits for a node like the one that died
@@ -576,7 +585,7 @@ class ActorManager:
             self._end(record, DEATH_UNREFERENCED, record.stopping, now, effects)
         elif intended:
             self._end(record, DEATH_EXITED, cause, now, effects)
-        elif spec.max_restarts < 0 or record.incarnation <= spec.max_restarts:
+        elif spec.max_restarts < 0 or record.restarts < spec.max_restarts:
             if record.state != ALIVE:
                 record.stillborn += 1
             record.incarnation += 1

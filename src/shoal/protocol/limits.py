@@ -79,6 +79,7 @@ HEARTBEAT_S = 0.5
 ANSWERS_WITHHELD_AFTER_S = (
     3.0  #: an actor that could be restarted elsewhere says nothing so long after its node was heard
 )
+ALL_STARTED = 1 << 62  #: in WorkerDied of a node that died: nobody knows what had begun, so everything may have
 HEARTBEATS_MISSED_S = 5.0  #: a node that says nothing for so long is declared dead
 GCS_SILENT_S = (
     20.0  #: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started

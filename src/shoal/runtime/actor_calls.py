@@ -26,7 +26,7 @@ import msgspec
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.gcs_messages import DEATH_GROUP_REMOVED, DEATH_UNSCHEDULABLE
-from shoal.protocol.limits import ACTORS_DEAD_MAX, CALL_TIMEOUT_S, FLUSH_TASKS, SETTLE_BATCH
+from shoal.protocol.limits import ACTORS_DEAD_MAX, ALL_STARTED, CALL_TIMEOUT_S, FLUSH_TASKS, SETTLE_BATCH
 from shoal.protocol.messages import (
     ActorSpec,
     ActorState,
@@ -451,7 +451,7 @@ class ActorCalls:
         if queue is None or queue.lease is not lease:
             return
         queue.lease = None
-        if death is None or not queue.in_order:
+        if death is None or not queue.in_order or death.started_seq == ALL_STARTED:
             queue.lost.extend((task, True) for task in tasks)  # nobody knows
         else:
             started = started_under(death, lease.lease_id, self._first_seq >> 32)

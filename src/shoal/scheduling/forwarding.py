@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoal.protocol.limits import ALL_STARTED
 from shoal.protocol.messages import (
     UNSCHEDULABLE_BUNDLE_GONE,
     UNSCHEDULABLE_GROUP_REMOVED,
@@ -42,8 +43,6 @@ from shoal.protocol.strategies import GLOBAL_KINDS, PLACEMENT_GROUP
 #: what is not for the local scheduler to decide: the global scheduler names nodes, or the places of the placement group do
 ELSEWHERE_KINDS = GLOBAL_KINDS | {PLACEMENT_GROUP}
 Key = tuple[bytes, int]  #: (process, class number)
-#: a node that died may have begun any task that it had
-ALL_STARTED = 1 << 62
 #: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
 REFUSALS_MAX = 5
 #: inputs of which another node has so much more than this one may be worth a question where to run

@@ -14,13 +14,25 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoal.gcs.actor_manager import ActorRecord
+from shoal.protocol.gcs_messages import (
+    DEATH_CONSTRUCTOR,
+    DEATH_CRASHED,
+    DEATH_JOB_ENDED,
+    DEATH_KILLED,
+    DEATH_UNSCHEDULABLE,
+)
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
-from shoal.simulator.cluster import Cluster, Violation
+from shoal.protocol.messages import ActorSpec
+from shoal.protocol.strategies import node_affinity
+from shoal.simulator.actors import Actor, Call
+from shoal.simulator.cluster import DRIVER_DIED, Cluster, Violation
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.tasks import Task, tree
 from shoal.simulator.world import GCS, Costs
 
 FAULT_PHASE_S = 6.0
+CALLS_S = 12.0  #: for so long an actor is called: also after its node was given up
 LIVENESS_S = 120.0
 DRAIN_S = 12.0
 SLICE_S = 0.05
@@ -37,6 +49,9 @@ FAULTS = (
     "gcs partition",
     "join",
     "driver",
+    "slow",
+    "storage",
+    "actor",
 )
 
 
@@ -70,6 +85,22 @@ def _work(dice: random.Random) -> list[Task]:
     ]
 
 
+def _may_end(actor: Actor, record: ActorRecord | None, end: str, faults: bool) -> bool:
+    """Whether a call may end so, as things went."""
+    if end in ("done", DRIVER_DIED):
+        return True
+    if end == "actor unavailable":
+        return faults
+    limit = actor.spec.max_restarts
+    return {
+        DEATH_CRASHED: faults and limit >= 0 and record is not None and record.restarts == limit,
+        DEATH_KILLED: actor.killed,
+        DEATH_CONSTRUCTOR: actor.fails,
+        DEATH_UNSCHEDULABLE: faults,
+        DEATH_JOB_ENDED: faults,
+    }.get(end.removeprefix("actor died: "), False)
+
+
 class Campaign:
     """One seed."""
 
@@ -81,6 +112,8 @@ class Campaign:
         self.cluster = Cluster(seed, nodes, cpus, costs)
         self.faults: dict[str, int] = {}
         self._cpus = cpus
+        self._dropped: set[bytes] = set()
+        self._calls_until = 0.0
 
     def run(self) -> Outcome:
         """Both phases.
@@ -90,12 +123,15 @@ class Campaign:
         """
         cluster, dice, world = self.cluster, self._dice, self.cluster.world
         cluster.settle(0.5)
-        for _ in range(dice.randrange(1, 3)):
+        for _ in range(dice.choice([1, 2, 3])):
             cluster.add_driver(dice.choice(list(cluster.nodes.values())))
         begin, end = world.now, world.now + FAULT_PHASE_S
+        self._calls_until = dice.uniform(begin, begin + CALLS_S)
         for driver in cluster.drivers:
             for _ in range(dice.randrange(1, 5)):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._submit, driver, _work(dice))
+            for _ in range(dice.choice([0, 0, 1, 3])):
+                world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._make_actor, driver)
         rate = dice.choice([0.0, 0.5, 2.0, 6.0])
         for _ in range(int(rate * FAULT_PHASE_S)):
             world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._fault)
@@ -108,6 +144,51 @@ class Campaign:
         if not driver.dead:
             self.cluster.submit(driver, tasks)
 
+    def _make_actor(self, driver: Process) -> None:
+        """A driver makes an actor, calls it, perhaps lets others call it, and drops it when all are answered."""
+        if driver.dead:
+            return
+        cluster, dice = self.cluster, self._dice
+        demand = dice.choice([{}, {"CPU": 10_000}])
+        where = dice.choice([driver, *cluster.drivers]).node.node_id
+        strategy = dice.choice([{}, node_affinity(where, True)])  # beside one of those who call it
+        spec = ActorSpec(
+            cluster.new_id(), b"class", "Actor", driver.job_id, "", "", demand, demand or {"CPU": 10_000}, b"", None,
+            max_restarts=dice.choice([0, 1, 3, -1]), strategy=strategy, home=driver.node.node_id,
+        )  # fmt: skip
+        actor = Actor(spec, dice.choice([0.001, 0.05, 0.5]), dice.random() < 0.05)
+        others = [each for each in cluster.drivers if each is not driver and not each.dead]
+
+        def known() -> None:
+            for other in others:
+                if not other.dead:
+                    self._call_now_and_then(other, actor)
+
+        cluster.create_actor(driver, actor, known)
+        self._call_now_and_then(driver, actor)
+        cluster.world.after(1.0, self._drop_when_done, driver, actor)
+
+    def _call_now_and_then(self, caller: Process, actor: Actor) -> None:
+        dice, world = self._dice, self.cluster.world
+        retries = dice.choice([0, 0, 1, 3])
+        self.cluster.call(caller, actor, [Call(0.001, retries)])
+        for _ in range(dice.choice([0, 5, 30])):
+            calls = [Call(dice.choice([0.0, 0.001, 0.05]), retries) for _ in range(dice.choice([1, 1, 1, 20]))]
+            world.after(dice.uniform(0, CALLS_S), self._call, caller, actor, calls)
+
+    def _call(self, caller: Process, actor: Actor, calls: list[Call]) -> None:
+        if not caller.dead and actor.spec.actor_id not in self._dropped:
+            self.cluster.call(caller, actor, calls)
+
+    def _drop_when_done(self, driver: Process, actor: Actor) -> None:
+        if driver.dead:
+            return
+        if self.cluster.world.now < self._calls_until or any(not call.end for call in actor.calls):
+            self.cluster.world.after(0.5, self._drop_when_done, driver, actor)
+            return
+        self._dropped.add(actor.spec.actor_id)
+        driver.node.actors.handles_gone(actor.spec.actor_id)
+
     def _liveness(self) -> Outcome:
         cluster, world = self.cluster, self.cluster.world
         world.run(world.now + HEAL_S)
@@ -115,8 +196,12 @@ class Campaign:
         left = cluster.unfinished()
         if left:
             raise Violation(f"{len(left)} of {len(cluster.tasks)} tasks do not end: {self._story(left[0])}")
+        silent = cluster.unanswered()
+        if silent:
+            raise Violation(f"{len(silent)} calls of actors do not end: {self._story_of_call(silent[0])}")
         world.run(world.now + DRAIN_S)
         cluster.check_drained()
+        self._check_calls()
         failed = [task for task in cluster.tasks if task.end != "done"]
         if not self.faults and any(not task.end.startswith("unschedulable") for task in failed):
             raise Violation(f"nothing went wrong, but a task failed: {failed[0].end}")
@@ -132,6 +217,23 @@ class Campaign:
         return not any(
             all(node.resources.get(name, 0) >= units for name, units in task.demand.items()) for node in alive
         ) or bool(self.faults)
+
+    def _check_calls(self) -> None:
+        assert self.cluster.gcs.shard is not None
+        for actor_id, actor in self.cluster.actors.items():
+            record = self.cluster.gcs.shard.actors.get(actor_id)
+            for end in dict.fromkeys(call.end for call in actor.calls):
+                if not _may_end(actor, record, end, bool(self.faults)):
+                    raise Violation(f"a call ended with {end!r}: {self._story_of(actor)}")
+
+    def _story_of_call(self, call: Call) -> str:
+        actor = next(actor for actor in self.cluster.actors.values() if call in actor.calls)
+        return f"{call}; {self._story_of(actor)}"
+
+    def _story_of(self, actor: Actor) -> str:
+        shard = self.cluster.gcs.shard
+        story = shard.actors.story(actor.spec.actor_id) if shard is not None else []
+        return f"{len(actor.lives)} lives, max_restarts {actor.spec.max_restarts}: " + "; ".join(story)
 
     def _story(self, task: Task) -> str:
         nodes = [
@@ -154,6 +256,9 @@ class Campaign:
             "gcs partition": self._cut_off_gcs,
             "join": self._join,
             "driver": self._kill_driver,
+            "slow": self._slow_down,
+            "storage": self._fail_storage,
+            "actor": self._kill_actor,
         }
         if happened[name]():
             self.faults[name] = self.faults.get(name, 0) + 1
@@ -197,6 +302,28 @@ class Campaign:
 
     def _join(self) -> bool:
         self.cluster.add_node(self._cpus)
+        return True
+
+    def _slow_down(self) -> bool:
+        places = [GCS, *(node.place for node in self.cluster.nodes.values())]
+        self.cluster.world.slow_down(
+            self._dice.choice(places), self._dice.uniform(0.1, 2.0), self._dice.choice([0.005, 0.05, 0.5])
+        )
+        return True
+
+    def _fail_storage(self) -> bool:
+        self.cluster.gcs.commits_fail = self.cluster.gcs.shard is not None
+        return self.cluster.gcs.commits_fail
+
+    def _kill_actor(self) -> bool:
+        # kill(actor) by a process of some node, which may be another one than it lives on.
+        actors = list(self.cluster.actors.values())
+        nodes = [node for node in self.cluster.nodes.values() if not node.dead and node.node_no]
+        if not actors or not nodes:
+            return False
+        actor, no_restart = self._dice.choice(actors), self._dice.random() < 0.5
+        actor.killed = actor.killed or no_restart
+        self._dice.choice(nodes).actors.kill(actor.spec.actor_id, no_restart)
         return True
 
     def _kill_driver(self) -> bool:

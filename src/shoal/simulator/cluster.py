@@ -7,9 +7,11 @@ and machines show, not what these say of each other.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoal.simulator.actors import Actor, Call, CallQueue
 from shoal.simulator.gcs import Gcs
 from shoal.simulator.node import Node
 from shoal.simulator.process import Process, Worker
@@ -60,7 +62,10 @@ class Cluster:
         self._ids = 0
         self.tasks: list[Task] = []
         self._tasks_of: dict[bytes, list[Task]] = {}
+        self._calls_of: dict[bytes, list[Call]] = {}
         self.drivers: list[Process] = []
+        self.actors: dict[bytes, Actor] = {}
+        self._queues: dict[tuple[bytes, bytes], CallQueue] = {}
         for place in range(nodes):
             self._add_node(place, cpus)
 
@@ -95,6 +100,7 @@ class Cluster:
         driver = Process(self.world, node, self.new_id(), (len(self.drivers) + 1).to_bytes(4, "big"))
         node.add_process(driver)
         self.drivers.append(driver)
+        node.actors.line.call("gcs.register_job", {"job_id": driver.job_id, "namespace": "", "pid": 1})
         return driver
 
     def submit(self, driver: Process, tasks: list[Task]) -> None:
@@ -102,6 +108,22 @@ class Cluster:
         self.tasks += tasks
         self._tasks_of.setdefault(driver.process_id, []).extend(tasks)
         driver.submit(tasks)
+
+    def create_actor(self, driver: Process, actor: Actor, then: Callable[[], None] = lambda: None) -> None:
+        """A driver makes an actor; `then` when the GCS knows it."""
+        self.actors[actor.spec.actor_id] = actor
+        driver.node.actors.create(actor.spec, lambda body: then())
+
+    def call(self, caller: Process, actor: Actor, calls: list[Call]) -> None:
+        """A process calls an actor."""
+        key = (caller.process_id, actor.spec.actor_id)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = CallQueue(actor, caller)
+            caller.actor_calls.append(queue)
+            caller.node.actors.subscribe(queue)
+        self._calls_of.setdefault(caller.process_id, []).extend(calls)
+        queue.call(calls)
 
     def worker(self, worker_id: bytes) -> Worker | None:
         """A worker by its id, None when it is dead."""
@@ -133,12 +155,16 @@ class Cluster:
     def abandon(self, driver: Process) -> None:
         """kill -9 of a driver: its job is over, what it submitted is nobody's any more."""
         self._give_up(driver)
+        driver.node.actors.line.call("gcs.end_job", {"job_id": driver.job_id, "reason": "killed"})
         driver.node.process_died(driver, "killed")
 
     def _give_up(self, driver: Process) -> None:
         for task in self._tasks_of.pop(driver.process_id, []):
             if not task.end:
                 task.end = DRIVER_DIED
+        for call in self._calls_of.pop(driver.process_id, []):
+            if not call.end:
+                call.end = DRIVER_DIED
 
     def kill_gcs(self, away_s: float) -> None:
         """kill -9 of the GCS; another one begins after a while."""
@@ -163,6 +189,10 @@ class Cluster:
         """Tasks of living drivers that have not ended."""
         return [task for task in self.tasks if not task.end]
 
+    def unanswered(self) -> list[Call]:
+        """Calls of living drivers that have not ended."""
+        return [call for actor in self.actors.values() for call in actor.calls if not call.end]
+
     def check_safety(self) -> None:
         """What holds after every event.
 
@@ -172,6 +202,10 @@ class Cluster:
         for task in self.tasks:
             if task.executions > 1 + RETRIES:
                 raise Violation(f"a task began {task.executions} times, with {RETRIES} retries")
+        if self.gcs.shard is not None:
+            for actor_id, actor in self.actors.items():
+                record = self.gcs.shard.actors.get(actor_id)
+                actor.check(record.moves if record is not None else 0)
         for node in self.nodes.values():
             if not node.dead:
                 node.machine.check()
@@ -193,12 +227,17 @@ class Cluster:
             if node.machine.available() != node.machine.total():
                 raise Violation(f"{what}: of {node.machine.total()} only {node.machine.available()} is free")
             left = node.forwarding.statistics()
+            left.update(node.actors.left())
             if any(left.values()):
                 raise Violation(f"{what}: {left} are left")
         assert self.gcs.shard is not None
         scheduler = self.gcs.shard.scheduler.statistics()
         if scheduler["waiting"]:
             raise Violation(f"the global scheduler: {scheduler['waiting']} leases are waited for by nobody")
+        living = [record for record in self.gcs.shard.actors.records() if record.state != "dead"]
+        if living:
+            story = "; ".join(self.gcs.shard.actors.story(living[0].spec.actor_id))
+            raise Violation(f"{len(living)} actors live though nobody has a handle: {living[0].state}, {story}")
         alive = {node.node_id for node in self.nodes.values() if not node.dead}
         known = {row["node_id"] for row in self.gcs.shard.nodes.rows() if row["state"] != "dead"}
         if alive != known:
@@ -244,4 +283,5 @@ class Cluster:
             "nodes_alive": sum(not node.dead for node in self.nodes.values()),
             "processes": len(self.processes),
             "unfinished": len(self.unfinished()),
+            "unanswered": len(self.unanswered()),
         }

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 from shoal.gcs import shard as shards
 from shoal.gcs.shard import GcsShard
 from shoal.gcs.storage.backend import Write
-from shoal.protocol.gcs_messages import ClusterNodes, PlaceLeases
+from shoal.protocol.gcs_messages import ClusterNodes, LeasesPlaced
 from shoal.simulator.world import GCS, Channel, Station, World
 
 if TYPE_CHECKING:
     from shoal.simulator.node import Node
+
+
+RESTART_S = 0.2
+LOOKED_AT_MAX = 64  #: nodes, by the global scheduler, for one placement
 
 
 class Gcs:
@@ -28,6 +32,7 @@ class Gcs:
         #: connection -> (node, to the GCS, to the node)
         self._connections: dict[int, tuple[Node, Channel, Channel]] = {}
         self._due: float | None = None
+        self.commits_fail = False  #: the storage: the next commit, which ends the server
         self.start()
 
     def start(self) -> None:
@@ -63,11 +68,8 @@ class Gcs:
         known = self._connections.get(connection)
         if known is None:
             return
-        costs = self.world.costs
-        cost = costs.gcs_message_s
-        if type(message) is PlaceLeases:
-            cost += costs.gcs_node_s * len(self._connections)
         self.world.messages["GCS", type(message).__name__] += 1
+        cost = self.world.costs.gcs_message_s
         known[1].send(self.station, cost, self._handle, shards.MessageReceived(connection, message))
 
     def lose(self, connection: int, cause: str) -> None:
@@ -88,12 +90,21 @@ class Gcs:
             return
         sends = 0
         effect: Any
-        for effect in shard.handle(event, self.world.now):
+        effects = shard.handle(event, self.world.now)
+        if self.commits_fail and any(type(effect) is Write for effect in effects):
+            # As io/server.py: a transaction that fails leaves nothing, nothing that waits for it is sent, the process ends.
+            self.commits_fail = False
+            self.kill()
+            self.world.after(RESTART_S, self.start)
+            return
+        for effect in effects:
             kind = type(effect)
             if kind is shards.Send:
                 known = self._connections.get(effect.connection)
                 if known is not None and (self.tells_nodes or type(effect.message) is not ClusterNodes):
                     sends += 1
+                    if type(effect.message) is LeasesPlaced and effect.message.placements:
+                        self.station.spend(self.world.costs.gcs_node_s * self._looked_at(effect.message))
                     node = known[0]
                     known[2].send(
                         node.station,
@@ -119,6 +130,12 @@ class Gcs:
         if sends > 2:  # one answer is in the cost of a message; a broadcast costs each receiver
             self.station.spend(self.world.costs.gcs_message_s / 5 * sends)
         self._watch_time()
+
+    def _looked_at(self, message: LeasesPlaced) -> int:
+        """How many nodes were looked at for a placement: all of few, of many a sample (`gcs.node_views`)."""
+        count = sum(leases for _, leases in message.placements)
+        nodes = len(self._connections)
+        return nodes if nodes <= LOOKED_AT_MAX else min(LOOKED_AT_MAX, 8 + 2 * count)
 
     def _known(self, node_id: bytes) -> list[tuple[Node, Channel, Channel]]:
         return [each for each in self._connections.values() if each[0].node_id == node_id]

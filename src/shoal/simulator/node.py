@@ -5,25 +5,33 @@ there, and do the same: events are queued while effects are performed, a timer s
 heartbeats leave every HEARTBEAT_S and LOAD_SOON_S after a change. What one daemon says to another travels on one channel a pair (`node_links` keeps
 it whole over broken connections; so do these channels).
 
-What it does not do: objects and actors; processes that start slowly or fail to.
+Actors are the business of `actors.ActorShell`.
+
+What it does not do: objects; processes that start slowly or fail to.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.foreign_leases import LOOK_S, OVERDUE_S
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
+    Acknowledged,
+    ActorChanged,
     ClusterNodes,
+    GcsAnswer,
+    HeartbeatAcknowledged,
     LeasesPlaced,
     NodeLoad,
     NodeRegistered,
-    NodeReport,
     PlaceLeases,
     RegisterNode,
+    StartActor,
+    StopActor,
 )
 from shoal.protocol.limits import PROTOCOL_VERSION
 from shoal.protocol.messages import Hello, LeaseGranted, LeasesUnschedulable, RequestLeases, ReturnLease, WorkerDied
@@ -32,6 +40,7 @@ from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.simulator.actors import ActorShell, CallQueue, Life
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.world import Channel, Station, World
 
@@ -53,6 +62,7 @@ class Node:
         self.machine = LocalScheduler(resources)
         self.forwarding = Forwarding(node_id)
         self.forwarding.join_cluster()
+        self.actors = ActorShell(self)
         self.dead = False
         self.node_no = 0
         self.processes: dict[bytes, Process] = {}
@@ -86,21 +96,24 @@ class Node:
         if not self.gcs_connection:
             self.world.after(RECONNECT_S, self.connect)
             return
-        self._to_gcs(Hello(PROTOCOL_VERSION, self.node_id, b"", 1))
+        self.to_gcs(Hello(PROTOCOL_VERSION, self.node_id, b"", 1))
         register = RegisterNode(
             self.node_id, 1, "host", f"tcp:{self.place}", self.resources, node_no=self.node_no, is_head=self.place == 0,
             name=f"node{self.place}",
         )  # fmt: skip
-        self._to_gcs(register)
+        self.actors.leash.registered_at = self.world.now
+        self.to_gcs(register)
 
     def on_gcs_lost(self, connection: int) -> None:
         """The connection ended."""
         if connection == self.gcs_connection and not self.dead:
             self.gcs_connection = 0
+            self.actors.line.open = False
             self._beat_at = math.inf
             self.world.after(RECONNECT_S, self.connect)
 
-    def _to_gcs(self, message: Any) -> None:
+    def to_gcs(self, message: Any) -> None:
+        """Write to the GCS, if there is a connection."""
         if self.gcs_connection:
             self.cluster.gcs.hear(self.gcs_connection, message)
 
@@ -115,7 +128,19 @@ class Node:
             self._on_cluster(message)
         elif kind is LeasesPlaced:
             placements = [(node, count) for node, count in message.placements]
-            self._forward(forwarding.Placed(message.process, message.class_no, placements, message.refused))
+            self.forward(forwarding.Placed(message.process, message.class_no, placements, message.refused))
+        elif kind is HeartbeatAcknowledged:
+            self.actors.leash.acknowledged(message.count)
+        elif kind is Acknowledged:
+            self.actors.line.on_acknowledged(message.count)
+        elif kind is GcsAnswer:
+            self.actors.line.on_answer(message.request, message.body)
+        elif kind is StartActor:
+            self.actors.on_start(message)
+        elif kind is StopActor:
+            self.actors.on_stop(message)
+        elif kind is ActorChanged:
+            self.actors.on_changed(message)
 
     def _on_registered(self, message: NodeRegistered) -> None:
         if message.refused:
@@ -125,8 +150,8 @@ class Node:
             self.node_no = message.node_no
             if self.node_no and not self.machine.granted_total():
                 self.machine.number_leases_from(self.node_no << LEASE_NUMBER_BITS)
-        self._to_gcs(NodeReport([]))
-        self._forward(forwarding.GcsReturned())
+        self.actors.on_connected()
+        self.forward(forwarding.GcsReturned())
         self._heartbeats = 0
         self._beat(self._arm_beat(0.0))
 
@@ -134,7 +159,7 @@ class Node:
         for entry in message.nodes:
             if not entry.alive and entry.node_id not in self._dead_nodes and entry.node_id != self.node_id:
                 self._dead_nodes.add(entry.node_id)
-                self._forward(forwarding.NodeDied(entry.node_id, entry.cause))
+                self.forward(forwarding.NodeDied(entry.node_id, entry.cause))
                 for process in [each for each, node in self._node_of.items() if node == entry.node_id]:
                     self._end_foreign(process)
 
@@ -155,6 +180,15 @@ class Node:
         self._count("Blocked" if blocked else "Unblocked")
         channel.send(self.station, self.world.costs.daemon_message_s, self._on_blocked, worker, lease_id, blocked)
 
+    def hear_of_actor(self, channel: Channel, name: str, call: Callable[..., None], life: Life, *args: Any) -> None:
+        """A worker writes of the actor that it is."""
+        self._count(name)
+        channel.send(self.station, self.world.costs.daemon_message_s, self._of_life, call, life, *args)
+
+    def _of_life(self, call: Callable[..., None], life: Life, *args: Any) -> None:
+        if not self.dead and not life.worker.dead:
+            call(life, *args)
+
     def _count(self, name: str) -> None:
         self.world.messages["node daemon", name] += 1
 
@@ -162,7 +196,7 @@ class Node:
         if self.dead or process.process_id not in self.processes:
             return
         if type(message) is RequestLeases:
-            self._forward(forwarding.Requested(process.process_id, message))
+            self.forward(forwarding.Requested(process.process_id, message))
             self._look_later()
         elif type(message) is ReturnLease:
             node_id = self.forwarding.node_of_lease(message.lease_id)
@@ -220,19 +254,19 @@ class Node:
         elif kind is ForeignProcessDied:
             self._end_foreign(message.process)
         elif kind is messages.LeaseFinished:
-            self._forward(forwarding.EndedAbroad(message.lease_id))
+            self.forward(forwarding.EndedAbroad(message.lease_id))
         elif kind is ForProcess:
             self._on_for_process(node_id, message)
 
     def _on_for_process(self, node_id: bytes, message: ForProcess) -> None:
         inner = message.message
         if type(inner) is LeaseGranted:
-            self._forward(forwarding.GrantedAbroad(node_id, message.process, inner))
+            self.forward(forwarding.GrantedAbroad(node_id, message.process, inner))
         elif type(inner) is LeasesUnschedulable:
-            self._forward(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
+            self.forward(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
         else:
             if type(inner) is WorkerDied:
-                self._forward(forwarding.EndedAbroad(inner.lease_id))
+                self.forward(forwarding.EndedAbroad(inner.lease_id))
             self._tell(message.process, inner)
 
     def _end_foreign(self, process: bytes) -> None:
@@ -283,12 +317,14 @@ class Node:
             worker = self.processes.get(effect.worker_id)
             if worker is not None:
                 self._stop(worker)
+        elif kind is events.AssignActor or kind is events.RefuseActor:
+            self.actors.on_effect(effect)
         elif kind is events.RefuseClass:
             node_id = self._node_of.get(effect.process)
             if node_id is not None:
                 self.send(node_id, ForProcess(effect.process, LeasesUnschedulable(effect.class_no, effect.reason)))
             else:
-                self._forward(forwarding.RefusedHere(effect.process, effect.class_no, effect.reason))
+                self.forward(forwarding.RefusedHere(effect.process, effect.class_no, effect.reason))
 
     def _grant(self, effect: events.GrantLease) -> None:
         worker = self.processes.get(effect.worker_id)
@@ -309,7 +345,7 @@ class Node:
         granted = LeaseGranted(effect.class_no, effect.lease_id, effect.worker_id, "", 1)
         if effect.process in self.processes:
             self._tell(effect.process, granted)
-            self._forward(forwarding.GrantedHere(effect.process, effect.class_no))
+            self.forward(forwarding.GrantedHere(effect.process, effect.class_no))
         elif node_id is not None:
             self.send(node_id, ForProcess(effect.process, granted))
 
@@ -318,7 +354,8 @@ class Node:
         if process is not None:
             process.from_daemon.send(process.station, 0.0, process.on_message, message)
 
-    def _forward(self, event: forwarding.Event) -> None:
+    def forward(self, event: forwarding.Event) -> None:
+        """An event of leases across nodes; its effects."""
         effect: Any
         for effect in self.forwarding.handle(event):
             kind = type(effect)
@@ -326,7 +363,7 @@ class Node:
                 self._request_here(effect)
             elif kind is forwarding.AskGlobal:
                 request = effect.request
-                self._to_gcs(
+                self.to_gcs(
                     PlaceLeases(
                         effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
                         request.strategy, request.strategy.get("locality") or {}, request.name,
@@ -371,7 +408,7 @@ class Node:
             return
         for (process, class_no), backlog in self.machine.overdue(self.world.now, OVERDUE_S):
             if process in self.processes:
-                self._forward(forwarding.Overdue(process, class_no, backlog))
+                self.forward(forwarding.Overdue(process, class_no, backlog))
         if self.machine.is_waited_for():
             self._look_later()
 
@@ -389,7 +426,8 @@ class Node:
             return
         machine = self.machine
         self._heartbeats += 1
-        self._to_gcs(
+        self.actors.leash.sent(self._heartbeats)
+        self.to_gcs(
             NodeLoad(
                 self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
                 machine.lease_time_s, actors=machine.actors(),
@@ -425,7 +463,7 @@ class Node:
         self.processes.pop(process.process_id, None)
         self.cluster.processes.pop(process.process_id, None)
         job_id = b"" if isinstance(process, Worker) else process.job_id
-        self._forward(forwarding.ProcessDied(process.process_id, job_id, cause))
+        self.forward(forwarding.ProcessDied(process.process_id, job_id, cause))
         if isinstance(process, Worker):
             died = WorkerDied(process.process_id, process.lease_id, process.started_seq, cause, 9)
             self._of_lease = {lease: worker for lease, worker in self._of_lease.items() if worker is not process}
@@ -436,13 +474,26 @@ class Node:
                     self.send(self._node_of[submitter_id], ForProcess(submitter_id, died))
             self.feed(events.WorkerDied(process.process_id))
         self.feed(events.ProcessDied(process.process_id))
+        self.actors.process_died(process, cause)
 
     def _submitters_of(self, worker: Worker) -> list[bytes]:
         found = [] if worker.submitter is None else [worker.submitter.process_id]
         holder = self.machine.holder_of(self.machine.lease_of(worker.process_id))
         if holder is not None and holder not in found:
             found.append(holder)
-        return found
+        return list(dict.fromkeys([*found, *self.actors.followers_of(worker), *worker.callers]))
+
+    def on_route(self, queue: CallQueue, life: Life) -> None:
+        """A process of another node connects to an actor of this one."""
+        caller, worker = queue.caller, life.worker
+        if self.dead or caller.node.node_id in self._dead_nodes:
+            return
+        if worker.dead:
+            back = Channel(self.world, self.place, caller.node.place)
+            back.send(caller.station, 0.0, queue.on_refused, life)
+            return
+        worker.callers[caller.process_id] = None
+        self._node_of[caller.process_id] = caller.node.node_id
 
     def die(self) -> None:
         """The whole node is gone."""

@@ -17,6 +17,7 @@ from shoal.simulator.tasks import Task
 from shoal.simulator.world import Channel, Station, World
 
 if TYPE_CHECKING:
+    from shoal.simulator.actors import CallQueue, Life
     from shoal.simulator.node import Node
 
 STUCK_AFTER_S = 0.010
@@ -62,6 +63,7 @@ class Process:
         self._by_number: list[TaskClass] = []
         self._seq = 0
         self._ticks = False
+        self.actor_calls: list[CallQueue] = []
 
     # ---------------------------------------------------------------- submitting
 
@@ -138,6 +140,8 @@ class Process:
             self._on_granted(message)
         elif kind is WorkerDied:
             self._on_worker_died(message)
+            for queue in self.actor_calls:
+                queue.on_worker_died(message)
         elif kind is LeasesUnschedulable:
             klass = self._by_number[message.class_no]
             klass.backlog_told = 0
@@ -266,6 +270,8 @@ class Worker(Process):
         super().__init__(world, node, process_id, b"")
         self.lease_id = 0
         self.submitter: Process | None = None
+        self.actor: Life | None = None  #: what this worker has become
+        self.callers: dict[bytes, None] = {}  #: processes of other nodes that call it
         self._ending = False
         self._queue: deque[tuple[int, Task]] = deque()
         #: what runs: its number and task, and the life of that run (a bounce or a death makes it void)

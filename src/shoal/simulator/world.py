@@ -52,6 +52,8 @@ class World:
         self.messages: Counter[tuple[str, str]] = Counter()
         #: places that cannot be reached, each with the time when they can again
         self._cut_off: dict[int, float] = {}
+        #: places whose network is slow, each with until when, and how much later at most what leaves or comes is
+        self._slow: dict[int, tuple[float, float]] = {}
 
     def at(self, time: float, call: Callable[..., None], *args: Any) -> None:
         """Have something happen at a time, not before now."""
@@ -80,7 +82,17 @@ class World:
         """How long one message takes."""
         if source == target:
             return self.costs.local_s
-        return self.costs.network_s * (1 + self.costs.network_spread * self.dice.random())
+        latency = self.costs.network_s * (1 + self.costs.network_spread * self.dice.random())
+        if self._slow:
+            for place in (source, target):
+                until, delay = self._slow.get(place, (0.0, 0.0))
+                if until > self.now:
+                    latency += delay * self.dice.random()
+        return latency
+
+    def slow_down(self, place: int, seconds: float, delay: float) -> None:
+        """For a while each message from and to a place takes up to `delay` longer."""
+        self._slow[place] = (self.now + seconds, delay)
 
     def cut_off(self, place: int, seconds: float) -> None:
         """A place is partitioned from all others for a while."""

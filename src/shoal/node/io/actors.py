@@ -278,6 +278,7 @@ class Actors:
                 return
         if state.node_id and state.worker_id:
             self._localize(state)
+        self._end_former(followed.state, state)
         followed.state, followed.version = state, message.version
         for worker_id in followed.subscribers:
             process = self._table.by_id.get(worker_id)
@@ -295,8 +296,19 @@ class Actors:
         """Send a process an actor's state."""
         process.send(state)
         foreign = self._leases.foreign
-        if foreign is not None and state.address and self.links is not None and self.links.address_of(state.node_id):
+        if foreign is None or state.state == DEAD:
+            return
+        if state.address and self.links is not None and self.links.address_of(state.node_id):
             foreign.reached(process.worker_id, state.node_id, state.worker_id, state.lease_id)
+
+    def _end_former(self, former: ActorState | None, state: ActorState) -> None:
+        """What is told of a life on another node ends what was told of the one before. (Its worker may have died before anybody here had connected
+        to it: then its node tells nobody.)"""
+        foreign = self._leases.foreign
+        if foreign is None or former is None or former.node_id == self._node_id or not former.lease_id:
+            return
+        if state.state == DEAD or state.lease_id != former.lease_id:
+            foreign.ended(former.lease_id)
 
     def _localize(self, state: ActorState) -> None:
         """An actor on another node is reached through that node."""

@@ -132,6 +132,10 @@ class ForeignLeases:
         """A process here was told of an actor on another node."""
         self._feed(forwarding.Reached(process, node_id, worker_id, lease_id))
 
+    def ended(self, lease_id: int) -> None:
+        """What processes here had of another node has ended."""
+        self._feed(forwarding.EndedAbroad(lease_id))
+
     # ---------------------------------------------------------------- of other nodes' processes
 
     def node_of(self, process: bytes) -> bytes | None:
