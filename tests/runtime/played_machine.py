@@ -156,6 +156,9 @@ class FakePage:
     def __init__(self) -> None:
         self.started = (0, 0)
 
+    def set_runs_once(self, lease_id: int, seq: int) -> None:
+        pass
+
     def set_started(self, lease_id: int, seq: int) -> None:
         self.started = (lease_id, seq)
 
