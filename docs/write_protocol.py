@@ -167,6 +167,8 @@ BETWEEN: dict[str, Route] = {
     "HoldFor": Route("daemon", "daemon", "`HoldForDone`"),
     "HoldForDone": Route("daemon", "daemon"),
     "ResolveFor": Route("daemon", "daemon", "`Resolved` for each, when it is known"),
+    "MirrorLineage": Route("daemon of the home", "daemon"),
+    "DropMirrors": Route("daemon of the home", "daemon"),
     "FreeStored": Route("daemon", "daemon"),
     "FreeCopies": Route("daemon", "daemon"),
     "KeepStored": Route("daemon", "daemon"),

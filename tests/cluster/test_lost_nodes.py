@@ -131,3 +131,105 @@ def test_a_put_says_why_not(two: tuple[Cluster, ClusterNode]) -> None:
     replace(cluster, node)
     with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)once\(\).*node.*max_retries=0"):
         shoal.get(ref, timeout=SOON_S)
+
+
+@shoal.remote(resources={"gripper": 1}, num_cpus=0)
+class Owner:
+    """Lives on the node that dies, and hands on refs, whose home that node is."""
+
+    def submit(self, path: str, seconds: float) -> Any:
+        first = slow.remote(path, "first", seconds)
+        self.kept = [slow.remote(path, "second", 0.0, first)]
+        return self.kept
+
+    def large(self, path: str) -> Any:
+        self.kept = [made.remote(path, "large", 5.0)]
+        shoal.wait(self.kept)
+        return self.kept
+
+    def put(self, value: Any) -> Any:
+        self.kept = [shoal.put(value)]
+        return self.kept
+
+
+@shoal.remote
+def slow(path: str, name: str, seconds: float, *inputs: Any) -> str:
+    note(path, name)
+    time.sleep(seconds)
+    return name
+
+
+def test_the_node_of_an_owner_dies(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    cluster, node = two
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(str(path), 1.0), timeout=SOON_S)
+    deadline = time.monotonic() + SOON_S
+    while not runs(path, "first"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    cluster.remove_node(node, kill=True)
+    assert shoal.get(ref, timeout=SOON_S) == "second"
+    assert shoal.get(first_inside.remote([shoal.put([1.0])]), timeout=SOON_S) == 1
+
+
+def test_what_lay_there_too_is_made_anew(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    cluster, node = two
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.large.remote(str(path)), timeout=SOON_S)
+    replace(cluster, node)
+    assert shoal.get(ref, timeout=SOON_S)[0] == 5
+    assert runs(path, "large") == 2
+
+
+def test_a_small_put_of_a_dead_node_is_still_known(two: tuple[Cluster, ClusterNode]) -> None:
+    cluster, node = two
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.put.remote("small"), timeout=SOON_S)
+    time.sleep(0.2)
+    cluster.remove_node(node, kill=True)
+    assert shoal.get(ref, timeout=SOON_S) == "small"
+
+
+def test_a_put_of_a_task_on_a_dead_node(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    cluster, node = two
+    path = tmp_path / "runs"
+
+    @shoal.remote(resources={"gripper": 1})
+    def putting() -> Any:
+        note(str(path), "putting")
+        return [shoal.put(np.full(ITEM, 3.0))]
+
+    [ref] = shoal.get(putting.remote(), timeout=SOON_S)
+    replace(cluster, node)
+    assert shoal.get(ref, timeout=SOON_S)[0] == 3
+    assert runs(path, "putting") == 2
+
+
+def test_all_holders_agree_on_one_heir(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """Three nodes hold a ref of the dead one; its task runs once more, for all of them."""
+    cluster = start_cluster(num_cpus=2)
+    node = cluster.add_node(num_cpus=2, resources={"gripper": 4})
+    for number in range(2):
+        cluster.add_node(num_cpus=1, resources={f"holder{number}": 1})
+    cluster.connect(log_to_driver=False)
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0)
+    class Holder:
+        def keep(self, refs: Any) -> None:
+            self.refs = refs
+
+        def read(self) -> float:
+            return float(shoal.get(self.refs[0])[0])
+
+    owner = Owner.remote()
+    refs = shoal.get(owner.large.remote(str(path)), timeout=SOON_S)
+    holders = [Holder.options(resources={f"holder{number}": 1}).remote() for number in range(2)]
+    shoal.get([holder.keep.remote(refs) for holder in holders], timeout=SOON_S)
+    replace(cluster, node)
+    reads = [holder.read.remote() for holder in holders]
+    assert shoal.get(refs[0], timeout=SOON_S)[0] == 5
+    assert shoal.get(reads, timeout=SOON_S) == [5.0, 5.0]
+    assert runs(path, "large") == 2

@@ -40,6 +40,7 @@ from typing import Any
 
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
+from shoal.node.mirrors import Mirrors
 from shoal.node.object_events import (
     ActorHandleGone,
     Claimed,
@@ -50,11 +51,14 @@ from shoal.node.object_events import (
     Event,
     FreeStored,
     HandedAbroad,
+    HeirTold,
     Held,
     HoldForArrived,
     HoldForConfirmed,
     KeepStored,
     Lost,
+    MirrorsArrived,
+    MirrorsDropped,
     Moved,
     NodeDied,
     NodeHoldArrived,
@@ -85,6 +89,9 @@ from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
 
+#: promises below minus this stand for refs handed to other nodes; above, for records of the GCS
+HANDED_PROMISES = 1 << 60
+
 
 def _refs_inside(value: Value) -> list[bytes]:
     return value.nested if type(value) is Containing or type(value) is Stored else []
@@ -107,6 +114,7 @@ class ObjectDirectory:
         "_held",
         "_holds_abroad",
         "_issued",
+        "_mirrors",
         "_node_id",
         "_nodes",
         "_objects",
@@ -138,6 +146,7 @@ class ObjectDirectory:
         self._asked: dict[bytes, int] = {}
         #: how objects are made, and what dead owners leave behind
         self._succession = Succession(self)
+        self._mirrors = Mirrors(self)
         #: tokens issued so far
         self._issued = 0
         #: token number `_issued` is outstanding
@@ -157,6 +166,7 @@ class ObjectDirectory:
             "underway": self._underway.underway(),
             **self._holds_abroad.statistics(),
             **self._succession.statistics(),
+            **self._mirrors.statistics(),
         }
 
     def home_of(self, oid: bytes) -> bytes:
@@ -182,6 +192,10 @@ class ObjectDirectory:
         """How many holds other nodes have on objects of this one, and refs that are on their way there."""
         return sum(len(self._held[node]) for node in self._nodes) + len(self._handed)
 
+    def inherit(self) -> None:
+        """This node is one of many: objects whose home dies get another one."""
+        self._mirrors.inherits = True
+
     def recorded(self, oid: bytes) -> dict[str, Any]:
         """Whether others know an object, and how it was made, as far as is known: for a task that is repeated."""
         row, spec = self._objects.get(oid), self._succession.specs.get(oid)
@@ -201,6 +215,8 @@ class ObjectDirectory:
         """Take in an event; what to do about it, in this order. `now` is unused: nothing here depends on time."""
         effects: list[Effect] = []
         _HANDLERS[type(event)](self, event, effects)
+        if self._mirrors.gone:
+            self._mirrors.tell_gone(effects)
         if (self._candidates or self._asked or self._succession.doubtful) and not self._sweeping:
             self._sweeping = True
             self._issued += 1
@@ -241,7 +257,7 @@ class ObjectDirectory:
         if held is None:
             return
         if event.lineage:
-            self._succession.note(event)
+            self._succession.note(event, effects)
             if event.freed:
                 return
         owed = self._owed[sender]
@@ -270,6 +286,8 @@ class ObjectDirectory:
                 self._hold_abroad(event, held, effects)
             elif held is not None:
                 self._count(held, event.oids, 1)
+            if event.home and event.home == self._node_id:
+                self._holds_abroad.confirm_later(event.sender, 0, effects)
             if event.holder and held is not None:
                 self._underway.give(event.sender, event.holder, event.oids)
 
@@ -327,7 +345,7 @@ class ObjectDirectory:
             self._owed[row.owner].pop(oid, None)
         row.resident = True
         row.value = value
-        self._succession.published(oid, value)
+        self._succession.published(oid, value, effects)
         if type(value) is Stored:
             if not value.node:
                 value.node = self._node_id
@@ -525,7 +543,7 @@ class ObjectDirectory:
             row.abroad = Abroad(home)
             self._asked.pop(oid, None)
             cause = self._holds_abroad.cause_of_death(home)
-            if cause is not None:
+            if cause is not None and not self._mirrors.ask_heir(oid, row, effects):
                 self._fail_homeless(oid, row, cause, effects)
         return row.abroad
 
@@ -566,11 +584,13 @@ class ObjectDirectory:
             for oid in event.oids:
                 self._foreign_row(oid, event.home, effects)
             self._count(held, event.oids, 1)
-            number = self._take(event.home, event.oids, effects)
+            abroad = {oid: row.abroad for oid in event.oids if (row := self._objects[oid]).abroad is not None}
+            for home in dict.fromkeys(each.home for each in abroad.values()):
+                number = max(number, self._take(home, list(abroad), effects))
         self._holds_abroad.confirm_later(event.sender, number, effects)
 
     def _resolve_abroad(self, event: ResolveAsked, effects: list[Effect]) -> None:
-        asked = []
+        asked: dict[bytes, list[bytes]] = {}
         for oid in event.oids:
             abroad = self._foreign_row(oid, event.home, effects)
             if abroad is None:
@@ -585,9 +605,9 @@ class ObjectDirectory:
             self._wait(row, event.process)
             if not abroad.asked or event.stale_node:
                 abroad.asked = True
-                asked.append(oid)
-        if asked:
-            effects.append(SendResolveFor(event.home, asked, event.stale_generation, event.stale_node))
+                asked.setdefault(abroad.home, []).append(oid)  # which may be the heir of the one named
+        for home, oids in asked.items():
+            effects.append(SendResolveFor(home, oids, event.stale_generation, event.stale_node))
 
     def _on_resolved_abroad(self, event: ResolvedAbroad, effects: list[Effect]) -> None:
         row = self._objects.get(event.oid)
@@ -619,6 +639,7 @@ class ObjectDirectory:
     def _on_node_hold(self, event: NodeHoldArrived, effects: list[Effect]) -> None:
         if event.node in self._nodes:
             self._count(self._held[event.node], event.oids, 1)
+            self._mirrors.hold(event.node, event.oids, effects)
             effects.append(SendNodeHeld(event.node, event.number))
 
     def _on_node_release(self, event: NodeReleaseArrived, effects: list[Effect]) -> None:
@@ -637,7 +658,15 @@ class ObjectDirectory:
         if home == self._node_id:
             if node in self._nodes:
                 self._count(self._held[node], oids, 1)
-                effects.append(SendHoldFor(node, 0, event.process, oids, home, event.sender))
+                self._mirrors.hold(node, oids, effects)
+                if event.home:  # the sender's reply waits until that node knows them
+                    self._handed_count += 1
+                    number = self._handed_count
+                    self._handed[number] = (node, [])
+                    self._holds_abroad.promise(event.sender, -HANDED_PROMISES - number, effects)
+                effects.append(SendHoldFor(node, number, event.process, oids, home, event.sender))
+            elif event.home:
+                self._holds_abroad.confirm_later(event.sender, 0, effects)
             return
         if node in self._nodes:
             for oid in oids:
@@ -684,9 +713,10 @@ class ObjectDirectory:
     def _on_hold_for_confirmed(self, event: HoldForConfirmed, effects: list[Effect]) -> None:
         handed = self._handed.get(event.number)
         if handed is not None and handed[0] == event.node:
-            self._unhand(event.number)
+            self._unhand(event.number, effects)
 
-    def _unhand(self, number: int) -> None:
+    def _unhand(self, number: int, effects: list[Effect]) -> None:
+        self._holds_abroad.confirmed(PROMISED, -HANDED_PROMISES - number, effects)
         for oid in self._handed.pop(number)[1]:
             row = self._objects[oid]
             row.rows -= 1
@@ -703,18 +733,20 @@ class ObjectDirectory:
         self._holds_abroad.node_died(node, event.cause, effects)
         self._nodes.pop(node, None)
         self._owed.pop(node, None)
+        self._mirrors.node_died(node)
         self._drop_holds(self._held.pop(node, {}))
         for number in [number for number, handed in self._handed.items() if handed[0] == node]:
-            self._unhand(number)
+            self._unhand(number, effects)
         for oid, row in list(self._objects.items()):
             if row.abroad is not None:
-                if row.abroad.home == node:
+                if row.abroad.home == node and not self._mirrors.ask_heir(oid, row, effects):
                     self._fail_homeless(oid, row, event.cause, effects)
                     self._drop_if_idle(oid, row)
             elif type(row.value) is Stored and row.value.node == node and not self._succession.can_be_remade(oid, row):
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
                 self._uncontain(nested, self._candidates)
+        self._mirrors.forget_dead()
 
     def _fail_homeless(self, oid: bytes, row: ObjectRow, cause: str, effects: list[Effect]) -> None:
         """The home of an object is dead: nobody knows its value any more."""
@@ -758,5 +790,8 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     NodeHoldArrived: ObjectDirectory._on_node_hold,
     NodeHoldConfirmed: ObjectDirectory._on_hold_confirmed,
     NodeReleaseArrived: ObjectDirectory._on_node_release,
+    MirrorsArrived: lambda directory, event, effects: directory._mirrors.on_arrived(event, effects),
+    MirrorsDropped: lambda directory, event, effects: directory._mirrors.on_dropped(event, effects),
+    HeirTold: lambda directory, event, effects: directory._mirrors.on_heir(event, effects),
     ResolvedAbroad: ObjectDirectory._on_resolved_abroad,
 }

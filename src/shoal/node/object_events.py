@@ -247,6 +247,42 @@ class ResolvedAbroad:
     value: Value
 
 
+@dataclass(slots=True)
+class MirrorItem:
+    """How an object is made, and with which code; or its value, if that is inline."""
+
+    oid: bytes
+    lineage: bytes
+    needs: list[bytes]
+    function_id: bytes
+    code: bytes
+    value: bytes | None
+
+
+@dataclass(slots=True)
+class MirrorsArrived:
+    """`node`, the home of objects that this node holds, tells how to make them should it die."""
+
+    node: bytes
+    items: list[MirrorItem]
+
+
+@dataclass(slots=True)
+class MirrorsDropped:
+    """`node` tells which of these are gone."""
+
+    node: bytes
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class HeirTold:
+    """The home of an object whose home has died; empty: there is none."""
+
+    oid: bytes
+    home: bytes
+
+
 Event = (
     ProcessJoined
     | ProcessDied
@@ -273,6 +309,9 @@ Event = (
     | NodeHoldConfirmed
     | NodeReleaseArrived
     | ResolvedAbroad
+    | MirrorsArrived
+    | MirrorsDropped
+    | HeirTold
 )
 
 
@@ -402,6 +441,30 @@ class SendResolveFor:
     stale_node: bytes = b""
 
 
+@dataclass(slots=True)
+class SendMirrors:
+    """Tell `node` how to make objects of this home that it holds."""
+
+    node: bytes
+    items: list[MirrorItem]
+
+
+@dataclass(slots=True)
+class DropMirrors:
+    """Tell `node` which of those are gone."""
+
+    node: bytes
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class AskHeir:
+    """Ask who is the home of an object now, whose home has died; `able`: this node could be. Answered by HeirTold."""
+
+    oid: bytes
+    able: bool
+
+
 Effect = (
     SendResolved
     | SendRemake
@@ -409,6 +472,9 @@ Effect = (
     | Adopted
     | AskClaims
     | OrphansSettled
+    | SendMirrors
+    | DropMirrors
+    | AskHeir
     | FreeStored
     | KeepStored
     | EnsureResident

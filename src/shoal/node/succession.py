@@ -35,6 +35,7 @@ from shoal.node.object_events import (
     Effect,
     Escaped,
     Lost,
+    MirrorItem,
     NotMadeTold,
     OrphansSettled,
     ProcessDied,
@@ -125,7 +126,7 @@ class Succession:
 
     # ------------------------------------------------------------ specs
 
-    def note(self, event: Escaped) -> None:
+    def note(self, event: Escaped, effects: list[Effect]) -> None:
         """An owner says how objects are made."""
         for oid in event.oids:
             if oid in self.specs:
@@ -139,9 +140,19 @@ class Succession:
                 code.specs += 1
             if event.freed and oid not in self._directory._objects:
                 self.ghosts[oid] = None
+            self._directory._mirrors.known(oid, effects)
         while self.spec_bytes > SPECS_BYTES_MAX:
             self.evictions += 1
             self.drop(next(iter(self.specs)))
+
+    def note_mirror(self, item: MirrorItem) -> None:
+        """What a dead home had told of an object: this node is its home now."""
+        self.specs[item.oid] = Spec(item.lineage, item.needs, item.function_id)
+        self.spec_bytes += len(item.lineage) + SPEC_BYTES
+        for need in item.needs:
+            self.needed[need] = self.needed.get(need, 0) + 1
+        if item.function_id:
+            self.codes.setdefault(item.function_id, Code(item.code)).specs += 1
 
     def drop(self, oid: bytes) -> None:
         """How an object is made is of no use any more, nor are the ghosts that only that needed, and so on."""
@@ -163,6 +174,7 @@ class Succession:
                     del self.needed[need]
                     if need in self.ghosts:
                         del self.ghosts[need]
+                        self._directory._mirrors.gone.append(need)
                         dropped.append(need)
 
     def on_code(self, event: CodeTold, effects: list[Effect]) -> None:
@@ -179,8 +191,10 @@ class Succession:
         if not code.specs and not code.senders:
             del self.codes[function_id]
 
-    def published(self, oid: bytes, value: Value) -> None:
+    def published(self, oid: bytes, value: Value, effects: list[Effect]) -> None:
         """A value is known: an inline one cannot be lost."""
+        if type(value) is bytes:
+            self._directory._mirrors.known(oid, effects)
         if type(value) is not Stored and oid in self.specs:
             self.drop(oid)
         self.doubtful.pop(oid, None)
@@ -197,6 +211,7 @@ class Succession:
             if inline is not None or oid in self.specs:
                 self.ghosts[oid] = inline
                 return
+        self._directory._mirrors.gone.append(oid)
         self.drop(oid)
 
     def revive(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:

@@ -150,6 +150,19 @@ class ResolveFor(Message, tag=143):
     stale_node: bytes = b""
 
 
+class MirrorLineage(Message, tag=160):
+    """From the home of objects that the receiver holds: how to make them, and what that needs, should the home die. An item is (oid, lineage, needs,
+    function id, its code, value): with a value, which is inline, the rest is empty."""
+
+    items: list[tuple[bytes, bytes, list[bytes], bytes, bytes, bytes | None]]
+
+
+class DropMirrors(Message, tag=161):
+    """The receiver need not know any more how these are made."""
+
+    oids: list[bytes]
+
+
 class FreeStored(Message, tag=144):
     """Nobody refers to these objects, which lie in the receiver's store, any more."""
 
@@ -254,6 +267,8 @@ BetweenNodes = (
     | LinkReceived
     | RouteToWorker
     | OpenTransfer
+    | MirrorLineage
+    | DropMirrors
     | ForeignLeases
     | ForeignProcessDied
     | ForProcess

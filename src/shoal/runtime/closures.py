@@ -244,7 +244,7 @@ class Closures:
     def _record_of(self, lineage: TaskLineage, needs: dict[bytes, ObjectEntry], code: bytes) -> Record:
         """A record of another process's task, as if it were ours."""
         runtime = self.runtime
-        options = {name: value for name, value in lineage.template.options.items() if name != "wanted"}
+        options = {name: value for name, value in lineage.template.options.items() if name not in ("wanted", "home")}
         wire = msgspec.structs.replace(lineage.template, options=options)
         queue = klass = None
         if lineage.actor is not None:

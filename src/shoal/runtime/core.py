@@ -632,6 +632,8 @@ class Runtime:
         if not prefix:
             prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
         entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
+        if context.repeats and entry.oid in context.job.template.wanted:
+            return self.executor.results.put_again(context.job, entry.oid, blob, nested)  # type: ignore[no-any-return]
         if nested:
             with self.reactor.lock:
                 self.objects.contain(entry, self.objects.escape(nested))

@@ -402,9 +402,9 @@ class RecoverableResults(ResultWriter):
         self.handed.extend(nested)
         return Containing(whole, [ref.binary() for ref in nested])
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int, inline_max: int) -> Value:
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], oid: bytes, inline_max: int) -> Value:
         self.handed.extend(nested)
-        return super()._hand_over(job, blob, nested, index, inline_max)
+        return super()._hand_over(job, blob, nested, oid, inline_max)
 
 
 def is_recorded(job: Job) -> bool:

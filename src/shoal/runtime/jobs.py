@@ -54,6 +54,7 @@ class SubmitterPeer:
     """What a worker knows of one process that pushes to it. Attached to the connection."""
 
     __slots__ = (
+        "abroad",
         "busy_s",
         "first_reply_at",
         "functions",
@@ -68,6 +69,7 @@ class SubmitterPeer:
 
     def __init__(self) -> None:
         self.worker_id = b""
+        self.abroad = False  #: on another node
         self.templates: dict[int, BoundTemplate] = {}
         self.functions: set[bytes] = set()  #: that it has sent and may call
         self.replies: list[tuple[int, Value | Many]] = []

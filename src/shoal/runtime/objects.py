@@ -538,15 +538,18 @@ class ObjectTable:
         self.table[oid] = entry
         return entry
 
-    def hold_for(self, entries: list[ObjectEntry], holder: bytes) -> None:
-        """Hold objects at the daemon in the name of the process that a reply goes to, before the reply is written. Caller holds the lock."""
+    def hold_for(self, entries: list[ObjectEntry], holder: bytes, abroad: bool = False) -> None:
+        """Hold objects at the daemon in the name of the process that a reply goes to, before the reply is written. If that is on another node, the
+        reply waits until its node knows the refs, and how to make them again. Caller holds the lock."""
         daemon = self.daemon
         if daemon is None:
             return
         by_home: dict[bytes, list[bytes]] = {}
         for entry in entries:
             home = entry.shared.home if entry.shared is not None else b""
-            by_home.setdefault(home if home != self.node_id else b"", []).append(entry.oid)
+            if not home or home == self.node_id:
+                home = self.node_id if abroad else b""
+            by_home.setdefault(home, []).append(entry.oid)
         for home, oids in by_home.items():
             if home:
                 self._send_foreign_hold(daemon, oids, holder, home)

@@ -329,7 +329,9 @@ class Remaker:
     def _template_for(self, template: Template, wanted: list[bytes]) -> Template:
         """A task's template for one re-run: it tells the worker what is wanted."""
         wire = msgspec.structs.replace(
-            template.wire, number=self.runtime.new_number(), options={**template.wire.options, "wanted": wanted}
+            template.wire,
+            number=self.runtime.new_number(),
+            options={**template.wire.options, "wanted": wanted, "home": self.runtime.node_id},
         )
         again = Template(wire, template.code, template.klass, template.max_retries, False, template.gone)
         again.exported = template.exported
@@ -345,12 +347,24 @@ class Remaker:
         )
 
     def on_item(self, run: Rerun, index: int, value: Value) -> None:
-        """An item of a stream that runs again. Caller holds the lock."""
+        """An item of a stream that runs again, or what a task puts once more. Caller holds the lock."""
+        if index & ids.PUT_INDEX_FLAG:
+            self._publish_put(run, index, value)
+            return
         entry = run.wanted.get(ids.result_id(run.record.task.task_id, index))
         if entry is None or entry.value is not None:
             self.runtime.objects.let_go(value)
         else:
             self.give(entry, value)
+
+    def _publish_put(self, run: Rerun, index: int, value: Value) -> None:
+        suffix = index.to_bytes(4, "big")
+        oid = next((oid for oid in run.puts if oid.endswith(suffix)), None)
+        daemon = self.runtime.reactor.causal
+        if oid is not None and daemon is not None:
+            run.puts.remove(oid)
+            daemon.send(Publish(oid, value))
+        self.runtime.objects.let_go(value)
 
     def finished(self, run: Rerun, value: Value | Many) -> None:
         """The task has run again, or failed to. Caller holds the lock."""

@@ -114,9 +114,23 @@ class ResultWriter:
             if job.template.wanted is not None and oid not in job.template.wanted:
                 return self.runtime.none_blob  # it is there, and others may be reading it
             return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
-        return self._hand_over(job, blob, nested, index, inline_max)
+        return self._hand_over(job, blob, nested, ids.result_id(job.task_id, index), inline_max)
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], index: int, inline_max: int) -> Value:
+    def put_again(self, job: Job, oid: bytes, blob: Any, nested: list[ObjectRef] | None) -> ObjectRef:
+        """A lost object is put once more: it belongs to whoever has the task run again, and is sent like an item of a stream."""
+        value: Value
+        if nested is not None:
+            value = self._hand_over(job, blob, nested, oid, INLINE_RESULT_BYTES_MAX)
+        elif (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
+            value = blob if isinstance(blob, bytes) else blob.to_bytes()
+        else:
+            value = self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
+        index = int.from_bytes(oid[ids.TASK_ID_BYTES :], "big")
+        with self.reactor.lock:
+            job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
+        return self.runtime.objects.borrow(oid, job.template.wire.options["home"])
+
+    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], oid: bytes, inline_max: int) -> Value:
         """A value with refs inside: the submitter holds them before it knows."""
         runtime = self.runtime
         submitter = job.connection.attachment.worker_id
@@ -127,13 +141,12 @@ class ResultWriter:
             if (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= inline_max:
                 result = Containing(blob if isinstance(blob, bytes) else blob.to_bytes(), oids)
             else:
-                oid = ids.result_id(job.task_id, index)
                 if job.template.wanted is not None and oid not in job.template.wanted:
                     result = Containing(runtime.none_blob, oids)
                 else:
                     result = runtime.store_blob(oid, blob, submitter, oids)
             with self.reactor.lock:
-                runtime.objects.hold_for(entries, submitter)
+                runtime.objects.hold_for(entries, submitter, job.connection.attachment.abroad)
         finally:
             with self.reactor.lock:
                 runtime.objects.unuse(entries)

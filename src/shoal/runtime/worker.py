@@ -129,6 +129,7 @@ def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: C
                 sock = socket.socket(fileno=fd)
                 connection = reactor.add(sock, on_submitter_closed)
                 connection.attachment = SubmitterPeer()
+                connection.attachment.abroad = True
                 connection.withholds = True
                 try:
                     sock.send(b"1")

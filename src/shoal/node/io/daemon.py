@@ -211,6 +211,7 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
+        self.objects.inherit(self.gcs.call)
         self.actors.join_cluster(self.links, self.node_id, self.cluster.leash)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
         self.leases.on_change = self.cluster.load_changed

@@ -31,6 +31,8 @@ from shoal.protocol.limits import RELEASE_SWEEP_S
 from shoal.protocol.messages import Failed, Stored
 from shoal.serialization.failures import dumps_error
 
+HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
+
 
 class Objects:
     """The escaped refs of this node.
@@ -65,6 +67,7 @@ class Objects:
         self._bringing: set[asyncio.Task[None]] = set()
         self._links = links
         self._node_id = node_id
+        self._call_gcs: Callable[..., None] = lambda method, body, answered: answered(None, ["Unavailable", "no GCS"])
         self._node_of = node_of
         #: stored objects here that another node's directory frees: oid -> node
         self._kept_for: dict[bytes, bytes] = {}
@@ -339,6 +342,44 @@ class Objects:
     def _send_hold_for_done(self, effect: foreign_holds.SendHoldForDone) -> None:
         self._links.send(effect.node, node_messages.HoldForDone(effect.number))
 
+    def _send_mirrors(self, effect: events.SendMirrors) -> None:
+        items = [(each.oid, each.lineage, each.needs, each.function_id, each.code, each.value) for each in effect.items]
+        self._links.send(effect.node, node_messages.MirrorLineage(items))
+
+    def _drop_mirrors(self, effect: events.DropMirrors) -> None:
+        self._links.send(effect.node, node_messages.DropMirrors(effect.oids))
+
+    def _on_mirrors(self, node: bytes, message: node_messages.MirrorLineage) -> None:
+        self.handle(events.MirrorsArrived(node, [events.MirrorItem(*item) for item in message.items]))
+
+    def _on_mirrors_dropped(self, node: bytes, message: node_messages.DropMirrors) -> None:
+        self.handle(events.MirrorsDropped(node, message.oids))
+
+    def inherit(self, call_gcs: Callable[..., None]) -> None:
+        """Objects whose home dies get another one, which the GCS knows."""
+        self._call_gcs = call_gcs
+        self.machine.inherit()
+
+    def _ask_heir(self, effect: events.AskHeir) -> None:
+        """The first node that can be the home, and says so, is."""
+        oid, own = effect.oid, self._node_id
+        key = {"namespace": "heirs", "key": oid}
+
+        def found(body: Any, error: list[str]) -> None:
+            heir = (own if effect.able else b"") if error else body["value"] or b""
+            self.handle(events.HeirTold(oid, heir))
+
+        def claimed(body: Any, error: list[str]) -> None:
+            if error or body["added"]:
+                self.handle(events.HeirTold(oid, own))
+            else:
+                self._call_gcs("gcs.kv_get", key, found)
+
+        if effect.able:
+            self._call_gcs("gcs.kv_put", {**key, "value": own, "overwrite": False}, claimed)
+        else:  # who can may not have said so yet
+            self._loop.call_later(HEIR_WAIT_S, self._call_gcs, "gcs.kv_get", key, found)
+
     def _send_resolve_for(self, effect: events.SendResolveFor) -> None:
         self._links.send(effect.node, node_messages.ResolveFor(effect.oids, effect.stale_generation, effect.stale_node))
 
@@ -404,6 +445,9 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendHoldFor: Objects._send_hold_for,
     foreign_holds.SendHoldForDone: Objects._send_hold_for_done,
     events.SendResolveFor: Objects._send_resolve_for,
+    events.SendMirrors: Objects._send_mirrors,
+    events.DropMirrors: Objects._drop_mirrors,
+    events.AskHeir: Objects._ask_heir,
     foreign_holds.ConfirmHolds: Objects._confirm_holds,
 }
 
@@ -414,6 +458,8 @@ _FROM_NODES: dict[type, Any] = {
     node_messages.HoldFor: Objects._on_hold_for,
     node_messages.HoldForDone: Objects._on_hold_for_done,
     node_messages.ResolveFor: Objects._on_resolve_for,
+    node_messages.MirrorLineage: Objects._on_mirrors,
+    node_messages.DropMirrors: Objects._on_mirrors_dropped,
     messages.Resolved: Objects._on_resolved,
     messages.CancelObject: Objects._on_cancel_from,
     node_messages.FreeStored: Objects._on_free_stored,

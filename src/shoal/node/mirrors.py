@@ -1,0 +1,194 @@
+"""What other nodes need to know to make this node's objects again, should it die; and what they have told this one.
+
+Purpose: a ref outlives also the node that is its home: each node that holds it has its lineage.
+
+Design: a pure part of the object directory. At the home, an object that another node holds is *mirrored* there: how it is made (`Spec`), with all
+that this needs, or its value if that is inline. Mirrors go with what they mirror: the home says so. A node needs them only when the home is dead.
+
+    home:    a node holds, or what it holds becomes known   -> SendMirrors(node, items)
+             a spec or an object is dropped                 -> DropMirrors(node, oids)
+    holder:  MirrorsArrived, MirrorsDropped                    kept by home
+             NodeDied(home)                                 -> AskHeir(oid): who is its home from now on? The GCS knows, or makes it the
+                                                               first node that asks and has a mirror
+             HeirTold(this node)                               the row becomes this node's own, and is made anew (`succession`)
+             HeirTold(another)                                 it is held and asked for there
+
+What it does not do: keep values that lie in a store: these are made anew. Nor inline values with refs inside.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shoal.node.object_events import (
+    AskHeir,
+    DropMirrors,
+    Effect,
+    HeirTold,
+    MirrorItem,
+    MirrorsArrived,
+    MirrorsDropped,
+    SendMirrors,
+    SendResolveFor,
+)
+from shoal.node.object_rows import Abroad, ObjectRow
+
+if TYPE_CHECKING:
+    from shoal.node.object_directory import ObjectDirectory
+
+SPEC_TOLD, VALUE_TOLD = 1, 2
+MIRRORS_PER_MESSAGE = 256
+
+
+class Mirrors:
+    """See the module's page."""
+
+    def __init__(self, directory: ObjectDirectory) -> None:
+        self._directory = directory
+        #: node -> oid -> what was told of it
+        self.told: dict[bytes, dict[bytes, int]] = {}
+        #: home -> oid -> what it has told
+        self.kept: dict[bytes, dict[bytes, MirrorItem]] = {}
+        #: what the event being handled has ended
+        self.gone: list[bytes] = []
+        #: whether objects of dead homes can have heirs: only in a cluster that has a GCS to ask
+        self.inherits = False
+        #: oids whose heir was asked for
+        self._asking: dict[bytes, None] = {}
+
+    # ------------------------------------------------------------ at home
+
+    def hold(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
+        """Another node holds objects of this one."""
+        if not self.inherits:
+            return
+        succession = self._directory._succession
+        objects = self._directory._objects
+        told = self.told.setdefault(node, {})
+        items: list[MirrorItem] = []
+        todo = list(oids)
+        while todo:
+            oid = todo.pop()
+            before = told.get(oid, 0)
+            row, spec = objects.get(oid), succession.specs.get(oid)
+            value = row.value if row is not None else succession.ghosts.get(oid)
+            if type(value) is bytes:
+                if before < VALUE_TOLD:
+                    told[oid] = VALUE_TOLD
+                    items.append(MirrorItem(oid, b"", [], b"", b"", value))
+            elif spec is not None and not before:
+                told[oid] = SPEC_TOLD
+                code = succession.codes.get(spec.function_id)
+                text = code.text if code is not None else b""
+                items.append(MirrorItem(oid, spec.lineage, spec.needs, spec.function_id, text, None))
+                todo.extend(spec.needs)
+        for start in range(0, len(items), MIRRORS_PER_MESSAGE):
+            effects.append(SendMirrors(node, items[start : start + MIRRORS_PER_MESSAGE]))
+
+    def known(self, oid: bytes, effects: list[Effect]) -> None:
+        """How an object is made, or its value, became known."""
+        if not self.told:
+            return
+        held = self._directory._held
+        for node in self._directory._nodes:
+            if oid in held[node] or oid in self.told.get(node, ()):
+                self.hold(node, [oid], effects)
+
+    def tell_gone(self, effects: list[Effect]) -> None:
+        """Objects are gone, with how they were made."""
+        gone, self.gone = self.gone, []
+        for node, told in self.told.items():
+            known = [oid for oid in gone if told.pop(oid, 0)]
+            if known:
+                effects.append(DropMirrors(node, known))
+
+    # ------------------------------------------------------------ at a holder
+
+    def on_arrived(self, event: MirrorsArrived, effects: list[Effect]) -> None:
+        """A home tells how to make what this node holds."""
+        self.kept.setdefault(event.node, {}).update({item.oid: item for item in event.items})
+
+    def on_dropped(self, event: MirrorsDropped, effects: list[Effect]) -> None:
+        """A home tells what is gone."""
+        kept = self.kept.get(event.node, {})
+        for oid in event.oids:
+            kept.pop(oid, None)
+
+    def node_died(self, node: bytes) -> None:
+        """Nothing need be told to a dead node."""
+        self.told.pop(node, None)
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {"told": sum(map(len, self.told.values())), "mirrors": sum(map(len, self.kept.values()))}
+
+    def ask_heir(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
+        """Whether an object of a dead home may have an heir, who is asked for."""
+        if not self.inherits or row.abroad is None or row.value is not None:
+            return False
+        row.abroad.taken = row.abroad.number = 0
+        row.abroad.asked = True  # nobody else is asked meanwhile
+        if oid not in self._asking:
+            self._asking[oid] = None
+            effects.append(AskHeir(oid, oid in self.kept.get(row.abroad.home, ())))
+        return True
+
+    def on_heir(self, event: HeirTold, effects: list[Effect]) -> None:
+        """It is known who is the home of an object now; empty: nobody."""
+        self._asking.pop(event.oid, None)
+        self._inherit(event, effects)
+        self.forget_dead()
+
+    def forget_dead(self) -> None:
+        """What dead homes had told is of no use once their objects have heirs: who comes later asks those."""
+        if not self._asking:
+            for home in [home for home in self.kept if self._directory._holds_abroad.cause_of_death(home) is not None]:
+                del self.kept[home]
+
+    def _inherit(self, event: HeirTold, effects: list[Effect]) -> None:
+        directory, oid = self._directory, event.oid
+        row = directory._objects.get(oid)
+        if row is None or row.abroad is None or row.value is not None:
+            return
+        row.abroad.asked = False
+        if not row.rows and row.waiters is None:
+            directory._drop_if_idle(oid, row)
+            return
+        former = row.abroad.home
+        if event.home == directory._node_id:
+            row.abroad = None
+            row.known = True
+            self._take_over(former, oid, row, effects)
+        elif event.home and directory._holds_abroad.cause_of_death(event.home) is None:
+            row.abroad = Abroad(event.home)
+            if row.rows:
+                directory._take(event.home, [oid], effects)
+            if row.waiters is not None:
+                row.abroad.asked = True
+                effects.append(SendResolveFor(event.home, [oid]))
+        else:
+            directory._fail_homeless(oid, row, directory._holds_abroad.cause_of_death(former) or "it is gone", effects)
+            directory._drop_if_idle(oid, row)
+
+    def _take_over(self, former: bytes, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
+        """This node is an object's home: what its former home has told is this node's own knowledge now."""
+        directory = self._directory
+        succession = directory._succession
+        kept = self.kept.get(former, {})
+        item = kept.get(oid)
+        if item is not None and item.value is not None:
+            row.value = item.value
+            directory._answer_waiters(oid, row, item.value, effects)
+            return
+        todo = [oid]
+        while todo:
+            each = todo.pop()
+            item = kept.get(each)
+            if item is None or each in succession.specs:
+                continue
+            if item.value is None:
+                succession.note_mirror(item)
+                todo.extend(item.needs)
+            if each != oid and each not in directory._objects:
+                succession.ghosts[each] = item.value
+        succession.make_anew([oid], f"its home, node {former.hex()[:8]}, is dead", True, effects)

@@ -1,0 +1,149 @@
+"""What other nodes are told so that they can make a dead node's objects again, and who becomes their home."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.node.test_object_directory import stored
+
+from shoal.node.object_directory import ObjectDirectory
+from shoal.node.object_events import (
+    Adopted,
+    AskHeir,
+    CodeTold,
+    DropMirrors,
+    Escaped,
+    HeirTold,
+    Held,
+    MirrorItem,
+    MirrorsArrived,
+    MirrorsDropped,
+    NodeDied,
+    NodeHoldArrived,
+    NodeJoined,
+    NodeReleaseArrived,
+    ProcessJoined,
+    Published,
+    Released,
+    RequestSweep,
+    ResolveAsked,
+    SendMirrors,
+    SendNodeHeld,
+    SendResolved,
+    SendResolveFor,
+    Swept,
+)
+from shoal.protocol.messages import Failed
+
+A, B = b"a" * 16, b"b" * 16
+HERE, THERE, THIRD = b"H" * 16, b"T" * 16, b"3" * 16
+X, Y = b"x" * 16 + b"\0\0\0\1", b"y" * 16 + b"\0\0\0\1"
+
+
+class Node:
+    """A directory of a node in a cluster."""
+
+    def __init__(self, *processes: bytes) -> None:
+        self.directory = ObjectDirectory(lambda error: f"{type(error).__name__}: {error}".encode(), HERE)
+        self.directory.inherit()
+        self.token = 0
+        for process in processes:
+            self.tell(ProcessJoined(process))
+        self.tell(NodeJoined(THERE), NodeJoined(THIRD))
+
+    def tell(self, *events: Any) -> list[Any]:
+        out = []
+        for event in events:
+            for effect in self.directory.handle(event, 0.0):
+                if type(effect) is RequestSweep:
+                    self.token = effect.token
+                else:
+                    out.append(effect)
+        return out
+
+    def settle(self) -> list[Any]:
+        out = []
+        while self.token:
+            token, self.token = self.token, 0
+            out += self.tell(Swept(token))
+        return out
+
+
+def item(oid: bytes, lineage: bytes = b"", needs: Any = (), value: bytes | None = None) -> MirrorItem:
+    return MirrorItem(oid, lineage, list(needs), b"", b"", value)
+
+
+def test_a_holder_is_told_how_objects_are_made_with_what_that_needs() -> None:
+    node = Node(A)
+    node.tell(
+        CodeTold(A, b"f", b"code"), Escaped(A, [Y]), Published(A, Y, b"small"), Escaped(A, [X], b"task", [Y], b"f")
+    )
+    told, held = node.tell(NodeHoldArrived(THERE, 1, [X]))
+    assert held == SendNodeHeld(THERE, 1), "the mirrors go before what the holder may rely on"
+    assert told == SendMirrors(THERE, [MirrorItem(X, b"task", [Y], b"f", b"code", None), item(Y, value=b"small")])
+    assert node.tell(NodeHoldArrived(THERE, 2, [X])) == [SendNodeHeld(THERE, 2)], "once"
+
+
+def test_what_becomes_known_later_is_told_later() -> None:
+    node = Node(A)
+    node.tell(Escaped(A, [X]))
+    assert node.tell(NodeHoldArrived(THERE, 1, [X])) == [SendNodeHeld(THERE, 1)]
+    assert node.tell(Published(A, X, b"small")) == [SendMirrors(THERE, [item(X, value=b"small")])]
+
+
+def test_mirrors_go_with_what_they_mirror() -> None:
+    node = Node(A)
+    node.tell(Escaped(A, [X], b"task"), Published(A, X, stored(X)), NodeHoldArrived(THERE, 1, [X]), Released(A, [X]))
+    node.tell(NodeReleaseArrived(THERE, [(X, 1)]))
+    assert DropMirrors(THERE, [X]) in node.settle()
+
+
+def test_the_first_that_asks_is_the_heir_and_makes_it_anew() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task", [Y]), item(Y, value=b"small")]))
+    node.tell(ResolveAsked(A, [X], home=THERE))
+    assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, True)
+    [adopted] = node.tell(HeirTold(X, HERE))
+    assert isinstance(adopted, Adopted) and (adopted.process, adopted.oids, adopted.needs) == (A, [X], [Y])
+    assert node.tell(ResolveAsked(A, [Y])) == [SendResolved(A, Y, b"small")]
+    assert node.tell(Published(A, X, b"value")) == [SendResolved(A, X, b"value")]
+    # Refs still name the former home.
+    assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, b"value")]
+
+
+def test_a_small_value_is_there_at_once() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, value=b"small")]), NodeDied(THERE, "killed"))
+    node.tell(ResolveAsked(A, [X], home=THERE))
+    assert node.tell(HeirTold(X, HERE)) == [SendResolved(A, X, b"small")]
+
+
+def test_another_heir_is_held_and_asked() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE), NodeDied(THERE, "killed"))
+    hold, ask = node.tell(HeirTold(X, THIRD))
+    assert (hold.node, hold.oids) == (THIRD, [X]) and ask == SendResolveFor(THIRD, [X])
+    assert node.tell(ResolveAsked(A, [X], home=THERE)) == [], "it is asked for already, of the heir"
+
+
+def test_without_an_heir_it_fails() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE))
+    assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, False)
+    [answer] = node.tell(HeirTold(X, b""))
+    assert type(answer.value) is Failed and b"killed" in answer.value.error
+
+
+def test_what_was_dropped_cannot_be_made() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task")]), MirrorsDropped(THERE, [X]))
+    assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, False)
+
+
+def test_nobody_left_who_wants_it() -> None:
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task")]), NodeDied(THERE, "killed"))
+    node.tell(Released(A, [X]))
+    node.settle()
+    assert node.tell(HeirTold(X, HERE)) == []
+    assert node.directory.statistics()["objects"] == 0
