@@ -162,6 +162,22 @@ def test_a_writer_that_does_not_answer_is_not_waited_for() -> None:
     assert of_type(driven.feed(ev.PinsScanned({})), ev.WriteSpill)
 
 
+def test_whoever_asks_after_a_refusal_has_a_patience_of_its_own() -> None:
+    driven = Driven()
+    full_of_objects(driven)
+    pins = {(driven.segments[b"w"], PAGE_BYTES + number * MEGABYTE): ["a reader"] for number in range(8)}
+    driven.ask(b"b", MEGABYTE)
+    driven.feed(ev.PinsScanned(pins))
+    driven.now += FULL_WAIT_S
+    (refusal,) = messages(driven.feed(ev.PinsScanned(pins)), SegmentBudget)
+    assert refusal.granted == 0
+    driven.now += 1.0
+    driven.ask(b"b", MEGABYTE)
+    assert not messages(driven.feed(ev.PinsScanned(pins)), SegmentBudget), "refused at once"
+    driven.now += FULL_WAIT_S
+    assert messages(driven.feed(ev.PinsScanned(pins)), SegmentBudget)
+
+
 def test_a_pool_full_of_what_is_read_is_refused_with_the_readers_names() -> None:
     driven = Driven()
     full_of_objects(driven)

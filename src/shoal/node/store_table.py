@@ -119,6 +119,8 @@ class StoreTable:
         effects: list[ev.Effect] = []
         self._effects = effects
         self._now = now
+        if not self._waiting:
+            self._stuck_since = None  # whoever asks next has a patience of its own
         self._HANDLERS[type(event)](self, event)
         # After the punching and before the grants: a writer must know of budget it lost before it gets more.
         for number, blocks in self._freed_blocks.items():
@@ -303,7 +305,8 @@ class StoreTable:
         elif row.state in (RESTORING, RECEIVING):
             row.freed = True
         elif row.state == COMING:
-            self._refuse_copy(row, "it was freed: nobody refers to it any more")
+            self._effects.append(ev.RefuseCopy(row.oid, "it was freed: nobody refers to it any more"))
+            self._drop(row)
         elif row.state == DYING:
             pass
         elif taken and self.is_written_by_live_writer(row.segment):
@@ -565,10 +568,6 @@ class StoreTable:
         if row.asked:
             self._effects.append(ev.ReportAbsent(row.oid, False, "its transfer was given up"))
 
-    def _refuse_copy(self, row: ObjectRow, reason: str) -> None:
-        self._effects.append(ev.RefuseCopy(row.oid, reason))
-        self._drop(row)
-
     def _on_copies_freed(self, event: ev.CopiesFreed) -> None:
         oids = [row.oid for row in self._rows.values()] if event.oids is None else event.oids
         for row in map(self.row_of, oids):
@@ -768,7 +767,8 @@ class StoreTable:
         if head.generation:
             row = self._rows.get(head.generation)
             if row is not None and row.state == COMING:
-                self._refuse_copy(row, reason)
+                self._effects.append(ev.RefuseCopy(row.oid, reason))
+                self._drop(row)
             elif row is not None:
                 row.asked = False
                 self._effects.append(ev.ReportAbsent(row.oid, False, reason))
