@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from shoal.store.page import ProcessPage
+from shoal.store.page import RECORD_PAGE_BYTES, ProcessPage, RecordPage
 
 
 def both_sides() -> tuple[ProcessPage, ProcessPage]:
@@ -124,3 +124,32 @@ def test_a_page_that_the_daemon_has_closed_cannot_be_opened() -> None:
             ProcessPage.open(os.getpid(), other)
     finally:
         os.close(other)
+
+
+def test_records_outlive_their_writer_and_end_when_there_is_no_room() -> None:
+    daemon = RecordPage.create()
+    writer = RecordPage.open(os.getpid(), daemon.fd)
+    assert daemon.entries() == []
+    for index in range(1, 20):
+        assert writer.append(index, b"x" * index)
+    assert daemon.entries() == [(index, b"x" * index) for index in range(1, 20)]
+    assert not writer.append(20, bytes(RECORD_PAGE_BYTES))
+    assert len(daemon.entries()) == 19
+    writer.clear()
+    assert daemon.entries() == []
+    count = 0
+    while writer.append(count, b"y" * 1000):
+        count += 1
+    assert count > 200
+    assert writer.entries() == daemon.entries() == [(index, b"y" * 1000) for index in range(count)]
+    daemon.close()
+
+
+def test_half_a_record_is_none() -> None:
+    page = RecordPage.create()
+    page.append(1, b"one")
+    used = page._words[0]
+    page.append(2, b"two")
+    page._words[0] = used  # killed before the last store
+    assert page.entries() == [(1, b"one")]
+    page.close()

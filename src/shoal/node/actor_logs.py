@@ -3,8 +3,8 @@
 Purpose: an actor's worker may be killed at any moment; what it wrote to this daemon before is enough to have its state again.
 
 Design: a pure table, one `ActorLog` for each such actor that lives here. Records are opaque bytes in the order of their indexes. A checkpoint
-replaces the one before and drops the records that it covers; what was held for both is given back to the caller of `checkpointed`, who lets it go.
-A log belongs to one life after the other (`incarnation`); what a former life says late is refused.
+replaces the one before and drops the records that it covers (those in the page of a living worker never came here); what was held for both is given
+back to the caller of `checkpointed`, who lets it go. A log belongs to one life after the other; what a former one says late is refused.
 
 A life that ends before it has come as far as the one before has gained nothing. RECOVERIES_MAX such lives in a row mean that a recorded call
 kills its process each time, and the actor is given up with a text that says so.
@@ -46,7 +46,7 @@ class ActorLog:
     checkpoint: Value | None = None
     #: what is held for the checkpoint
     kept: Kept = field(default_factory=Kept)
-    #: the calls after `index`, without a gap: (record, refs held for it, objects stored for it)
+    #: the calls after `index` that have been sent, without a gap: (record, refs held for it, objects stored for it)
     records: list[tuple[bytes, list[bytes], list[bytes]]] = field(default_factory=list)
     #: why nothing can be recovered from it
     broken: str = ""
@@ -132,8 +132,8 @@ class ActorLogs:
         covered = message.index - log.index
         for _, refs, stored in log.records[:covered]:
             gone.take(refs, stored)
-        if not 0 <= covered <= len(log.records):
-            log.broken = f"its checkpoint covers call {message.index}, but the record ends with call {log.last}"
+        if covered < 0:
+            log.broken = f"its checkpoint covers call {message.index}, the one before had covered call {log.index}"
         log.records = log.records[covered:]
         log.index, log.checkpoint = message.index, message.state
         log.kept = own

@@ -632,6 +632,8 @@ class BecomeActor(Message, tag=74):
     incarnation: int
     spec: ActorSpec
     recovery: Recovery | None = None
+    #: file descriptor, in the daemon's process, of a page for records of calls (`store.page.RecordPage`); -1: they are sent
+    records_fd: int = -1
 
 
 class ActorStarted(Message, tag=75):

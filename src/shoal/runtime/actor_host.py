@@ -133,7 +133,7 @@ class ActorHost:
                 from shoal.runtime.exact_actor import ExactActor
 
                 self.exact = ExactActor(self)
-                self.exact.begin(cls, lambda: self._instantiate(cls), message.recovery)
+                self.exact.begin(cls, lambda: self._instantiate(cls), message.recovery, message.records_fd)
             else:
                 self.instance = self._instantiate(cls)
             self._prepare_concurrency()

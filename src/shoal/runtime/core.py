@@ -130,6 +130,7 @@ class Runtime:
         self.pid = os.getpid()
         self.job_id = b"\0" * 4
         self.node_id = b"\0" * 16
+        self.daemon_pid = 0
         self.namespace = ""
         self.session_dir = ""
         self.config: dict[str, Any] = {}

@@ -4,10 +4,11 @@ Purpose: the worker's side of `checkpoint_interval` and `checkpoint_seconds`. A 
 call is in it twice.
 
 Design: the decisions are `replay.CallLedger`'s; here they meet sockets. Everything rests on one order of bytes (docs/ARCHITECTURE.md,
-"Causality"): a record goes into the daemon's buffer before its call runs, and whatever that call says to another process is written after it.
+"Causality"): a record is in a page that outlives this process, or in the daemon's buffer, before its call runs, and whatever that call says to
+another process is written after it.
 So either nobody has seen anything of a call, or the daemon knows it.
 
-    a call          RecordCall -> run -> keep the answer -> (every interval: StoreCheckpoint) -> reply
+    a call          record -> run -> keep the answer -> (every interval: StoreCheckpoint) -> reply
     a new life      load the checkpoint -> run the records again, in their order -> answer who asked meanwhile -> go on
 
 What a method of such an actor asks of another such actor is named by this one's ActorID and a number that counts only these calls: a replay names
@@ -39,7 +40,6 @@ from shoal.protocol.messages import (
     CHECKPOINT_INTERVAL,
     CHECKPOINT_SECONDS,
     KIND_ACTOR_CALL,
-    READ_ONLY,
     CallsSettled,
     Containing,
     Failed,
@@ -57,6 +57,7 @@ from shoal.runtime.objects import ObjectRef, home_of
 from shoal.runtime.replay import AWAITED, FORGOTTEN, KNOWN, CallLedger, KeptReply, Record, ReplayGap
 from shoal.runtime.results import ResultWriter
 from shoal.runtime.tasks import CallNames
+from shoal.store.page import RecordPage
 
 if TYPE_CHECKING:
     from shoal.runtime.actor_host import ActorHost
@@ -64,8 +65,6 @@ if TYPE_CHECKING:
 
 #: a checkpoint that is overdue waits so long for the answers of calls that this actor has made and does not wait for
 OVERDUE_WAIT_S = 1.0
-#: what every actor has and no state depends on
-_UNRECORDED = frozenset({"__ray_ready__", "__shoal_ready__", "__ray_terminate__", "__shoal_terminate__"})
 
 
 class ExactActor:
@@ -86,6 +85,9 @@ class ExactActor:
         self._bytes = 0  #: of arguments, likewise
         self._checkpointed_at = 0.0
         self._told_failure = ""
+        #: where records go; None while (or when) they are sent
+        self._page: RecordPage | None = None
+        self._whole_page: RecordPage | None = None
         #: refs inside answers that the ledger keeps, alive as long as it does
         self._refs: dict[bytes, list[ObjectRef]] = {}
         #: calls that came again before they were answered
@@ -97,12 +99,14 @@ class ExactActor:
 
     # ------------------------------------------------------------ the beginning of a life
 
-    def begin(self, cls: type, construct: Callable[[], Any], recovery: Recovery | None) -> None:
+    def begin(self, cls: type, construct: Callable[[], Any], recovery: Recovery | None, records_fd: int = -1) -> None:
         """Construct the actor, or bring it to where its former life was.
 
         Raises:
             ActorDiedError: its state cannot be had again.
         """
+        if records_fd >= 0:
+            self._page = self._whole_page = RecordPage.open(self.runtime.daemon_pid, records_fd)
         if recovery is None:
             self.host.instance = construct()
             self.checkpoint()
@@ -167,7 +171,7 @@ class ExactActor:
         """Calls came: queue what is new, answer what is known. Caller holds the lock."""
         queue = self.executor.queue
         for job in jobs:
-            if not is_recorded(job):
+            if not job.template.recorded:
                 queue.append(job)
                 continue
             verdict = self.ledger.arrive(job.task_id)
@@ -187,7 +191,7 @@ class ExactActor:
 
     def perform(self, job: Job) -> Value | Many:
         """Run one call on the main thread: in place of `Executor.run_task`."""
-        if not is_recorded(job):
+        if not job.template.recorded:
             return self.executor.run_task(job)
         try:
             arguments, dependencies, refs, stored = self._recordable(job)
@@ -208,8 +212,10 @@ class ExactActor:
             index = self.ledger.begin(job.task_id)
             daemon = self.reactor.causal
             if daemon is not None:
-                oids = self._hold(daemon, refs) if refs else []
-                self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+                if self._page is None or refs or stored or not self._page.append(index, encoded):
+                    self._leave_page(daemon)
+                    oids = self._hold(daemon, refs) if refs else []
+                    self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
         value = self._run(job)
         self._calls += 1
         self._bytes += len(encoded)
@@ -217,6 +223,13 @@ class ExactActor:
         if self._is_due() and not self.executor.exit_reason:
             self._checkpoint_or_tell()
         return value
+
+    def _leave_page(self, daemon: Connection) -> None:
+        """From now on, until a checkpoint, records are sent: those in the page come first. Caller holds the lock."""
+        page, self._page = self._page, None
+        if page is not None:
+            for index, record in page.entries():
+                daemon.send(RecordCall(self.host.actor_id, self.host.incarnation, index, record))
 
     def _run(self, job: Job) -> Value | Many:
         names = self.names
@@ -230,7 +243,10 @@ class ExactActor:
     def _finish(self, task_id: bytes, value: Value | Many) -> None:
         """A call has ended: keep its answer, and give it to all who asked."""
         handed = self._results.handed
-        kept = KeptReply(task_id, self._inlined(value), [(ref.binary(), home_of(ref)) for ref in handed])
+        if type(value) is bytes and not handed:
+            kept = KeptReply(task_id, value)
+        else:
+            kept = KeptReply(task_id, self._inlined(value), [(ref.binary(), home_of(ref)) for ref in handed])
         with self.reactor.lock:
             if handed:
                 self._refs[task_id] = handed
@@ -381,6 +397,11 @@ class ExactActor:
             self._write(daemon, StoreCheckpoint(host.actor_id, host.incarnation, snapshot.index, value, oids))
             self.names.settled = snapshot.calls_made
             self.runtime.actor_calls.settle_names()
+            daemon.flush()
+            if not daemon.out:  # the checkpoint is safe, and the records before it are needed no more
+                self._page = self._whole_page
+                if self._page is not None:
+                    self._page.clear()
         self._calls = self._bytes = 0
         self._checkpointed_at = perf_counter()
 
@@ -405,12 +426,6 @@ class RecoverableResults(ResultWriter):
     def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], oid: bytes, inline_max: int) -> Value:
         self.handed.extend(nested)
         return super()._hand_over(job, blob, nested, oid, inline_max)
-
-
-def is_recorded(job: Job) -> bool:
-    """Whether a call may change the state."""
-    wire = job.template.wire
-    return not wire.options.get(READ_ONLY) and wire.method not in _UNRECORDED
 
 
 def state_of(instance: Any) -> Any:

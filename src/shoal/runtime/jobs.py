@@ -9,12 +9,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shoal.protocol.messages import KIND_ACTOR_CALL, NUM_RETURNS_STREAMING, LeaseStarted, Many, TaskTemplate, Value
+from shoal.protocol.messages import (
+    KIND_ACTOR_CALL,
+    NUM_RETURNS_STREAMING,
+    READ_ONLY,
+    LeaseStarted,
+    Many,
+    TaskTemplate,
+    Value,
+)
 
 if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection, Waiter
 
 UNREAD_REPLIES_MAX = 64  #: messages with replies that are kept until the submitter has read them
+#: what every actor has and no state depends on
+_UNRECORDED = frozenset({"__ray_ready__", "__shoal_ready__", "__ray_terminate__", "__shoal_terminate__"})
 SLOW_TASK_S = 100e-6  #: replies leave before and after a task that takes longer
 
 
@@ -35,13 +45,15 @@ class HeldLease:
 class BoundTemplate:
     """A template as its executor knows it."""
 
-    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "wanted", "wire")
+    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "recorded", "wanted", "wire")
 
     def __init__(self, wire: TaskTemplate) -> None:
         self.wire = wire
         self.function: Callable[..., Any] | None = None
         self.num_returns = wire.num_returns
         self.is_call = wire.kind == KIND_ACTOR_CALL
+        #: of an actor with checkpoints: whether a call may change its state
+        self.recorded = not wire.options.get(READ_ONLY) and wire.method not in _UNRECORDED
         #: of a re-run: the ids of the objects that are to be made anew
         self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if "wanted" in wire.options else None
         #: whether its results are published here should the submitter die: not a stream's, which ends then, nor a re-run's, which are not all there

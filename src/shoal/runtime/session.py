@@ -92,6 +92,7 @@ def connect(
         )
     registered = answers[0]
     page = ProcessPage.open(registered.daemon_pid, registered.page_fd)
+    runtime.daemon_pid = registered.daemon_pid
     runtime.store = StoreClient(registered.daemon_pid, page, runtime.open_segment)
     runtime.store.attend = attend_to_dropped
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -412,7 +412,8 @@ class Actors:
         if self.leash is not None and placed.spec.max_restarts:
             self.leash.hold(worker)
         recovery = self.recoveries.recovery(effect.actor_id)
-        worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec, recovery))
+        records_fd = self.recoveries.record_page(effect.actor_id)
+        worker.send(BecomeActor(effect.lease_id, effect.incarnation, placed.spec, recovery, records_fd))
         started = ActorWorkerStarted(
             effect.actor_id, effect.incarnation, worker.worker_id, worker.address, worker.pid, effect.lease_id
         )
@@ -436,6 +437,7 @@ class Actors:
         placed = self._placed.get(process.actor_id)
         if placed is not None and placed.worker is process:
             del self._placed[process.actor_id]
+            self.recoveries.absorb(process.actor_id)
             self._gcs.report(
                 ActorWorkerDied(
                     process.actor_id, process.incarnation, cause, process.exits_by_itself, end.exit_code or 0

@@ -6,6 +6,9 @@ Design: the log of an actor (`node.actor_logs`) is there from the first life on 
 the object directory it is a process named by the ActorID: it holds the refs in states, answers and recorded arguments, and owns the checkpoint when
 that lies in the store. So what an actor has kept outlives its workers, and goes when the log goes.
 
+On a node that is alone a worker writes its records into a page (`store.page.RecordPage`) that outlives it: no system call, and this daemon need not
+wake for each call. They are taken into the log when the worker is dead. What does not fit, or holds refs, is sent, after what the page has.
+
 In a cluster the GCS has the log too: one call at a time for each actor brings what is new, so that what comes meanwhile travels together. The
 worker's answers wait for that as they wait for holds on other nodes (`Promised`, `PromiseKept`): an answered call is in the GCS. A node that begins a
 life of an actor which lived elsewhere claims the log there, and from then on what the former node says is refused, and never confirmed.
@@ -27,6 +30,7 @@ from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Process
 from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint
+from shoal.store.page import RecordPage
 
 log = logging.getLogger("shoal.node")
 
@@ -68,6 +72,8 @@ class Recoveries:
         self._loop = loop
         self._logs = ActorLogs()
         self._mirrors: dict[bytes, Mirror] = {}
+        #: what living workers write their records into, by ActorID
+        self._pages: dict[bytes, RecordPage] = {}
         self._promises = 0  #: made so far, as a negative number
 
     # ---------------------------------------------------------------- lives
@@ -115,6 +121,25 @@ class Recoveries:
         """What the life that begins is to start from; None for nothing."""
         return self._logs.recovery(actor_id) if self._logs.get(actor_id) is not None else None
 
+    def record_page(self, actor_id: bytes) -> int:
+        """A page for the records of the life that begins: its descriptor. -1 for none: in a cluster the GCS must have them, so they are sent."""
+        if self._gcs is not None or self._logs.get(actor_id) is None:
+            return -1
+        self.absorb(actor_id)
+        page = self._pages[actor_id] = RecordPage.create()
+        return page.fd
+
+    def absorb(self, actor_id: bytes) -> None:
+        """An actor's worker is dead, and its socket was read to the end: what it had only written into its page."""
+        page = self._pages.pop(actor_id, None)
+        known = self._logs.get(actor_id)
+        if page is None:
+            return
+        for index, record in page.entries() if known is not None else ():
+            if known is not None and index == known.last + 1:
+                self._logs.record(RecordCall(actor_id, known.incarnation, index, record))
+        page.close()
+
     def moved(self, actor_id: bytes) -> None:
         """A life that was to begin here is to begin elsewhere, or nowhere: the GCS has its log, if there is one."""
         if self._gcs is not None:
@@ -123,6 +148,9 @@ class Recoveries:
     def drop(self, actor_id: bytes) -> None:
         """The actor is dead, or lives elsewhere."""
         self._mirrors.pop(actor_id, None)
+        page = self._pages.pop(actor_id, None)
+        if page is not None:
+            page.close()
         if self._logs.drop(actor_id):
             self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
             self._objects.owner_gone(actor_id)
