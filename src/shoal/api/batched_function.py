@@ -12,15 +12,17 @@ What it does not do: keyword arguments, generators, several returns; run several
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.api.actors import ActorClass
 from shoal.api.options import ActorOptions
 from shoal.runtime import core
+
+if TYPE_CHECKING:
+    import asyncio
 
 BATCH_WAIT_S = 0.002
 
@@ -36,6 +38,8 @@ class _Batcher:
 
     async def call(self, *args: Any) -> Any:
         """One caller's call."""
+        import asyncio  # not with the package: it costs 30 ms
+
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((args, answer))
@@ -55,6 +59,8 @@ class _Batcher:
             self._timer = None
         batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
         if self._waiting:
+            import asyncio
+
             self._timer = asyncio.get_running_loop().call_later(0, self._serve)
         self._calls += 1
         name = self._function.__name__
