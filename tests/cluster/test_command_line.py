@@ -68,9 +68,13 @@ class Shell:
         return dict(json.loads(self.run("status", "--json")))
 
     def close(self) -> None:
-        self.run("stop")
-        left = [path for path in (self.home / f"shoal-{os.geteuid()}").iterdir() if path.is_dir()]
-        shutil.rmtree(self.home)
+        sessions = self.home / f"shoal-{os.geteuid()}"
+        try:
+            self.run("stop")
+        finally:
+            CliRunner().invoke(main, ["stop", "--force"], env=dict(self.environment))
+            left = [path for path in sessions.iterdir() if path.is_dir()] if sessions.is_dir() else []
+            shutil.rmtree(self.home)
         assert left == []
 
 
