@@ -77,7 +77,7 @@ def test_a_bounce_of_all_that_a_lease_has_leaves_it_open() -> None:
 
 def test_what_never_ran_here_is_taken_as_slow() -> None:
     """Replies gathered before it leave before it runs: it may end the process."""
-    assert BoundTemplate(SimpleNamespace(num_returns=1, kind=0, options={})).estimate_s > SLOW_TASK_S  # type: ignore[arg-type]
+    assert BoundTemplate(SimpleNamespace(num_returns=1, kind=0, options={}, method="")).estimate_s > SLOW_TASK_S  # type: ignore[arg-type]
 
 
 def test_a_cancelled_call_frees_those_that_it_held_back() -> None:
