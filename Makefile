@@ -14,6 +14,7 @@ help:
 	@echo "make demo         evolution strategies on CartPole: one page of user code"
 	@echo "make test         the test suite"
 	@echo "make chaos        a cluster under kill -9 for some minutes: five workloads, results compared with the serial program"
+	@echo "make soak         10,000 seeds of simulated clusters in which everything breaks, and 100 times the usual of one node's"
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"
 	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
@@ -32,6 +33,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m shoal.simulator campaign --seeds 10000
+	SHOAL_SIM_SEEDS=1200 $(BIN)/python -m pytest -q tests/runtime/test_task_simulation.py tests/runtime/test_actor_simulation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
