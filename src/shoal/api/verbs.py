@@ -107,7 +107,7 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef:
 
     Args:
         value: anything that can be serialized; numpy arrays and the like are read back without a copy.
-        copies: on how many nodes; one node can hold one.
+        copies: on how many nodes; only 1 for now.
 
     Raises:
         TypeError: `value` is an ObjectRef, or cannot be serialized.
@@ -116,7 +116,9 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef:
     if isinstance(value, ObjectRef):
         raise TypeError("put takes a value, not an ObjectRef: pass the ref itself on, or put a list that contains it")
     if copies != 1:
-        raise ValueError(f"copies={copies}: this cluster has one node, which holds one copy")
+        raise ValueError(
+            f"copies={copies}: this release keeps one copy; let a task return the value, then it can be made again"
+        )
     return core.current().put(value)
 
 

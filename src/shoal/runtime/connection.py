@@ -121,6 +121,9 @@ class Connection:
         reactor, out = self.reactor, self.out
         if self.closed:
             return
+        if reactor.leash is not None and reactor.leash.is_silenced():
+            reactor.silenced[self] = None
+            return
         marks = self.marks
         if marks is None:
             marks = self.marks = deque()
