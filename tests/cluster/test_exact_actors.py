@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,24 @@ def test_a_life_on_a_node_that_is_taken_for_dead_answers_nobody(start_cluster: S
     finally:
         os.kill(frozen.pid, signal.SIGCONT)
     assert get([log.append.remote(i) for i in range(30, 40)]) == list(range(31, 41))
+    assert get(log.all.remote()) == list(range(40))
+
+
+def test_actors_leave_a_node_that_drains(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(2))}
+    cluster.connect(log_to_driver=False)
+    log = Log.remote()
+    assert get([log.append.remote(i) for i in range(10)]) == list(range(1, 11))
+    left = nodes[get(log.node.remote())]
+    current().call("gcs.drain_node", {"node_id": bytes.fromhex(left.node_id), "deadline_s": SOON_S, "reason": "a test"})
+    refs = [log.append.remote(i) for i in range(10, 40)]
+    assert get(refs) == list(range(11, 41))
+    assert get(log.node.remote()) != left.node_id
+    deadline = time.monotonic() + 10
+    while left.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left.is_alive(), "long before its deadline"
     assert get(log.all.remote()) == list(range(40))
 
 

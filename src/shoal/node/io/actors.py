@@ -422,6 +422,12 @@ class Actors:
 
     # ---------------------------------------------------------------- lives
 
+    def leave(self, reason: str) -> None:
+        """The node takes nothing new and is to be empty: actors whose state is kept go on elsewhere at once."""
+        for placed in list(self._placed.values()):
+            if placed.worker is not None and placed.worker.recoverable:
+                self._pool.kill(placed.worker, f"moved: its node leaves ({reason})")
+
     def subscribers_of(self, worker: Worker) -> list[bytes]:
         """Who follows the actor that lives in `worker`."""
         followed = self._followed.get(worker.actor_id)

@@ -633,6 +633,7 @@ class NodeDaemon:
             self.leases.foreign.on_placed(message)
         elif kind is DrainNode and self.cluster is not None:
             self.cluster.drain(message, self._what_keeps_it, self.end)
+            self.actors.leave(message.reason)
 
     def _on_gcs_connected(self) -> None:
         self.gcs_process.answered()

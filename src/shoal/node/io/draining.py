@@ -6,7 +6,9 @@ Design: the scheduler refuses what waits (others are asked for it) and ends leas
 leases, actors and drivers, and other nodes refer to nothing that lies here; or until the deadline, when it leaves all the same: then tasks are
 retried and actors restarted elsewhere, as after a death.
 
-What it does not do: move actors or objects; decide where anything goes.
+Actors with checkpoints leave at once (`actors.leave`): their log is in the GCS, and their next life goes on elsewhere. Others stay until they end.
+
+What it does not do: move objects; decide where anything goes.
 """
 
 from __future__ import annotations
