@@ -29,18 +29,19 @@ MARK = "SHOAL_MANY_NODES"  #: all processes that come of this one inherit it
 
 
 @shoal.remote(num_cpus=1)
-def child(number: int, actor: Any) -> tuple[int, str]:
+def child(number: int, actor: Any, seconds: float) -> tuple[int, str]:
     """A leaf: twice its number, and where it ran."""
+    time.sleep(seconds)
     if actor is not None:
         shoal.get(actor.add.remote(1))
     return 2 * number, shoal.get_runtime_context().get_node_id()
 
 
 @shoal.remote(num_cpus=1)
-def parent(number: int, actors: list[Any]) -> tuple[int, Counter[str]]:
+def parent(number: int, actors: list[Any], seconds: float) -> tuple[int, Counter[str]]:
     """The sum of what its children return, and where they and it ran."""
     handle = actors[number // 10 % len(actors)] if actors and number % 10 == 0 else None
-    results = shoal.get([child.remote(number + index, handle) for index in range(CHILDREN)])
+    results = shoal.get([child.remote(number + index, handle, seconds) for index in range(CHILDREN)])
     places = Counter(place for _, place in results)
     places[shoal.get_runtime_context().get_node_id()] += 1
     return sum(value for value, _ in results), places
@@ -63,8 +64,8 @@ class Tally:
         return str(shoal.get_runtime_context().get_node_id())
 
 
-def work(tasks: int, actors: int) -> dict[str, Any]:
-    """Run the tasks; what became of them.
+def work(tasks: int, actors: int, leaf_s: float) -> dict[str, Any]:
+    """Run the tasks, whose leaves take `leaf_s`; what became of them.
 
     Raises:
         AssertionError: a result is wrong.
@@ -75,7 +76,7 @@ def work(tasks: int, actors: int) -> dict[str, Any]:
     shared = shoal.put(tallies)
     begun = time.perf_counter()
     places: Counter[str] = Counter()
-    refs = [parent.remote(number, shared) for number in range(parents)]
+    refs = [parent.remote(number, shared, leaf_s) for number in range(parents)]
     for number, (total, ran) in enumerate(shoal.get(refs, timeout=TIMEOUT_S)):
         assert total == sum(2 * (number + index) for index in range(CHILDREN)), number
         places += ran
@@ -112,7 +113,7 @@ def left_behind(folders: list[str], within_s: float = 10.0) -> list[str]:
         time.sleep(0.1)
 
 
-def measure(nodes: int, tasks: int, actors: int) -> dict[str, Any]:
+def measure(nodes: int, tasks: int, actors: int, leaf_s: float = 0.0) -> dict[str, Any]:
     """All of it, once."""
     os.environ[MARK] = os.urandom(8).hex()
     begun = time.perf_counter()
@@ -122,7 +123,7 @@ def measure(nodes: int, tasks: int, actors: int) -> dict[str, Any]:
         started_s = time.perf_counter() - begun
         folders = [node.session_dir for node in cluster.nodes]
         cluster.connect(log_to_driver=False)
-        found = work(tasks, actors)
+        found = work(tasks, actors, leaf_s)
         begun = time.perf_counter()
     finally:
         cluster.shutdown()

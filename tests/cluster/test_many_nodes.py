@@ -26,9 +26,10 @@ def many_nodes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_six_nodes(many_nodes: ModuleType) -> None:
-    found = many_nodes.measure(nodes=6, tasks=3000, actors=12)
-    assert found["tasks"] == 3000
-    assert found["actor_calls"] == 270
+    # Leaves that take a while: short ones a quick node may well serve alone.
+    found = many_nodes.measure(nodes=6, tasks=880, actors=12, leaf_s=0.03)
+    assert found["tasks"] == 880
+    assert found["actor_calls"] == 81
     assert found["nodes_that_ran_tasks"] == 6
     assert found["nodes_with_actors"] > 1
     assert found["left_behind"] == []

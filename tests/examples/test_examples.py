@@ -123,6 +123,14 @@ by its id: right
 by labels: left
 shorter: left
 """,
+    "13_fault_tolerance.py": r"""
+done at the second attempt
+planned by the dead: \[1, 2\]
+every call counted once: True
+balances: \[-200, 200\]
+step 42
+checkpoint_interval is for actors with plain methods that run one at a time, .*; Waiter has async methods
+""",
     "14_rl.py": r"""
 evolution balances the pole: True
 resumed at the same generation: True
