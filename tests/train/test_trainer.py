@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,11 @@ from shoal import train  # noqa: E402
 TWO = train.ScalingConfig(num_workers=2)
 
 
+def bare(model: Any) -> Any:
+    """The model itself: a gang of one has no wrapper around it, and its checkpoint is for any gang."""
+    return getattr(model, "module", model)
+
+
 def fit_line(config: dict[str, Any]) -> None:
     """Learns y = 3x - 1 in steps; a checkpoint each; perhaps dies in the middle, once."""
     shard = train.get_dataset_shard("train")
@@ -27,7 +34,7 @@ def fit_line(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder, "state.pt"))
         begin = state["step"] + 1
-        model.load_state_dict(state["model"])
+        bare(model).load_state_dict(state["model"])
     x, y = torch.tensor(np.array(shard["x"])), torch.tensor(np.array(shard["y"]))
     for step in range(begin, config["steps"]):
         marker = config.get("die_at", {}).get(step)
@@ -36,13 +43,14 @@ def fit_line(config: dict[str, Any]) -> None:
             os._exit(7)
         if step == config.get("raise_at") and rank == 1:
             raise ValueError("the data are spoilt")
+        time.sleep(config.get("pause_s", 0.0))
         loss = (model(x) - y).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         folder = Path(config["folder"], f"own-{os.getpid()}")
         folder.mkdir(exist_ok=True)
-        torch.save({"step": step, "model": model.state_dict()}, folder / "state.pt")
+        torch.save({"step": step, "model": bare(model).state_dict()}, folder / "state.pt")
         saved = train.Checkpoint.from_directory(folder) if rank == 0 else None
         train.report(
             {"loss": float(loss), "step": step, "world": train.get_context().get_world_size()}, checkpoint=saved
@@ -109,3 +117,17 @@ def test_a_smaller_gang_begins_when_there_is_no_room(shoal_shared: ModuleType, t
 def test_one_worker_needs_no_group(shoal_shared: ModuleType, tmp_path: Path) -> None:
     result = trainer(tmp_path, train.ScalingConfig(num_workers=1)).fit()
     assert result.metrics["world"] == 1 and result.metrics["step"] == 7
+
+
+def test_a_small_gang_grows_when_there_is_room(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    class Blocker:
+        pass
+
+    blocker = shoal_shared.remote(num_cpus=3)(Blocker).options(num_cpus=3).remote()
+    shoal_shared.get(blocker.__shoal_ready__.remote())
+    threading.Timer(2.0, shoal_shared.kill, [blocker]).start()
+    scaling = train.ScalingConfig(num_workers=2, min_workers=1, place_timeout_s=30)
+    result = trainer(tmp_path, scaling, steps=400, pause_s=0.02).fit()
+    worlds = [row["world"] for row in result.history]
+    assert worlds[0] == 1 and worlds[-1] == 2 and result.restarts == 1
+    assert [row["step"] for row in result.history] == list(range(400)), "nothing is done twice or left out"
