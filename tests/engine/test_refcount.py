@@ -399,6 +399,17 @@ def test_the_maker_has_left(value: Any, freed: None) -> None:
     assert shoal.get(nested[0], timeout=10) == value
 
 
+def test_a_maker_that_leaves_has_said_all_it_had_to_say(freed: None) -> None:
+    value = b"b" * 3_000_000  # the task's code, which goes to the node with the ref
+
+    @shoal.remote(max_calls=1, max_retries=0)
+    def make_and_leave() -> Any:
+        return [shoal.put(value)]
+
+    nested = shoal.get(make_and_leave.remote(), timeout=30)
+    assert shoal.get(nested[0], timeout=30) == value
+
+
 @values
 def test_the_maker_leaves_while_its_task_runs(value: Any, freed: None) -> None:
     @shoal.remote(max_calls=1)

@@ -574,6 +574,7 @@ class Executor:
             if daemon is not None:
                 daemon.send_now(WorkerExiting(f"the task called sys.exit({error.code!r})"))
         self.reactor.wait_confirmed(REPLIES_WITHHELD_S)
+        self.reactor.wait_written(REPLIES_WITHHELD_S)
         exit_process(code)
         raise AssertionError("unreachable")
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 PARK_AFTER_TICKS = 20
 QUIET_TICK_S = 0.5  #: between ticks while a thread leads and nothing needs them
 LOCK_LOOK_S = 0.01  #: a leader that waits for the lock looks so often whether it must give up the lead
+WRITTEN_LOOK_S = 0.01  #: a process that exits looks so often whether all is written
 STOP_PATIENCE_S = 1.0  #: for the reading thread to leave; if it does not, two file descriptors stay open
 
 Handler = Callable[["Connection", Any], None]
@@ -505,6 +506,18 @@ class Reactor:
                 connection.dirty = False
                 if connection.out and not connection.stalled:
                     connection.flush()
+
+    def wait_written(self, timeout_s: float) -> None:
+        """Wait until the kernel has taken everything that was sent, at most so long: what still stands in a buffer when a process exits is lost."""
+        deadline = perf_counter() + timeout_s
+        while not self.stopping:
+            self.flush_dirty()
+            with self.lock:
+                unwritten = any(connection.out for connection in self.connections.values())
+            now = perf_counter()
+            if not unwritten or now >= deadline:
+                return
+            self.wait(Waiter(), min(deadline, now + WRITTEN_LOOK_S))
 
     # ------------------------------------------------------------ background
 

@@ -34,6 +34,7 @@ from shoal.wire.framing import decoder_of
 decoder_of(ToRuntime)  # in the zygote, once: making it takes 2 ms
 HANDOVER_TIMEOUT_S = 1.0
 CONFIRMED_WITHIN_S = 5.0  #: a worker that leaves waits so long for holds on other nodes' objects to count
+WRITTEN_WITHIN_S = 10.0  #: and for the kernel to take its results, and what it leaves to its node
 LISTEN_BACKLOG = 4096  #: callers that may knock while nobody here reads
 NAME_MARKER = "\x01shoal:name:"
 
@@ -52,6 +53,7 @@ def run_worker(start: WorkerStart) -> int:
         executor.run()
         runtime.reactor.wait_confirmed(CONFIRMED_WITHIN_S)  # the last replies may wait for it
         atexit._run_exitfuncs()  # what users registered; the daemon ends it if it takes too long
+        runtime.reactor.wait_written(WRITTEN_WITHIN_S)
     finally:
         for path in (address, handover_path(address)):
             try:
