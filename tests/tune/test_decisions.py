@@ -159,13 +159,24 @@ def test_stop_rule_and_pause() -> None:
 
     machine = make(scheduler=Pauses())
     one = begin(machine)
-    assert machine.handle(reported(one, 1, "c1")) == [Release(one.trial_id)]
+    assert machine.handle(reported(one, 1, "c1")) == [Release(one.trial_id, save=True)]
     assert one.status == PAUSED and machine.waiting(PAUSED) is one
 
 
-def test_replaying_the_journal_gives_the_same_experiment() -> None:
+SCHEDULERS = {
+    "asha": lambda: tune.ASHAScheduler(max_t=9, reduction_factor=3),
+    "hyperband": lambda: tune.HyperBandScheduler(max_t=9, reduction_factor=3),
+    "median": lambda: tune.MedianStoppingRule("training_iteration", grace_period=2),
+    "pbt": lambda: tune.PopulationBasedTraining(
+        "training_iteration", perturbation_interval=2, hyperparam_mutations={"x": tune.uniform(0, 1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_replaying_the_journal_gives_the_same_experiment(kind: str) -> None:
     dice = random.Random(3)
-    machine = make(30, properties(tune.ASHAScheduler(max_t=9, reduction_factor=3)), max_failures=1)
+    machine = make(30, properties(SCHEDULERS[kind]()), max_failures=1)
     lines = []
     running: list[Trial] = []
 
@@ -173,29 +184,50 @@ def test_replaying_the_journal_gives_the_same_experiment() -> None:
         machine.handle(event)
         lines.append(journal.encode(event))
 
-    for _ in range(400):
+    for _ in range(2000):
         event = machine.create() if len(running) < 3 else None
         if event is not None:
             happen(event)
             happen(events.TrialStarted(event.trial_id))
             running.append(machine.trials[event.trial_id])
+        while (verdict := machine.judge(not running)) is not None:
+            happen(verdict)
+        paused = machine.waiting(PAUSED)
+        if paused is not None and len(running) < 3:
+            running.append(paused)
         if not running:
             break
         one = dice.choice(running)
-        if one.status == PENDING:
+        if one.status in (PENDING, PAUSED):
             happen(events.TrialStarted(one.trial_id))
         elif dice.random() < 0.1:
             happen(events.TrialFailed(one.trial_id, "oops"))
         else:
             step = one.last_result.get("training_iteration", 0) + 1
-            happen(reported(one, step, f"c{step}" if step % 2 else None, score=dice.random()))
-        running = [each for each in running if each in machine.unfinished()]
-    again = make(30, properties(tune.ASHAScheduler(max_t=9, reduction_factor=3)), max_failures=1)
+            event = reported(one, step, f"c{step}" if step % 2 else None, score=dice.random())
+            event.result["time_total_s"] = step
+            happen(event)
+            if one.status == PAUSED and dice.random() < 0.5:
+                happen(events.TrialSaved(one.trial_id, f"s{step}"))
+        running = [each for each in running if each in machine.unfinished() and each.status != PAUSED]
+    again = make(30, properties(SCHEDULERS[kind]()), max_failures=1)
     for line in lines:
         again.handle(journal.decode(line))
     assert len(machine.trials) == 30
     assert again.trials == machine.trials
-    assert again.scheduler._brackets == machine.scheduler._brackets  # type: ignore[attr-defined]
+    assert vars_of(again.scheduler) == vars_of(machine.scheduler)
+
+
+def vars_of(scheduler) -> str:
+    """All that a scheduler remembers, dice and lambdas aside."""
+    return repr({name: _plain(value) for name, value in vars(scheduler).items() if name not in ("_dice", "mutations")})
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    slots = getattr(type(value), "__slots__", None)
+    return {name: getattr(value, name) for name in slots} if slots and not isinstance(value, (str, int)) else value
 
 
 def test_optuna_is_rebuilt_from_trials() -> None:
@@ -251,3 +283,102 @@ def test_limiter_and_points() -> None:
     assert limited.suggest("t1", 1) is None
     limited.complete("t0", {"a": 1})
     assert isinstance(limited.suggest("t1", 1), dict)
+
+
+def race(scheduler, samples: int, places: int, seed: int) -> Experiment:
+    """Run a machine to its end as the controller would, `places` trials at once, whose results come in any order."""
+    dice = random.Random(seed)
+    machine = make(samples, properties(scheduler))
+    running: list[Trial] = []
+    while True:
+        while len(running) < places:
+            one = machine.waiting(PENDING)
+            if one is None:
+                while (verdict := machine.judge(False)) is not None:
+                    machine.handle(verdict)
+                one = machine.waiting(PAUSED)
+            if one is None:
+                event = machine.create()
+                if event is not None:
+                    machine.handle(event)
+                    one = machine.trials[event.trial_id]
+            if one is None and not running:
+                while (verdict := machine.judge(True)) is not None:
+                    machine.handle(verdict)
+                one = machine.waiting(PAUSED)
+            if one is None:
+                break
+            machine.handle(events.TrialStarted(one.trial_id))
+            running.append(one)
+        if not running:
+            return machine
+        one = dice.choice(running)
+        step = one.last_result.get("training_iteration", 0) + 1
+        effects = machine.handle(reported(one, step, f"c{step}", score=one.config["x"]))
+        if not isinstance(effects[0], Proceed):
+            running.remove(one)
+
+
+def lengths(machine: Experiment) -> list[int]:
+    return sorted((one.last_result["training_iteration"] for one in machine.trials.values()), reverse=True)
+
+
+@pytest.mark.parametrize("places", [1, 2, 5, 50])
+def test_successive_halving_halves_exactly_and_keeps_the_best(places: int) -> None:
+    machine = race(tune.SuccessiveHalvingScheduler(max_t=9, reduction_factor=3), 18, places, seed=places)
+    assert lengths(machine) == [9] * 2 + [3] * 4 + [1] * 12
+    assert not machine.unfinished() and all(one.last_result["done"] for one in machine.trials.values())
+    best = sorted(machine.trials.values(), key=lambda one: -one.config["x"])[:2]
+    assert [one.last_result["training_iteration"] for one in best] == [9, 9]
+
+
+@pytest.mark.parametrize("places", [1, 3, 40])
+def test_hyperband_has_the_brackets_of_its_paper(places: int) -> None:
+    # R = 9, eta = 3: 9 trials from 1, 5 from 3, 3 from 9; then the first bracket again, which stays with the one trial left.
+    machine = race(tune.HyperBandScheduler(max_t=9, reduction_factor=3), 9 + 5 + 3 + 1, places, seed=places)
+    assert lengths(machine) == sorted([9] + [3] * 2 + [1] * 6 + [9] + [3] * 4 + [9] * 3 + [9], reverse=True)
+    shapes = [tune.HyperBandScheduler(max_t=81, reduction_factor=3)]
+    for _ in range(5):  # the table of the paper: n and r for R = 81, eta = 3
+        shapes[0]._brackets.append(shapes[0]._next_bracket())
+    table = [(one.size, one.milestones[0] if one.milestones else 81) for one in shapes[0]._brackets]
+    assert table == [(81, 1), (34, 3), (15, 9), (8, 27), (5, 81)]
+
+
+def test_a_rung_waits_for_failed_trials_and_passes_over_lost_ones() -> None:
+    machine = make(3, properties(tune.SuccessiveHalvingScheduler(max_t=4, reduction_factor=3)), max_failures=1)
+    first, second, third = begin(machine), begin(machine), begin(machine)
+    assert machine.create() is None and machine.exhausted
+    assert machine.handle(reported(first, 1, "c1", score=1)) == [Release(first.trial_id, save=True)]
+    machine.handle(reported(second, 1, score=2))  # without a checkpoint: it will begin again
+    assert machine.judge(False) is None and machine.waiting(PAUSED) is None
+    machine.handle(events.TrialFailed(first.trial_id, "could not be saved"))  # while it paused
+    machine.handle(events.TrialFailed(third.trial_id, "oops", fatal=True))
+    assert first.status == PENDING and machine.judge(False) is None
+    machine.handle(events.TrialStarted(first.trial_id))
+    machine.handle(reported(first, 2, "c2", score=1))
+    verdict = machine.judge(False)
+    assert verdict == events.TrialsJudged([second.trial_id], [first.trial_id])
+    machine.handle(verdict)
+    assert first.status == TERMINATED and machine.waiting(PAUSED) is second
+    assert second.last_result["training_iteration"] == 1
+    machine.handle(events.TrialSaved(second.trial_id, "late"))
+    assert second.restore_from is not None and second.restore_from.path == "late"
+    machine.handle(events.TrialStarted(second.trial_id))
+    assert machine.handle(reported(second, 2)) == [Proceed(second.trial_id)]
+    assert machine.handle(reported(second, 4)) == [Release(second.trial_id)]
+
+
+def test_hyperband_does_not_wait_for_trials_that_cannot_come() -> None:
+    """A searcher that gives two configurations and wants results first: the open bracket of nine is closed with two."""
+    searcher = tune.ConcurrencyLimiter(tune.BasicVariantGenerator(random_state=1), 2)
+    searcher.set_search_properties("score", "max", {"x": tune.uniform(0, 1)}, 9)
+    scheduler = properties(tune.HyperBandScheduler(max_t=9, reduction_factor=3))
+    machine = Experiment(searcher, scheduler, Rules("score", "max"), "e")
+    for score in (1.0, math.nan):
+        machine.handle(reported(begin(machine), 1, "c", score=score))
+    assert machine.create() is None and not machine.exhausted
+    assert machine.judge(False) is None
+    verdict = machine.judge(True)
+    assert verdict == events.TrialsJudged(["e_00000"], ["e_00001"])
+    machine.handle(verdict)
+    assert machine.create() is not None  # of the next bracket

@@ -172,6 +172,41 @@ def test_asha_ends_most_trials_early(tmp_path) -> None:
     assert grid.get_best_result().metrics["training_iteration"] == 16
 
 
+class Runner(tune.Trainable):
+    """Runs at its own pace; its distance must survive every pause."""
+
+    def setup(self, config):
+        self.distance = 0.0
+
+    def step(self):
+        self.distance += self.config["pace"]
+        return {"distance": self.distance, "loss": -self.config["pace"]}
+
+    def save_checkpoint(self, checkpoint_dir):
+        Path(checkpoint_dir, "distance").write_text(str(self.distance))
+
+    def load_checkpoint(self, checkpoint):
+        self.distance = float(Path(checkpoint, "distance").read_text())
+
+
+def test_hyperband_pauses_trials_and_goes_on_with_the_best(tmp_path) -> None:
+    scheduler = tune.HyperBandScheduler(max_t=9, reduction_factor=3)
+    space = {"pace": tune.grid_search([3, 1, 9, 2, 8, 4, 6, 5, 7])}
+    grid = search(Runner, space, tmp_path, scheduler=scheduler).fit()
+    assert grid.num_errors == 0, grid.errors
+    steps = {one.config["pace"]: one.metrics["training_iteration"] for one in grid}
+    assert steps == {9: 9, 8: 3, 7: 3, **dict.fromkeys(range(1, 7), 1)}
+    assert all(one.metrics["distance"] == pace * steps[pace] for one in grid for pace in [one.config["pace"]])
+
+
+def test_functions_without_checkpoints_begin_again_after_a_pause(tmp_path) -> None:
+    scheduler = tune.SuccessiveHalvingScheduler(max_t=4, reduction_factor=2)
+    grid = search(parabola, {"x": tune.grid_search([3, 5, 4, 9])}, tmp_path, scheduler=scheduler).fit()
+    assert grid.num_errors == 0, grid.errors
+    assert [len(one.history) for one in grid] == [3, 1, 2, 1]
+    assert [row["training_iteration"] for row in grid[0].history] == [1, 2, 3]
+
+
 def test_population_based_training_improves_the_worst(tmp_path) -> None:
     class Climber(tune.Trainable):
         def setup(self, config):

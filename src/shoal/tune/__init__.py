@@ -18,6 +18,7 @@ from __future__ import annotations
 from shoal.tune.callbacks import Callback, CSVLoggerCallback, JsonLoggerCallback, LoggerCallback
 from shoal.tune.checkpoint import Checkpoint, CheckpointError
 from shoal.tune.context import TrialContext, get_checkpoint, get_context, report
+from shoal.tune.hyperband import HyperBandScheduler, SuccessiveHalvingScheduler
 from shoal.tune.optuna_search import OptunaSearch
 from shoal.tune.results import Result, ResultGrid, TrialError
 from shoal.tune.schedulers import (
@@ -61,6 +62,7 @@ __all__ = [
     "ConcurrencyLimiter",
     "FIFOScheduler",
     "FailureConfig",
+    "HyperBandScheduler",
     "JsonLoggerCallback",
     "LoggerCallback",
     "MaximumIterationStopper",
@@ -72,6 +74,7 @@ __all__ = [
     "RunConfig",
     "Searcher",
     "Stopper",
+    "SuccessiveHalvingScheduler",
     "TimeoutStopper",
     "Trainable",
     "TrialContext",

@@ -160,14 +160,26 @@ class Controller:
 
     def _next_trial(self) -> Trial | None:
         """Who is next: trials that wait for a start, new ones, paused ones. It stays the next until it is started."""
-        waiting = self.experiment.waiting(PENDING)
-        if waiting is not None:
-            return waiting
+        leaving = {slot.trial_id for slot in self._slots if slot.trial_id is not None}
+        trial = self.experiment.waiting(PENDING, leaving)
+        if trial is None and self.experiment.scheduler.resumes_first:
+            trial = self._resumed(leaving, no_more=False)
+        if trial is not None:
+            return trial
         event = self.experiment.create()
         if event is not None:
             self._apply(event)
             return self.experiment.trials[event.trial_id]
-        return self.experiment.waiting(PAUSED)
+        # Where nothing runs either, trials that wait for others to join them would wait for ever.
+        return self._resumed(leaving, no_more=not self._calls)
+
+    def _resumed(self, leaving: set[str], no_more: bool) -> Trial | None:
+        """The paused trial that goes on next, after the verdicts that are due."""
+        while (event := self.experiment.judge(no_more)) is not None:
+            self._apply(event)
+            for trial_id in event.end:
+                self._tell("on_trial_complete", self.experiment.trials[trial_id])
+        return self.experiment.waiting(PAUSED, leaving)
 
     def _options(self, trial: Trial) -> dict[str, Any]:
         """The actor's options for a trial; ValueError if it can never be placed."""
@@ -260,10 +272,14 @@ class Controller:
             self._fail(trial, str(error), error, lost_checkpoint=isinstance(error, CheckpointError))
             return
         if kind == "release":
-            if answer:
+            ended, checkpoint = answer
+            if ended:
                 self._idle(slot)
             else:  # its function does not end
                 self._discard(slot)
+            if checkpoint is not None:
+                self._apply(events.TrialSaved(trial.trial_id, checkpoint))
+                self._saved(trial, checkpoint)
             return
         result, checkpoint, finished = answer
         if finished:
@@ -290,12 +306,16 @@ class Controller:
                 self._release(slot)
             return
         if checkpoint is not None:
-            self._prune(trial)
-            self._tell("on_checkpoint", trial, checkpoint=checkpoint)
+            self._saved(trial, checkpoint)
         self._tell("on_trial_result", trial, result=result)
         if trial.status == TERMINATED:
             self._tell("on_trial_complete", trial)
         self._perform(effects, slot)
+
+    def _saved(self, trial: Trial, checkpoint: str) -> None:
+        """A trial has a further checkpoint."""
+        self._prune(trial)
+        self._tell("on_checkpoint", trial, checkpoint=checkpoint)
 
     def _fail(
         self, trial: Trial, text: str, error: BaseException, fatal: bool = False, lost_checkpoint: bool = False
@@ -327,13 +347,13 @@ class Controller:
             if isinstance(effect, Proceed):
                 self._calls[slot.actor.proceed.remote()] = (slot, "result")
             elif isinstance(effect, Release):
-                self._release(slot)
+                self._release(slot, effect.save)
             else:
                 assert isinstance(effect, StopAll)
 
-    def _release(self, slot: Slot) -> None:
-        """Take a trial that has not ended from its runner."""
-        self._calls[slot.actor.release.remote()] = (slot, "release")
+    def _release(self, slot: Slot, save: bool = False) -> None:
+        """Take a trial that has not ended from its runner. `save`: a class trainable, as it is."""
+        self._calls[slot.actor.release.remote(save)] = (slot, "release")
 
     def _idle(self, slot: Slot) -> None:
         """A runner is free."""

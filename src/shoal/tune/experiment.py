@@ -8,11 +8,11 @@ written into the event (`decision`), so a replay repeats the decisions even wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.tune.schedulers import Continue, Decision, Exploit, Pause, Stop, TrialScheduler
+from shoal.tune.schedulers import Continue, Decision, Exploit, Pause, Stop, TrialScheduler, Verdict
 from shoal.tune.search import FINISHED, Searcher
 from shoal.tune.trial import ERROR, PAUSED, PENDING, RUNNING, TERMINATED, UNFINISHED, CheckpointRecord, Trial
 
@@ -42,6 +42,22 @@ class TrialReported:
     checkpoint: str | None = None
     finished: bool = False
     decision: list[Any] | None = None  #: filled in by the machine
+
+
+@dataclass(slots=True)
+class TrialSaved:
+    """A trial that paused was saved as its last result left it."""
+
+    trial_id: str
+    checkpoint: str
+
+
+@dataclass(slots=True)
+class TrialsJudged:
+    """Paused trials were compared by the scheduler: some go on, the others end."""
+
+    go_on: list[str]
+    end: list[str]
 
 
 @dataclass(slots=True)
@@ -88,6 +104,8 @@ Event = (
     TrialCreated
     | TrialStarted
     | TrialReported
+    | TrialSaved
+    | TrialsJudged
     | TrialFinished
     | TrialFailed
     | CheckpointDeleted
@@ -105,9 +123,10 @@ class Proceed:
 
 @dataclass(slots=True)
 class Release:
-    """Take the trial from its runner; it has ended, or waits for another start."""
+    """Take the trial from its runner; it has ended, or waits for another start. `save`: it is to go on from where it is."""
 
     trial_id: str
+    save: bool = False
 
 
 @dataclass(slots=True)
@@ -152,6 +171,8 @@ class Experiment:
             TrialCreated: self._created,
             TrialStarted: self._started,
             TrialReported: self._reported,
+            TrialSaved: self._saved,
+            TrialsJudged: self._judged,
             TrialFinished: self._finished,
             TrialFailed: self._failed,
             CheckpointDeleted: self._deleted,
@@ -178,10 +199,24 @@ class Experiment:
         self._asked = True
         return TrialCreated(trial_id, index, config)
 
-    def waiting(self, status: str) -> Trial | None:
-        """The next trial of those that wait for a place: the first pending one, the paused one that has had the least."""
-        found = [trial for trial in self._unfinished.values() if trial.status == status]
+    def judge(self, no_more: bool) -> TrialsJudged | None:
+        """The scheduler's next verdict on paused trials as an event, not handled yet. `no_more`: no trial can be created now."""
+        for verdict in self.scheduler.judge(no_more or self.exhausted):
+            # One that failed since then is on its way to where it was.
+            if all(self.trials[trial_id].status == PAUSED for trial_id in (*verdict.go_on, *verdict.end)):
+                return TrialsJudged(verdict.go_on, verdict.end)
+        return None
+
+    def waiting(self, status: str, leaving: Collection[str] = ()) -> Trial | None:
+        """The next trial of those that wait for a place: the first pending one, the paused one that has had the least.
+
+        `leaving`: trials whose last process has not let go of them yet.
+        """
+        found = [
+            trial for trial in self._unfinished.values() if trial.status == status and trial.trial_id not in leaving
+        ]
         if status == PAUSED:
+            found = [trial for trial in found if self.scheduler.may_resume(trial)]
             found.sort(key=lambda trial: (trial.last_result.get("time_total_s", 0.0), trial.index))
         return found[0] if found else None
 
@@ -213,12 +248,14 @@ class Experiment:
         if not self._asked:
             self.searcher.register(event.trial_id, event.index, event.config)
         self._asked = False
+        self.scheduler.on_add(trial)
         return []
 
     def _started(self, event: TrialStarted) -> list[Effect]:
         trial = self.trials[event.trial_id]
         trial.status = RUNNING
         trial.starts += 1
+        self._undo(trial)
         return []
 
     def _reported(self, event: TrialReported) -> list[Effect]:
@@ -240,10 +277,10 @@ class Experiment:
             event.result["done"] = True
             self._end(trial, TERMINATED)
             return [] if event.finished else [Release(trial.trial_id)]
-        if isinstance(decision, Pause) and trial.checkpoints:
+        if isinstance(decision, Pause):
             trial.status = PAUSED
-            trial.restore_from = trial.checkpoints[-1]
-            return [Release(trial.trial_id)]
+            trial.restore_from = trial.checkpoints[-1] if trial.checkpoints else None
+            return [Release(trial.trial_id, save=True)]
         if isinstance(decision, Exploit):
             trial.config = decision.config
             trial.restore_from = CheckpointRecord(decision.checkpoint, self._result_at(decision))
@@ -257,6 +294,21 @@ class Experiment:
             if record.path == decision.checkpoint:
                 return record.result
         return self.trials[decision.donor].last_result
+
+    def _saved(self, event: TrialSaved) -> list[Effect]:
+        trial = self.trials[event.trial_id]
+        trial.checkpoints.append(CheckpointRecord(event.checkpoint, trial.last_result))
+        trial.checkpoints_made += 1
+        if trial.status == PAUSED:
+            trial.restore_from = trial.checkpoints[-1]
+        return []
+
+    def _judged(self, event: TrialsJudged) -> list[Effect]:
+        self.scheduler.on_judged(Verdict(event.go_on, event.end))
+        for trial_id in event.end:
+            self.trials[trial_id].last_result["done"] = True
+            self._end(self.trials[trial_id], TERMINATED)
+        return []
 
     def _finished(self, event: TrialFinished) -> list[Effect]:
         trial = self.trials[event.trial_id]
@@ -279,9 +331,13 @@ class Experiment:
         return [StopAll(f"trial {trial.trial_id} failed and fail_fast is set")] if self.rules.fail_fast else []
 
     def _rewind(self, trial: Trial) -> None:
-        """Back to the last checkpoint, or the beginning: what was reported since is undone."""
+        """Back to the last checkpoint, or the beginning."""
         trial.status = PENDING
         trial.restore_from = trial.checkpoints[-1] if trial.checkpoints else None
+        self._undo(trial)
+
+    def _undo(self, trial: Trial) -> None:
+        """Forget what was reported after the checkpoint to start from: it will be reported again."""
         if trial.restore_from is None:
             trial.history = []
         elif trial.restore_from.result in trial.history:
@@ -292,6 +348,7 @@ class Experiment:
         del self._unfinished[trial.trial_id]
         if status == TERMINATED:
             trial.error_text = trial.error = None
+        self.scheduler.on_end(trial)
         self.searcher.complete(trial.trial_id, trial.last_result or None, error=status == ERROR)
 
     def _deleted(self, event: CheckpointDeleted) -> list[Effect]:

@@ -28,6 +28,8 @@ _KINDS: dict[str, type] = {
         events.TrialCreated,
         events.TrialStarted,
         events.TrialReported,
+        events.TrialSaved,
+        events.TrialsJudged,
         events.TrialFinished,
         events.TrialFailed,
         events.CheckpointDeleted,

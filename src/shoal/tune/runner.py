@@ -66,6 +66,7 @@ class Runner:
         """Begin a trial; its first result."""
         self._assignment = assignment
         self._steps = 0
+        self._saved_at = assignment.iteration if assignment.restore_path is not None else -1
         self._number = assignment.checkpoint_number
         self._elapsed = 0.0
         self._resumed = time.perf_counter()
@@ -99,8 +100,12 @@ class Runner:
         self._session.go.release()
         return self._listen()
 
-    def release(self) -> bool:
-        """End the trial. False: its function does not end, the process is of no further use."""
+    def release(self, save: bool = False) -> tuple[bool, str | None]:
+        """End the trial here. `save`: a class trainable goes on later, elsewhere.
+
+        Returns: whether the process can run another trial (False: the function does not end), and the path of the checkpoint, if one was made.
+        """
+        path = self._save() if save and self._object is not None and self._saved_at != self._object.iteration else None
         if self._object is not None and not _becomes_others(self._object):
             self._object.cleanup()
             self._object = None
@@ -110,9 +115,9 @@ class Runner:
             session.go.release()
             thread.join(RELEASE_GRACE_S)
             if thread.is_alive():
-                return False
+                return False, path
         self._forget()
-        return True
+        return True, path
 
     def _forget(self) -> None:
         """No trial runs here."""
@@ -190,15 +195,22 @@ class Runner:
         frequency = assignment.checkpoint_frequency
         path = None
         if (frequency and one.iteration % frequency == 0) or (finished and assignment.checkpoint_at_end):
-            folder = tempfile.mkdtemp(prefix="shoal-tune-")
-            try:
-                one.save_to(folder)
-                path = self._store(folder)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            path = self._save()
         if finished:
             self.release()
         return result, path, finished
+
+    def _save(self) -> str:
+        """A checkpoint of the object as it is; its path in the experiment's folder."""
+        assert self._object is not None
+        folder = tempfile.mkdtemp(prefix="shoal-tune-")
+        try:
+            self._object.save_to(folder)
+            path = self._store(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._saved_at = self._object.iteration
+        return path
 
     # ------------------------------------------------------------ both
 

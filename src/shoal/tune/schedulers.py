@@ -3,13 +3,14 @@
 Design: pure decisions. A scheduler sees the results in the order in which they came and answers each with one decision; it has no clock, and its
 dice come from its seed. An experiment that is resumed shows a fresh scheduler the same results again, so nothing of it is saved.
 
-How to extend: subclass `TrialScheduler` and write `on_result`.
+How to extend: subclass `TrialScheduler` and write `on_result`; who compares trials that wait for each other writes `judge` too (see `hyperband`).
 
-What it does not do: HyperBand's synchronous brackets (ASHA does the same job without waiting), PB2 and BOHB.
+What it does not do: PB2 and BOHB.
 """
 
 from __future__ import annotations
 
+import bisect
 import copy
 import math
 import random
@@ -49,10 +50,20 @@ class Exploit:
 Decision = Continue | Stop | Pause | Exploit
 
 
+@dataclass(slots=True)
+class Verdict:
+    """What becomes of paused trials that were compared with each other, by id."""
+
+    go_on: list[str]
+    end: list[str]
+
+
 class TrialScheduler:
     """What a scheduler does. `metric` and `mode` come from `TuneConfig` unless the scheduler has its own."""
 
     needs_metric = True
+    #: whether a paused trial that may go on comes before a new one
+    resumes_first = False
 
     def __init__(self, metric: str | None = None, mode: str | None = None) -> None:
         if mode not in (None, "min", "max"):
@@ -77,6 +88,23 @@ class TrialScheduler:
     def on_result(self, trial: Trial, result: dict[str, Any], trials: Iterable[Trial], others_wait: bool) -> Decision:
         """What becomes of `trial` after `result`. `trials`: all of them, this one with the result already; `others_wait`: for its place."""
         raise NotImplementedError
+
+    def on_add(self, trial: Trial) -> None:
+        """A trial was created."""
+
+    def on_end(self, trial: Trial) -> None:
+        """A trial has ended, however."""
+
+    def may_resume(self, trial: Trial) -> bool:
+        """Whether a paused trial may go on when there is a place for it."""
+        return True
+
+    def judge(self, no_more: bool) -> Iterable[Verdict]:
+        """Verdicts that are due on paused trials; nothing changes before `on_judged`. `no_more`: no trial will be created for now."""
+        return ()
+
+    def on_judged(self, verdict: Verdict) -> None:
+        """A verdict counts."""
 
     def checkpoint_frequency(self) -> int:
         """After how many steps a class trainable must save for this scheduler (0: never)."""
@@ -182,23 +210,53 @@ class MedianStoppingRule(TrialScheduler):
         self.time_attr = time_attr
         self.grace_period = grace_period
         self.min_samples_required = min_samples_required
-        self._scores: dict[str, list[tuple[float, float]]] = {}  #: trial id -> (time, score) of its results
+        self._curves: dict[str, _Curve] = {}  #: by trial id
 
     def on_result(self, trial: Trial, result: dict[str, Any], trials: Iterable[Trial], others_wait: bool) -> Decision:
         """See `TrialScheduler`."""
-        time, score = result[self.time_attr], self.score(result)
-        own = self._scores.setdefault(trial.trial_id, [])
-        own.append((time, score))
+        time = result[self.time_attr]
+        own = self._curves.setdefault(trial.trial_id, _Curve())
+        own.add(time, self.score(result))
         if time < self.grace_period:
             return Continue()
         averages = []
-        for trial_id, scores in self._scores.items():
-            until = [value for when, value in scores if when <= time and value > -math.inf]
-            if trial_id != trial.trial_id and until and scores[-1][0] >= self.grace_period:
-                averages.append(statistics.fmean(until))
+        for trial_id, curve in self._curves.items():
+            average = curve.average(time)
+            if trial_id != trial.trial_id and average is not None and curve.times[-1] >= self.grace_period:
+                averages.append(average)
         if len(averages) < self.min_samples_required:
             return Continue()
-        return Stop() if max(value for _, value in own) < statistics.median(averages) else Continue()
+        return Stop() if own.best[-1] < statistics.median(averages) else Continue()
+
+
+class _Curve:
+    """The scores of a trial over time, with what its average and its best up to any time take."""
+
+    __slots__ = ("best", "counts", "sums", "times")
+
+    def __init__(self) -> None:
+        self.times: list[float] = []  #: growing
+        self.sums: list[float] = []  #: of the scores so far that are numbers
+        self.counts: list[int] = []  #: of those scores
+        self.best: list[float] = []  #: the largest so far
+
+    def add(self, time: float, score: float) -> None:
+        """A further result; what a restart does again replaces what was there."""
+        known = bisect.bisect_left(self.times, time)
+        for column in (self.times, self.sums, self.counts, self.best):
+            del column[known:]
+        usable = score > -math.inf
+        self.sums.append((self.sums[-1] if self.sums else 0.0) + (score if usable else 0.0))
+        self.counts.append((self.counts[-1] if self.counts else 0) + usable)
+        self.best.append(max(score, self.best[-1]) if self.best else score)
+        self.times.append(time)
+
+    def average(self, time: float) -> float | None:
+        """Of the scores up to `time`; None without any."""
+        position = bisect.bisect_right(self.times, time) - 1
+        if position < 0 or not self.counts[position]:
+            return None
+        return self.sums[position] / self.counts[position]
 
 
 class PopulationBasedTraining(TrialScheduler):
