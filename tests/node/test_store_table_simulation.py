@@ -74,6 +74,7 @@ class World:
         self.pinned_oids: list[tuple[bytes, Place]] = []
         self.copies: dict[bytes, int] = {}  #: asked for and not freed: their sizes
         self.coming: set[bytes] = set()  #: of them, those without an answer to CopyAsked
+        self.kept: set[bytes] = set()  #: they were copies, and are originals
         self.receiving: dict[Place, tuple[bytes, int]] = {}  #: places that bytes from other nodes are written to
         self.count = 0
         self.closed: set[int] = set()
@@ -259,6 +260,15 @@ class World:
         self.feed(ev.CopiesFreed([oid], b"another"))
         self.feed(ev.CopiesFreed([oid], b"origin"))
 
+    def keep_copy(self, oid: bytes) -> None:
+        self.feed(ev.CopyKept(oid, b"somebody"))
+        row = self.table.row_of(oid)
+        if row is not None and not row.copy_of:
+            del self.copies[oid]
+            self.kept.add(oid)
+            self.feed(ev.CopiesFreed([oid], b"origin"))
+            assert self.table.row_of(oid) is row, "it does not end with what it was a copy of"
+
     def deliver(self, writer: Writer) -> None:
         if writer.outbox and self.rng.random() < 0.7:
             self.handle_in_daemon(writer.outbox.popleft())
@@ -373,7 +383,13 @@ class World:
             self.feed(ev.CopyAsked(oid, size, b"origin"))
         elif what < 0.75 and self.copies:
             self.free_copy(rng.choice(sorted(self.copies)))
-        elif what < 0.755 and len(alive) > 1:
+        elif what < 0.76 and self.copies:
+            self.keep_copy(rng.choice(sorted(self.copies)))
+        elif what < 0.77 and self.kept:
+            oid = rng.choice(sorted(self.kept))
+            self.asked.add(oid)
+            self.feed(ev.ResidencyAsked(oid))
+        elif what < 0.775 and len(alive) > 1:
             self.kill(writer)
         for each in list(self.writers.values()):
             self.deliver(each)
@@ -403,6 +419,10 @@ def test_no_memory_is_reused_while_it_is_read_and_everybody_is_answered(seed: in
         row = world.table.row_of(oid)
         assert row is not None and row.state == "resident" and row.version == 7
         world.free_copy(oid)
+    for oid in sorted(world.kept):
+        row = world.table.row_of(oid)
+        assert row is not None or world.disk_trouble, "only a bad disk loses one"
+        world.feed(ev.ObjectsFreed([(oid, False)]))
     for oid in sorted(world.owned):
         world.free(oid)
     world.settle(5.0)

@@ -75,6 +75,33 @@ def test_a_copy_is_read_pinned_and_freed_with_its_original(make_nodes: MakeNodes
     eventually(lambda: here.statistics().objects == 0)
 
 
+def test_a_kept_copy_outlives_its_original(make_nodes: MakeNodes) -> None:
+    origin, here = make_nodes(2)
+    writer = origin.local_process(b"writer")
+    value = noise(MB)
+    stored = put(origin, writer, value)
+    fetched: list[tuple[Stored | None, str]] = []
+    here.call(here.transfer.fetch, stored, lambda place, reason: fetched.append((place, reason)))
+    eventually(lambda: bool(fetched))
+    place, reason = fetched.pop()
+    assert place is not None and not reason
+    kept = here.call(here.shell.keep_copy, stored.oid, b"owner")
+    assert kept == place
+    writer.free(stored, shown=True)
+    eventually(lambda: origin.statistics().objects == 0)
+    assert here.call(here.shell.owned_by, b"owner") == [stored.oid]
+    here.call(here.transfer.fetch, stored, lambda place, reason: fetched.append((place, reason)))
+    assert fetched == [(place, "")], "it is here already"
+    assert here.bytes_of(place) == value
+    here.call(here.shell.free, [stored.oid])
+    eventually(lambda: here.statistics().objects == 0)
+    # Nothing is left to be kept.
+    assert here.call(here.shell.keep_copy, stored.oid, b"owner") is None
+    here.call(here.transfer.fetch, stored, lambda place, reason: fetched.append((place, reason)))
+    eventually(lambda: len(fetched) == 2)
+    assert fetched[1][0] is None and "not in the object store" in fetched[1][1]
+
+
 def test_broken_connections_cost_what_was_on_its_way(make_nodes: MakeNodes) -> None:
     origin, here = make_nodes(2)
     slow = origin.pump = Slow(60e6)

@@ -153,6 +153,14 @@ class CopyGivenUp:
 
 
 @dataclass(slots=True)
+class CopyKept:
+    """The copy is an original from now on: it is spilled, not dropped, and ends when `owner` or this node's directory frees it."""
+
+    oid: bytes
+    owner: bytes
+
+
+@dataclass(slots=True)
 class CopiesFreed:
     """The originals of these copies, on node `origin`, are gone; None: of all its copies, for it is dead."""
 
@@ -190,6 +198,7 @@ Event = (
     | CopyAsked
     | CopyArrived
     | CopyGivenUp
+    | CopyKept
     | CopiesFreed
     | WriterDied
     | Woken

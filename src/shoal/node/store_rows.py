@@ -5,6 +5,7 @@ What it does not do: change a row (`store_table` is the only one that does).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from shoal.protocol.limits import BLOCK_HEADER_BYTES, EVICTION_GRACE_S, SEGMENT_GROW_BYTES
@@ -101,6 +102,20 @@ class StoreTableStatistics:
     copied_bytes: int
 
 
+def store_statistics(rows: Collection[ObjectRow], **counts: int) -> StoreTableStatistics:
+    """What the rows tell, and what is counted elsewhere."""
+    spilled = [row for row in rows if row.state in (SPILLED, RESTORING)]
+    copies = [row for row in rows if row.copy_of]
+    return StoreTableStatistics(
+        objects=len(rows),
+        spilled_objects=len(spilled),
+        spilled_bytes=sum(row.size for row in spilled),
+        copies=len(copies),
+        copied_bytes=sum(row.size for row in copies),
+        **counts,
+    )
+
+
 def step_bytes(capacity_bytes: int) -> int:
     """How much budget a writer gets at a time, at least, if there is so much."""
     return page_floor(min(max(capacity_bytes // 16, GRANT_STEP_BYTES_MIN), SEGMENT_GROW_BYTES))
@@ -109,6 +124,11 @@ def step_bytes(capacity_bytes: int) -> int:
 def megabytes(size: int) -> str:
     """A size for users."""
     return f"{size / 1e6:.1f} MB"
+
+
+def too_large(capacity_bytes: int) -> str:
+    """Why there will never be room, for users."""
+    return f"the whole store has {megabytes(capacity_bytes)}; give it more with object_store_memory"
 
 
 def pinned_by_reader(

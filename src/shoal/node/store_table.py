@@ -50,9 +50,10 @@ from shoal.node.store_rows import (
     SegmentRow,
     SpaceRequest,
     StoreTableStatistics,
-    megabytes,
     pinned_by_reader,
     step_bytes,
+    store_statistics,
+    too_large,
     why_full,
 )
 from shoal.node.store_victims import choose_victims
@@ -147,10 +148,6 @@ class StoreTable:
         """All objects, to be read only."""
         return list(self._rows.values())
 
-    def owned_by(self, owner: bytes) -> list[bytes]:
-        """The ids of all stored objects that a process owns."""
-        return [row.oid for row in self._rows.values() if row.owner == owner and row.state != DYING]
-
     def is_written_by_live_writer(self, segment: int) -> bool:
         """Whether the segment's writer lives, so that it may be reusing freed blocks by itself."""
         row = self._segments.get(segment)
@@ -168,21 +165,15 @@ class StoreTable:
 
     def statistics(self) -> StoreTableStatistics:
         """What there is now; walks all objects."""
-        spilled = [row for row in self._rows.values() if row.state in (SPILLED, RESTORING)]
-        copies = [row for row in self._rows.values() if row.copy_of]
-        return StoreTableStatistics(
+        return store_statistics(
+            self._rows.values(),
             capacity_bytes=self.capacity_bytes,
             budget_bytes=self.capacity_bytes - self.available_bytes,
             resident_bytes=self.resident_bytes,
-            objects=len(self._rows),
-            spilled_objects=len(spilled),
-            spilled_bytes=sum(row.size for row in spilled),
             spills=self._spills,
             restores=self._restores,
             segments=len(self._segments),
             waiting=len(self._waiting),
-            copies=len(copies),
-            copied_bytes=sum(row.size for row in copies),
         )
 
     # ---------------------------------------------------------------- writers and budget
@@ -285,13 +276,11 @@ class StoreTable:
     def _on_objects_freed(self, event: ev.ObjectsFreed) -> None:
         for oid, taken in event.items:
             row = self.row_of(oid)
-            if row is not None and self.is_written_by_live_writer(row.segment):
-                self._free(row, taken)
-                continue
+            writer_lives = row is not None and self.is_written_by_live_writer(row.segment)
             if row is not None:
-                # Its writer died: the owner may mean what a retry has sealed, in a frame that is still to be read.
                 self._free(row, taken)
-            self._freed_early[oid] = self._now
+            if not writer_lives:  # the owner may mean what a retry has sealed, in a frame that is still to be read
+                self._freed_early[oid] = self._now
         while self._freed_early and next(iter(self._freed_early.values())) < self._now - EARLY_FREE_S:
             self._freed_early.popitem(last=False)
 
@@ -504,11 +493,14 @@ class StoreTable:
             self._await_grace(row, EVICTION_GRACE_S)
             return
         if block.readers or (row.copy_of and row.asked):
-            self._effects.append(ev.UnlistEvicting(row.segment, row.offset))
-            self._leave_eviction(row)
-            self._settle(row)
-            return
-        self._evict(row)
+            self._unmark(row)
+        else:
+            self._evict(row)
+
+    def _unmark(self, row: ObjectRow) -> None:
+        self._effects.append(ev.UnlistEvicting(row.segment, row.offset))
+        self._leave_eviction(row)
+        self._settle(row)
 
     def _evict(self, row: ObjectRow) -> None:
         """It is on disk, or a copy, and nobody reads it: its pages go."""
@@ -567,6 +559,14 @@ class StoreTable:
         self._drop(row)
         if row.asked:
             self._effects.append(ev.ReportAbsent(row.oid, False, "its transfer was given up"))
+
+    def _on_copy_kept(self, event: ev.CopyKept) -> None:
+        row = self.row_of(event.oid)
+        if row is None or not row.copy_of or row.state not in (RESIDENT, MARKED):
+            return
+        row.copy_of, row.owner = b"", event.owner
+        if row.state == MARKED:  # it was about to make room: it may not go without being written to disk
+            self._unmark(row)
 
     def _on_copies_freed(self, event: ev.CopiesFreed) -> None:
         oids = [row.oid for row in self._rows.values()] if event.oids is None else event.oids
@@ -656,10 +656,7 @@ class StoreTable:
                 continue
             if head.need > self.capacity_bytes:
                 self._waiting.popleft()
-                self._refuse(
-                    head,
-                    f"the whole store has {megabytes(self.capacity_bytes)}; give it more with object_store_memory",
-                )
+                self._refuse(head, too_large(self.capacity_bytes))
                 continue
             if not self._reclaim(head):
                 return
@@ -674,8 +671,7 @@ class StoreTable:
         granted = min(max(head.need, step_bytes(self.capacity_bytes)), page_floor(self.available_bytes))
         segment.budget += granted
         self._stuck_since = None
-        answer = SegmentBudget(head.request, segment.number, segment.end, granted)
-        self._effects.append(ev.SendToWriter(head.process, answer))
+        self._tell_budget(head, segment.number, segment.end, granted)
 
     def _deficit(self, head: SpaceRequest) -> int:
         """Bytes that `head` lacks and that are not yet on their way."""
@@ -774,8 +770,10 @@ class StoreTable:
                 self._effects.append(ev.ReportAbsent(row.oid, False, reason))
             return
         number = self._segment_of.get(head.process, 0)
-        capacity = self._segments[number].end if number else 0
-        self._effects.append(ev.SendToWriter(head.process, SegmentBudget(head.request, number, capacity, 0, reason)))
+        self._tell_budget(head, number, self._segments[number].end if number else 0, 0, reason)
+
+    def _tell_budget(self, head: SpaceRequest, *answer: Any) -> None:
+        self._effects.append(ev.SendToWriter(head.process, SegmentBudget(head.request, *answer)))
 
     _HANDLERS: dict[type[Any], Callable[[StoreTable, Any], None]] = {
         ev.BudgetAsked: _on_budget_asked,
@@ -794,6 +792,7 @@ class StoreTable:
         ev.CopyAsked: _on_copy_asked,
         ev.CopyArrived: _on_copy_arrived,
         ev.CopyGivenUp: _on_copy_given_up,
+        ev.CopyKept: _on_copy_kept,
         ev.CopiesFreed: _on_copies_freed,
         ev.WriterDied: _on_writer_died,
         ev.Woken: _on_woken,

@@ -199,7 +199,7 @@ class StoreShell:
 
     def owned_by(self, worker_id: bytes) -> list[bytes]:
         """The stored objects of an owner: when it dies, those that never escaped are freed by `free`."""
-        return self._table.owned_by(worker_id)
+        return [row.oid for row in self._table.rows() if row.owner == worker_id and row.state != DYING]
 
     # ---------------------------------------------------------------- other nodes
 
@@ -241,6 +241,12 @@ class StoreShell:
     def give_up_copy(self, place: ev.ReceiveCopy) -> None:
         """The copy will not become whole; nobody writes to its place any more."""
         self._feed(ev.CopyGivenUp(place.generation))
+
+    def keep_copy(self, oid: bytes, owner: bytes) -> Stored | None:
+        """Make a whole copy an original of this node, owned by `owner`; its place, or None when it is not in memory (any more)."""
+        self._feed(ev.CopyKept(oid, owner))
+        row = self._table.row_of(oid)
+        return self.place_of(oid) if row is not None and not row.copy_of else None
 
     def free_copies(self, oids: list[bytes] | None, origin: bytes) -> None:
         """The originals of these copies are gone; with None all those of a node, which is dead."""

@@ -133,6 +133,8 @@ class Transfer:
         self._said: dict[int, ev.ChunkRefused | ev.ChunkReferred] = {}
         self._places: dict[bytes, ReceiveCopy] = {}  #: of pulls that have room
         self._given_up: list[ReceiveCopy] = []  #: parts of them are still being sent
+        self._fetches = 0
+        self._fetching: dict[int, Callable[[Stored | None, str], None]] = {}  #: what this node wants for itself
         self._dropped: dict[bytes, list[bytes]] = {}  #: copies by origin, to be told of
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -196,6 +198,20 @@ class Transfer:
         priority = ev.ARGUMENT if message.for_task else ev.BACKGROUND if message.background else ev.GET
         self._feed(ev.PullAsked(process.worker_id, message.request, stored.oid, stored.size, node, priority))
 
+    def fetch(self, stored: Stored, then: Callable[[Stored | None, str], None]) -> None:
+        """Bring a value of another node here for the node itself, after what processes want; `then` gets its place here, or None and why not."""
+        cause = self._links.is_dead(stored.node)
+        if cause:
+            then(None, f"node {stored.node.hex()[:8]}, where it lies, is dead: {cause}")
+            return
+        self._fetches += 1
+        self._fetching[self._fetches] = then
+        row = self._store.row_of(stored.oid)
+        if (row is not None and row.state not in (COMING, RECEIVING)) or stored.node in (b"", self._node_id):
+            self._answer(ev.AnswerPull(b"", self._fetches, stored.oid))
+        else:
+            self._feed(ev.PullAsked(b"", self._fetches, stored.oid, stored.size, stored.node, ev.BACKGROUND))
+
     def process_died(self, process_id: bytes) -> None:
         """Nobody waits for what it wanted."""
         self._feed(ev.ProcessGone(process_id))
@@ -206,7 +222,7 @@ class Transfer:
         place = self._store.place_of(effect.oid)
         if place is not None:
             self._store.used(effect.oid)
-            self._send(effect.process, Answer(effect.request, {"stored": place}))
+            self._deliver(effect, place)
         else:
             self._run(self._answer_resident(effect))
 
@@ -216,10 +232,18 @@ class Transfer:
         except ShoalError as error:
             self._fail(ev.FailPull(effect.process, effect.request, effect.oid, _kind_of(error), str(error)))
         else:
+            self._deliver(effect, place)
+
+    def _deliver(self, effect: ev.AnswerPull, place: Stored) -> None:
+        if effect.process:
             self._send(effect.process, Answer(effect.request, {"stored": place}))
+        else:
+            self._fetching.pop(effect.request)(place, "")
 
     def _fail(self, effect: ev.FailPull) -> None:
-        if effect.request:
+        if not effect.process:
+            self._fetching.pop(effect.request)(None, effect.reason)
+        elif effect.request:
             text = f"object {effect.oid.hex()} cannot be brought to this node: {effect.reason}"
             self._send(effect.process, Answer(effect.request, None, [effect.kind, text]))
 
