@@ -15,6 +15,8 @@ import pytest
 
 import shoal
 from shoal import exceptions
+from shoal.protocol.messages import PushTasks
+from shoal.runtime import core
 
 pytestmark = [pytest.mark.usefixtures("shoal_session"), pytest.mark.timeout(60)]
 
@@ -273,6 +275,22 @@ def test_the_last_words_on_stderr_stand_in_the_error() -> None:
 
     with pytest.raises(exceptions.WorkerCrashedError, match="I see it coming"):
         fetch(crash.remote())
+
+
+def test_a_worker_that_cannot_handle_a_message_ends_and_its_tasks_run_elsewhere() -> None:
+    @shoal.remote
+    def spoil() -> None:
+        def raises(connection: object, message: object) -> None:
+            raise AssertionError("an invariant that does not hold")
+
+        core.current().reactor.handlers[PushTasks] = raises
+
+    @shoal.remote(max_retries=0)
+    def double(number: int) -> int:
+        return 2 * number
+
+    fetch(spoil.remote())
+    assert [fetch(ref) for ref in [double.remote(number) for number in range(50)]] == [2 * n for n in range(50)]
 
 
 # ---------------------------------------------------------------- timeouts

@@ -395,6 +395,19 @@ def test_garbage_ends_its_connection_and_nothing_else(reactor: Reactor, echo: Ec
     assert reactor.wait(echo.ask(0.0), perf_counter() + LONG_S)
 
 
+def test_a_handler_that_raises_ends_its_connection_so_that_nobody_waits_for_the_rest(
+    reactor: Reactor, echo: Echo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, end = socket.socketpair()
+    ended: list[Connection] = []
+    connection = reactor.add(mine, ended.append)
+    with end:
+        end.sendall(encode_frame(Answer(1 << 40, None)))  # which no call has asked for: the handler raises KeyError
+        assert reactor.wait(echo.ask(0.01), perf_counter() + LONG_S)
+    assert ended == [connection] and connection.closed
+    assert "mistake in shoal" in capsys.readouterr().err
+
+
 def test_a_callback_that_raises_ends_neither_the_reader_nor_the_wait(
     reactor: Reactor, echo: Echo, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,8 @@ class Reactor:
         self.is_active: Callable[[], bool] = lambda: False
         #: whether it can do without ticks, as long as somebody leads: a thousand tasks that wait for their children must cost nothing
         self.is_quiet: Callable[[], bool] = lambda: False
+        #: ends the process after a fault, where that helps (a worker's tasks run again elsewhere)
+        self.exit_on_fault: Callable[[], None] = lambda: None
         self._lead = threading.RLock()
         self._claimed = False  #: an event loop's thread leads for good
         self._inside = 0  #: waits begun under the lock, by finalizers: the leader makes room for them
@@ -476,7 +478,20 @@ class Reactor:
         except ProtocolError:
             self._ended(connection)
             return
+        except Exception:
+            self._on_fault(connection)
+            return
         self._take_back(connection, decoder)
+
+    def _on_fault(self, connection: Connection) -> None:
+        """A message was handled by half, which only a mistake in Shoal can bring about. Whoever waits for the rest of it must not wait for ever:
+        a worker ends, so that its tasks run elsewhere; any other process gives up who sent it, as if it had died."""
+        sys.stderr.write(
+            f"shoal: process {os.getpid()} could not handle a message; this is a mistake in shoal, please report it\n"
+        )
+        sys.excepthook(*sys.exc_info())
+        self.exit_on_fault()
+        self._ended(connection)
 
     def _take_back(self, connection: Connection, decoder: FrameDecoder[Any]) -> None:
         if decoder.is_empty() and connection.decoder is decoder:

@@ -70,6 +70,7 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
     executor = Executor(runtime)
     reactor.handlers[Shutdown] = lambda connection, message: exit_process(0)
     reactor.handlers[Hello] = _on_hello
+    reactor.exit_on_fault = lambda: exit_process(1)
 
     def on_submitter_closed(connection: Connection) -> None:
         executor.on_submitter_gone(connection)
