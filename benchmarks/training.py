@@ -1,11 +1,17 @@
 """Data-parallel training and allreduce, beside torchrun, one process and MPI (paper figures 12a and 13).
 
-    python benchmarks/training.py [--seconds 6] [--workers 2]
+    python benchmarks/training.py [--seconds 3] [--turns 3] [--workers 2] [--megabytes 10,100,1000] [--parts images,allreduce]
 
-Training: a network of three layers on images of 32 x 32 that are drawn anew, batches of 128 a worker. Images per second of one torch process with
-all cores, of torchrun with `--workers` processes of one thread each, of `shoal.train.TorchTrainer` with as many, and of the parameter server.
-Allreduce: 4 members, 10 and 100 MB of float32 (1 GB with --large); ours is `shoal.train.collective`, beside gloo under torchrun and mpi4py (left
-out without mpirun). One JSON line.
+Images: a network of four layers (0.6 M weights) on images of 32 x 32, batches of 128 a worker. Images per second of one torch process with all
+cores, of torchrun with `--workers` processes of one thread each, of `shoal.train.TorchTrainer` with as many, and of a parameter server with two
+shards, synchronous and asynchronous. They take turns, because a machine's speed changes; a figure is the median of its turns.
+
+Allreduce: 4 members, float32, in place: `shoal.train.collective` between actors, gloo under torchrun, mpi4py (left out, and said so, without mpirun).
+A figure is the median over the turns of the slowest member's median. 1,000 MB take 4 GB of memory, and as much again while MPI reduces.
+
+With `--realtime` (root) what is measured has the CPUs before everything else on the machine.
+
+One JSON line a part, printed as soon as it is measured; a part that fails says why in its line, and the next one follows.
 """
 
 from __future__ import annotations
@@ -15,15 +21,25 @@ import importlib.util
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from measuring import REALTIME_VARIABLE, realtime
+
 BATCH = 128
 MEMBERS = 4
+FLOATS_A_MEGABYTE = 250_000
+
+
+# ------------------------------------------------------------------ images
 
 
 def make_model() -> Any:
@@ -33,18 +49,21 @@ def make_model() -> Any:
 
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2),
+        nn.Conv2d(3, 32, 3, stride=2),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2),
+        nn.Conv2d(32, 64, 3, stride=2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(1568, 10),
+        nn.Linear(3136, 192),
+        nn.ReLU(),
+        nn.Linear(192, 10),
     )
 
 
 def train_for(model: Any, seconds: float) -> float:
     """Images per second of this process."""
     import torch
+    import torch.distributed as distributed
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
@@ -56,111 +75,23 @@ def train_for(model: Any, seconds: float) -> float:
 
     for _ in range(5):
         step()
-    # All workers take equally many steps: one whose time is up would leave the others alone in a collective call.
-    began = time.perf_counter()
-    for _ in range(5):
-        step()
-    each = (time.perf_counter() - began) / 5
-    import torch.distributed as distributed
-
-    steps = torch.tensor([max(10.0, seconds / each)])
-    if distributed.is_initialized():
-        distributed.all_reduce(steps, distributed.ReduceOp.MIN)
-    count = int(steps.item())
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    return BATCH * count / (time.perf_counter() - began)
-
-
-def under_torchrun(options: argparse.Namespace) -> None:
-    """Run by each process of torchrun."""
-    import torch
-    import torch.distributed as distributed
-
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    if options.megabytes:
-        found = reduce_for(
-            lambda tensor: distributed.all_reduce(tensor), options.megabytes, options.seconds, distributed.barrier
-        )
-    else:
-        from torch.nn.parallel import DistributedDataParallel
-
-        found = train_for(DistributedDataParallel(make_model()), options.seconds) * distributed.get_world_size()
-    if distributed.get_rank() == 0:
-        print(json.dumps(found), flush=True)
-    distributed.destroy_process_group()
-
-
-def reduce_for(reduce: Any, megabytes: int, seconds: float, barrier: Any) -> float:
-    """Seconds of an allreduce: the median."""
-    import torch
-
-    tensor = torch.ones(megabytes * 250_000)
-    times = []
-    for _ in range(max(3, int(seconds / (0.002 * megabytes)))):
-        barrier()
+    with realtime():
         began = time.perf_counter()
-        reduce(tensor)
-        times.append(time.perf_counter() - began)
-        if sum(times) > seconds * 2 and len(times) >= 3:
-            break
-    return float(np.median(times))
-
-
-def torchrun(processes: int, seconds: float, megabytes: int = 0) -> float:
-    """What rank 0 prints."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__,
-        "--torchrun", "--seconds", str(seconds), "--megabytes", str(megabytes),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds * 20 + 120, env=environment, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"torchrun failed: {done.stderr[-500:]}")
-    found: float = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def with_mpi(seconds: float, megabytes: int) -> float | None:
-    """Seconds of an allreduce by OpenMPI; None without it."""
-    if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
-        return None
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = ["mpirun", "--oversubscribe", "-n", str(MEMBERS), sys.executable, __file__, "--mpi"]
-    command += ["--seconds", str(seconds), "--megabytes", str(megabytes)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds * 20 + 120, env=environment, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"mpirun failed: {done.stderr[-500:]}")
-    found: float = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def under_mpi(options: argparse.Namespace) -> None:
-    """Run by each rank."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
-    array, total = np.ones(options.megabytes * 250_000, np.float32), np.empty(options.megabytes * 250_000, np.float32)
-    times = []
-    for _ in range(max(3, int(options.seconds / (0.004 * options.megabytes)))):
-        world.Barrier()
+        for _ in range(5):
+            step()
+        # All workers take equally many steps: one whose time is up would leave the others alone in a collective call.
+        steps = torch.tensor([max(10.0, 5 * seconds / (time.perf_counter() - began))])
+        if distributed.is_initialized():
+            distributed.all_reduce(steps, distributed.ReduceOp.MIN)
+        count = int(steps.item())
         began = time.perf_counter()
-        world.Allreduce(array, total)
-        times.append(time.perf_counter() - began)
-    if world.rank == 0:
-        print(json.dumps(float(np.median(times))))
+        for _ in range(count):
+            step()
+        return BATCH * count / (time.perf_counter() - began)
 
 
 def with_trainer(workers: int, seconds: float) -> float:
-    """Images per second of all workers together."""
-    import tempfile
-
+    """Images per second of all workers of a TorchTrainer together."""
     from shoal import train
 
     def loop() -> None:
@@ -180,108 +111,293 @@ def with_trainer(workers: int, seconds: float) -> float:
     return found
 
 
-def with_parameter_server(workers: int, seconds: float) -> float:
-    """Images per second of synchronous steps through two shards."""
-    import torch
-    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+class GradientWorker:
+    """An actor that computes gradients for a parameter server."""
+
+    def __init__(self, server: Any) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._torch, self._server, self._model = torch, server, make_model()
+        self._images, self._labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
+        # The model's tensors are views of one vector, so that new weights are taken over by one copy.
+        self._parameters = list(self._model.parameters())
+        self._weights = torch.nn.utils.parameters_to_vector(self._parameters).detach()
+        torch.nn.utils.vector_to_parameters(self._weights, self._parameters)
+
+    def _flat_gradient(self, weights: list[np.ndarray]) -> np.ndarray:
+        np.concatenate(weights, out=self._weights.numpy())
+        self._model.zero_grad()
+        self._torch.nn.functional.cross_entropy(self._model(self._images), self._labels).backward()
+        found: np.ndarray = self._torch.cat([each.grad.ravel() for each in self._parameters]).numpy()
+        return found
+
+    def gradient(self, *weights: np.ndarray) -> list[np.ndarray]:
+        """One batch's gradient, a slice for each shard."""
+        slices: list[np.ndarray] = self._server.split(self._flat_gradient(list(weights)))
+        return slices
+
+    def run(self, seconds: float) -> float:
+        """Asynchronous training: push each gradient as it is there. Images per second."""
+        weights, steps = self._server.pull(), 0
+        for _ in range(3):
+            weights = self._server.push(self._flat_gradient([weights]))
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            weights = self._server.push(self._flat_gradient([weights]))
+            steps += 1
+        return BATCH * steps / (time.perf_counter() - began)
+
+
+def with_parameter_server(workers: int, seconds: float) -> tuple[float, float]:
+    """Images per second of all workers: (synchronous, asynchronous)."""
+    from torch.nn.utils import parameters_to_vector
 
     import shoal
     from shoal import train
 
     server = train.ParameterServer(parameters_to_vector(make_model().parameters()).detach().numpy(), shards=2)
-
-    class Worker:
-        def __init__(self) -> None:
-            torch.set_num_threads(1)
-            self.model = make_model()
-            self.images, self.labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
-
-        def gradient(self, *weights: Any) -> Any:
-            vector_to_parameters(torch.from_numpy(np.concatenate(weights)), self.model.parameters())
-            self.model.zero_grad()
-            torch.nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
-            flat = torch.cat([each.grad.ravel() for each in self.model.parameters()]).numpy()
-            return server.split(flat)
-
-    actors = [shoal.remote(Worker).remote() for _ in range(workers)]
+    actors = [shoal.remote(GradientWorker).remote(server) for _ in range(workers)]
     weights: list[Any] = [shard.pull.remote() for shard in server.shards]
 
     def step() -> None:
         nonlocal weights
-        rows = [actor.gradient.options(num_returns=2).remote(*weights) for actor in actors]
+        rows = [actor.gradient.options(num_returns=len(server.shards)).remote(*weights) for actor in actors]
         weights = server.step(rows)
 
     for _ in range(5):
         step()
     shoal.get(weights)
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        step()
-        steps += 1
-        if steps % 4 == 0:
-            shoal.get(weights)
-    shoal.get(weights)
-    found = BATCH * workers * steps / (time.perf_counter() - began)
-    for actor in actors:
+    with realtime(family_too=True):
+        began, steps = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            step()
+            steps += 1
+            if steps % 4 == 0:
+                shoal.get(weights)
+        shoal.get(weights)
+        synchronous = BATCH * workers * steps / (time.perf_counter() - began)
+    with realtime(family_too=True):
+        asynchronous = sum(shoal.get([actor.run.remote(seconds) for actor in actors]))
+    for actor in [*actors, *server.shards]:
         shoal.kill(actor)
+    return synchronous, asynchronous
+
+
+def measure_images(options: argparse.Namespace) -> dict[str, Any]:
+    """Paper figure 13, on the cores of this machine."""
+    workers, seconds = options.workers, options.seconds
+    found: dict[str, list[float]] = {
+        name: [] for name in ("one_process", "torchrun", "trainer", "parameter_server_sync", "parameter_server_async")
+    }
+    for _ in range(options.turns):
+        found["torchrun"].append(under_torchrun(workers, "images", seconds)[0])
+        found["trainer"].append(with_trainer(workers, seconds))
+        synchronous, asynchronous = with_parameter_server(workers, seconds)
+        found["parameter_server_sync"].append(synchronous)
+        found["parameter_server_async"].append(asynchronous)
+        found["one_process"].append(train_for(make_model(), seconds))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    return {
+        "workers": workers,
+        "images_s": {name: round(value) for name, value in medians.items()},
+        "of_torchrun": {
+            # Ratios within a turn: the machine is the same then.
+            name: round(statistics.median(a / b for a, b in zip(values, found["torchrun"], strict=True)), 3)
+            for name, values in found.items()
+        },
+    }
+
+
+# ------------------------------------------------------------------ allreduce
+
+
+def reduce_for(
+    reduce: Callable[[np.ndarray], Any],
+    slowest: Callable[[np.ndarray], Any],
+    barrier: Callable[[], Any],
+    sizes: list[int],
+    seconds: float,
+) -> list[float]:
+    """Seconds of an allreduce for each size (megabytes): the slowest member's median.
+
+    How often is agreed upon (`slowest` is an allreduce with max): a member that went by its own clock would leave the others alone in a call.
+    """
+    found = []
+    for size in sizes:
+        array = np.ones(size * FLOATS_A_MEGABYTE, np.float32)
+        times = []
+        with realtime():
+            barrier()
+            began = time.perf_counter()
+            reduce(array)
+            first = np.array([time.perf_counter() - began])
+            slowest(first)
+            count = int(min(50, max(3, seconds / first[0])))
+            for _ in range(count):
+                array.fill(1.0)
+                barrier()
+                began = time.perf_counter()
+                reduce(array)
+                times.append(time.perf_counter() - began)
+        assert array[0] == array[-1] == MEMBERS
+        median = np.array([statistics.median(times)])
+        slowest(median)
+        found.append(float(median[0]))
     return found
 
 
-def with_collective(seconds: float, megabytes: int) -> float:
-    """Seconds of an allreduce among actors."""
+def with_collective(sizes: list[int], seconds: float) -> list[float]:
+    """Among actors."""
     import shoal
     from shoal.train import collective
 
     class Member:
-        def run(self) -> float:
-            return reduce_for(collective.allreduce, megabytes, seconds, collective.barrier)
+        def run(self) -> list[float]:
+            return reduce_for(
+                collective.allreduce,
+                lambda array: collective.allreduce(array, op="max"),
+                collective.barrier,
+                sizes,
+                seconds,
+            )
 
     members = [shoal.remote(num_cpus=0)(Member).remote() for _ in range(MEMBERS)]
     collective.create_group(members)
-    found: float = shoal.get([member.run.remote() for member in members])[0]
+    found: list[float] = shoal.get([member.run.remote() for member in members])[0]
     for member in members:
         shoal.kill(member)
     return found
 
 
+def with_mpi(sizes: list[int], seconds: float) -> list[float] | None:
+    """With OpenMPI; None without it."""
+    if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
+        return None
+    command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(MEMBERS), sys.executable, __file__]
+    return run_members(command, "mpi", seconds, sizes, os.environ)
+
+
+def measure_allreduce(options: argparse.Namespace) -> dict[str, Any]:
+    """Paper figure 12a, between processes of this machine."""
+    sizes = [int(size) for size in options.megabytes.split(",")]
+    found: dict[str, list[list[float]]] = {"shoal": [], "gloo": [], "openmpi": []}
+    for _ in range(max(1, options.turns - 1)):
+        found["shoal"].append(with_collective(sizes, options.seconds))
+        found["gloo"].append(under_torchrun(MEMBERS, "allreduce", options.seconds, sizes))
+        mpi = with_mpi(sizes, options.seconds)
+        if mpi is not None:
+            found["openmpi"].append(mpi)
+    line: dict[str, Any] = {"members": MEMBERS}
+    for place, size in enumerate(sizes):
+        line[f"{size}_MB_ms"] = {
+            name: round(statistics.median(turn[place] for turn in turns) * 1e3, 1)
+            for name, turns in found.items()
+            if turns
+        }
+    if not found["openmpi"]:
+        line["openmpi"] = "left out: mpirun or mpi4py is not installed"
+    return line
+
+
+# ------------------------------------------------------------------ processes of the others
+
+
+def under_torchrun(processes: int, role: str, seconds: float, sizes: list[int] | None = None) -> list[float]:
+    """What rank 0 prints."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return run_members(command, role, seconds, sizes or [], environment)
+
+
+def run_members(
+    command: list[str], role: str, seconds: float, sizes: list[int], environment: dict[str, str] | os._Environ[str]
+) -> list[float]:
+    """Start this file as `role` in several processes, by their launcher; the numbers of the last line."""
+    command = [*command, "--role", role, "--seconds", str(seconds), "--megabytes", ",".join(map(str, sizes))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(environment), check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-500:]}")
+    found: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def play_member(options: argparse.Namespace) -> None:
+    """One process under torchrun or mpirun; the first prints what was measured."""
+    sizes = [int(size) for size in options.megabytes.split(",") if size]
+    if options.role == "mpi":
+        from mpi4py import MPI
+
+        world = MPI.COMM_WORLD
+        found = reduce_for(
+            lambda array: world.Allreduce(MPI.IN_PLACE, array),
+            lambda array: world.Allreduce(MPI.IN_PLACE, array, MPI.MAX),
+            world.Barrier,
+            sizes,
+            options.seconds,
+        )
+        if world.rank == 0:
+            print(json.dumps(found), flush=True)
+        return
+    import torch
+    import torch.distributed as distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    if options.role == "images":
+        model = DistributedDataParallel(make_model())
+        found = [train_for(model, options.seconds) * distributed.get_world_size()]
+    else:
+        found = reduce_for(
+            lambda array: distributed.all_reduce(torch.from_numpy(array)),
+            lambda array: distributed.all_reduce(torch.from_numpy(array), distributed.ReduceOp.MAX),
+            distributed.barrier,
+            sizes,
+            options.seconds,
+        )
+    if distributed.get_rank() == 0:
+        print(json.dumps(found), flush=True)
+    distributed.destroy_process_group()
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "images": measure_images,
+    "allreduce": measure_allreduce,
+}
+
+
 def main() -> None:
     """Measure all of it, ours and theirs in turn."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=6.0, help="for each figure")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure of each turn")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--large", action="store_true", help="allreduce of 1 GB too (takes 16 GB of memory)")
-    parser.add_argument("--torchrun", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--mpi", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--megabytes", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--megabytes", default="10,100,1000")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--realtime", action="store_true", help="with real-time priority (root)")
+    parser.add_argument("--role", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.torchrun:
-        under_torchrun(options)
+    if options.role:
+        play_member(options)
         return
-    if options.mpi:
-        under_mpi(options)
-        return
+    if options.realtime:
+        os.environ[REALTIME_VARIABLE] = "1"
     import shoal
 
-    line: dict[str, Any] = {"benchmark": "training", "workers": options.workers, "cpus": os.cpu_count()}
-    line["one_process_images_s"] = round(train_for(make_model(), options.seconds / 2))
     shoal.init(num_cpus=options.workers, log_to_driver=False)
-    ours, theirs = [], []
-    for _ in range(2):
-        theirs.append(torchrun(options.workers, options.seconds / 2))
-        ours.append(with_trainer(options.workers, options.seconds / 2))
-    line["torchrun_images_s"], line["trainer_images_s"] = round(float(np.mean(theirs))), round(float(np.mean(ours)))
-    line["trainer_of_torchrun"] = round(float(np.mean(ours) / np.mean(theirs)), 3)
-    line["parameter_server_images_s"] = round(with_parameter_server(options.workers, options.seconds / 2))
-    for megabytes in (10, 100, *([1000] if options.large else [])):
-        line[f"allreduce_{megabytes}_MB_ms"] = {
-            "shoal": round(with_collective(options.seconds / 3, megabytes) * 1e3, 1),
-            "gloo": round(torchrun(MEMBERS, options.seconds / 3, megabytes) * 1e3, 1),
-        }
-        mpi = with_mpi(options.seconds / 3, megabytes)
-        if mpi is not None:
-            line[f"allreduce_{megabytes}_MB_ms"]["openmpi"] = round(mpi * 1e3, 1)
+    for name in options.parts.split(","):
+        line: dict[str, Any] = {"benchmark": "training", "part": name, "cpus": os.cpu_count()}
+        began = time.perf_counter()
+        try:
+            line |= PARTS[name](options)
+        except Exception as error:
+            line["error"] = f"{type(error).__name__}: {error}"
+        line |= {"seconds": round(time.perf_counter() - began, 1), "load": round(os.getloadavg()[0], 1)}
+        print(json.dumps(line), flush=True)
     shoal.shutdown()
-    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ class Momentum:
 
     def step(self, weights: Vector, gradient: Vector) -> None:
         """Change the weights in place."""
-        self._velocity = gradient.copy() if self._velocity is None else self._momentum * self._velocity + gradient
+        if self._velocity is None:
+            self._velocity = gradient.copy()
+        else:
+            self._velocity = self._momentum * self._velocity  # a new array: one that was loaded is read-only
+            self._velocity += gradient
         weights -= np.float32(self._learning_rate) * self._velocity
 
 
@@ -50,8 +54,13 @@ class Shard:
 
     def step(self, *gradients: Vector) -> Vector:
         """Apply the mean of these gradients; the new weights."""
-        total = gradients[0] if len(gradients) == 1 else np.add.reduce(gradients)
-        self._rule.step(self._weights, total / np.float32(len(gradients)))
+        mean = gradients[0]  # of one worker: where it lies in shared memory, not copied
+        if len(gradients) > 1:
+            mean = gradients[0] + gradients[1]
+            for gradient in gradients[2:]:
+                mean += gradient
+            mean /= np.float32(len(gradients))
+        self._rule.step(self._weights, mean)
         return self._weights
 
     def state(self) -> tuple[Vector, Any]:
