@@ -107,19 +107,20 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef:
 
     Args:
         value: anything that can be serialized; numpy arrays and the like are read back without a copy.
-        copies: on how many nodes; only 1 for now.
+        copies: on how many nodes it is kept, so that it outlives all of them but one; `put` returns when all are there. Where there are fewer
+            nodes a RuntimeWarning says so, and nodes that join get the missing copies. Copies that are lost with their node are made
+            again elsewhere. Refs inside the value are not copied: put what they refer to with copies, too.
 
     Raises:
         TypeError: `value` is an ObjectRef, or cannot be serialized.
-        ObjectStoreFullError: pinned objects alone fill the store.
+        ObjectStoreFullError: pinned objects alone fill the store; or not enough nodes have room for a copy.
+        ObjectFetchTimedOutError: the copies were not made in two minutes.
     """
     if isinstance(value, ObjectRef):
         raise TypeError("put takes a value, not an ObjectRef: pass the ref itself on, or put a list that contains it")
-    if copies != 1:
-        raise ValueError(
-            f"copies={copies}: this release keeps one copy; let a task return the value, then it can be made again"
-        )
-    return core.current().put(value)
+    if copies != 1 and (type(copies) is not int or copies < 1):
+        raise ValueError(f"copies={copies!r}: it says on how many nodes the value is kept, so it is 1 or more")
+    return core.current().put(value, copies)
 
 
 def wait(

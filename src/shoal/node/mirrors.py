@@ -13,12 +13,14 @@ that this needs, or its value if that is inline. Mirrors go with what they mirro
              HeirTold(this node)                               the row becomes this node's own, and is made anew (`succession`)
              HeirTold(another)                                 it is held and asked for there
 
+Of an object that is on several nodes (`copies`) holders know where.
+
 What it does not do: keep values that lie in a store: these are made anew. Nor inline values with refs inside.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.node.object_events import (
     AskHeir,
@@ -72,16 +74,21 @@ class Mirrors:
             before = told.get(oid, 0)
             row, spec = objects.get(oid), succession.specs.get(oid)
             value = row.value if row is not None else succession.ghosts.get(oid)
+            copies, places = self._directory._copies.told(oid)
             if type(value) is bytes:
                 if before < VALUE_TOLD:
                     told[oid] = VALUE_TOLD
                     items.append(MirrorItem(oid, b"", [], b"", b"", value))
-            elif spec is not None and not before:
+            elif spec is not None and (places or not before):
                 told[oid] = SPEC_TOLD
                 code = succession.codes.get(spec.function_id)
                 text = code.text if code is not None else b""
-                items.append(MirrorItem(oid, spec.lineage, spec.needs, spec.function_id, text, None))
+                item = MirrorItem(oid, spec.lineage, spec.needs, spec.function_id, text, None, copies, places)
+                items.append(item)
                 todo.extend(spec.needs)
+            elif places:  # they may be others than before
+                told[oid] = SPEC_TOLD
+                items.append(MirrorItem(oid, b"", [], b"", b"", None, copies, places))
         for start in range(0, len(items), MIRRORS_PER_MESSAGE):
             effects.append(SendMirrors(node, items[start : start + MIRRORS_PER_MESSAGE]))
 
@@ -186,9 +193,19 @@ class Mirrors:
             item = kept.get(each)
             if item is None or each in succession.specs:
                 continue
-            if item.value is None:
+            if item.lineage:
                 succession.note_mirror(item)
                 todo.extend(item.needs)
             if each != oid and each not in directory._objects:
                 succession.ghosts[each] = item.value
+        item = kept.get(oid)
+        if item is not None and item.places and directory._copies.inherit(item, row, effects):
+            return
         succession.make_anew([oid], f"its home, node {former.hex()[:8]}, is dead", True, effects)
+
+
+HANDLERS: dict[type, Any] = {
+    MirrorsArrived: lambda directory, event, effects: directory._mirrors.on_arrived(event, effects),
+    MirrorsDropped: lambda directory, event, effects: directory._mirrors.on_dropped(event, effects),
+    HeirTold: lambda directory, event, effects: directory._mirrors.on_heir(event, effects),
+}

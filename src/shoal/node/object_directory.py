@@ -38,9 +38,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from shoal.node import copies, mirrors
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
-from shoal.node.mirrors import Mirrors
 from shoal.node.object_events import (
     ActorHandleGone,
     Claimed,
@@ -51,14 +51,11 @@ from shoal.node.object_events import (
     Event,
     FreeStored,
     HandedAbroad,
-    HeirTold,
     Held,
     HoldForArrived,
     HoldForConfirmed,
     KeepStored,
     Lost,
-    MirrorsArrived,
-    MirrorsDropped,
     Moved,
     NodeDied,
     NodeHoldArrived,
@@ -84,7 +81,7 @@ from shoal.node.object_events import (
     Swept,
 )
 from shoal.node.object_rows import Abroad, ObjectRow
-from shoal.node.succession import Succession
+from shoal.node.succession import Succession, would_have_saved
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Containing, Failed, Stored, Value
@@ -108,6 +105,7 @@ class ObjectDirectory:
     __slots__ = (
         "_asked",
         "_candidates",
+        "_copies",
         "_dump_error",
         "_handed",
         "_handed_count",
@@ -146,7 +144,8 @@ class ObjectDirectory:
         self._asked: dict[bytes, int] = {}
         #: how objects are made, and what dead owners leave behind
         self._succession = Succession(self)
-        self._mirrors = Mirrors(self)
+        self._mirrors = mirrors.Mirrors(self)
+        self._copies = copies.Copies(self)
         #: tokens issued so far
         self._issued = 0
         #: token number `_issued` is outstanding
@@ -167,6 +166,7 @@ class ObjectDirectory:
             **self._holds_abroad.statistics(),
             **self._succession.statistics(),
             **self._mirrors.statistics(),
+            **self._copies.statistics(),
         }
 
     def home_of(self, oid: bytes) -> bytes:
@@ -519,6 +519,7 @@ class ObjectDirectory:
         del self._objects[oid]
         self._asked.pop(oid, None)
         self._succession.freed(oid, row.value)
+        self._copies.freed(oid, effects)
         if row.owner and row.value is None:
             self._owed[row.owner].pop(oid, None)
         if row.waiters is not None:
@@ -635,6 +636,7 @@ class ObjectDirectory:
             self._nodes[event.node] = None
             self._held.setdefault(event.node, {})
             self._owed.setdefault(event.node, {})
+            self._copies.node_joined(effects)
 
     def _on_node_hold(self, event: NodeHoldArrived, effects: list[Effect]) -> None:
         if event.node in self._nodes:
@@ -737,12 +739,15 @@ class ObjectDirectory:
         self._drop_holds(self._held.pop(node, {}))
         for number in [number for number, handed in self._handed.items() if handed[0] == node]:
             self._unhand(number, effects)
+        self._copies.node_died(node, effects)
         for oid, row in list(self._objects.items()):
             if row.abroad is not None:
                 if row.abroad.home == node and not self._mirrors.ask_heir(oid, row, effects):
                     self._fail_homeless(oid, row, event.cause, effects)
                     self._drop_if_idle(oid, row)
-            elif type(row.value) is Stored and row.value.node == node and not self._succession.can_be_remade(oid, row):
+            elif type(row.value) is not Stored or row.value.node != node or self._copies.instead(oid, row, effects):
+                continue
+            elif not self._succession.can_be_remade(oid, row):
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
                 self._uncontain(nested, self._candidates)
@@ -754,14 +759,13 @@ class ObjectDirectory:
         row.abroad.taken = row.abroad.number = 0
         row.abroad.asked = False
         if row.value is None:
-            what = (
-                f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on: {cause}"
-            )
+            what = f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on"
+            what = f"{what}: {cause}{would_have_saved(oid)}"
             row.value = Failed(self._dump_error(OwnerDiedError(what, object_id=oid.hex())))
         self._answer_waiters(oid, row, row.value, effects)
 
     def _lost_with(self, node: bytes, oid: bytes) -> Failed:
-        cause = self._holds_abroad.cause_of_death(node)
+        cause = f"{self._holds_abroad.cause_of_death(node)}{would_have_saved(oid)}"
         return self._lost(oid, f"object {oid.hex()} lay in the store of node {node.hex()[:8]}, which is dead: {cause}")
 
 
@@ -790,8 +794,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     NodeHoldArrived: ObjectDirectory._on_node_hold,
     NodeHoldConfirmed: ObjectDirectory._on_hold_confirmed,
     NodeReleaseArrived: ObjectDirectory._on_node_release,
-    MirrorsArrived: lambda directory, event, effects: directory._mirrors.on_arrived(event, effects),
-    MirrorsDropped: lambda directory, event, effects: directory._mirrors.on_dropped(event, effects),
-    HeirTold: lambda directory, event, effects: directory._mirrors.on_heir(event, effects),
     ResolvedAbroad: ObjectDirectory._on_resolved_abroad,
+    **mirrors.HANDLERS,
+    **copies.HANDLERS,
 }

@@ -257,6 +257,8 @@ class MirrorItem:
     function_id: bytes
     code: bytes
     value: bytes | None
+    copies: int = 0  #: on how many nodes it is to be, if `put` was told
+    places: list[Stored] = field(default_factory=list)  #: the stores of other nodes that keep it
 
 
 @dataclass(slots=True)
@@ -281,6 +283,26 @@ class HeirTold:
 
     oid: bytes
     home: bytes
+
+
+@dataclass(slots=True)
+class CopiesAsked:
+    """A process has put an object, which is to be on so many nodes; answered by AnswerCopies."""
+
+    process: bytes
+    request: int
+    oid: bytes
+    number: int
+
+
+@dataclass(slots=True)
+class CopyKept:
+    """A node keeps a copy of an object at a place of its store; or, without a place, why it cannot."""
+
+    node: bytes
+    oid: bytes
+    stored: Stored | None
+    reason: str = ""
 
 
 Event = (
@@ -312,6 +334,8 @@ Event = (
     | MirrorsArrived
     | MirrorsDropped
     | HeirTold
+    | CopiesAsked
+    | CopyKept
 )
 
 
@@ -465,8 +489,30 @@ class AskHeir:
     able: bool
 
 
+@dataclass(slots=True)
+class AskCopy:
+    """Ask a node (this one too) to keep a copy of an object that lies there. Answered by CopyKept."""
+
+    node: bytes
+    oid: bytes
+    stored: Stored
+
+
+@dataclass(slots=True)
+class AnswerCopies:
+    """Tell a process on how many nodes its object is, how many nodes there are, and why others could not keep it."""
+
+    process: bytes
+    request: int
+    made: int
+    nodes: int
+    reason: str
+
+
 Effect = (
     SendResolved
+    | AskCopy
+    | AnswerCopies
     | SendRemake
     | SendBeingRemade
     | Adopted

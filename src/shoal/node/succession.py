@@ -312,7 +312,10 @@ class Succession:
             if row.owner and oid in directory._owed.get(row.owner, ()):
                 return  # it is being made (anew) already
         elif type(value) is not Stored or value.node != (event.node or directory._node_id):
+            directory._copies.place_lost(oid, event.node or directory._node_id, effects)
             return  # a copy of it
+        if directory._copies.instead(oid, row, effects):
+            return
         owner = row.owner or event.owner
         has_spec = oid in self.specs
         if row.abroad is not None:
@@ -418,7 +421,8 @@ class Succession:
         why = (
             "no process is left on its node that could make it"
             if spec is not None
-            else "how it was made is not recorded (what shoal.put stores is made by no task; and max_retries=0 forbids to run one again)"
+            else "how it was made is not recorded (what shoal.put stores is made by no task, and needs copies=2 to outlive its node; "
+            "and max_retries=0 forbids to run one again)"
         )
         what = f"object {oid.hex()} is lost: {reason}. It cannot be made again: {why}"
         row.value = Failed(self._directory._dump_error(OwnerDiedError(what, object_id=oid.hex())))
@@ -448,3 +452,8 @@ class Succession:
 def is_put(oid: bytes) -> bool:
     """Whether a task (or a driver) has put it, instead of returning it."""
     return bool(oid[TASK_ID_BYTES] & 0x80)
+
+
+def would_have_saved(oid: bytes) -> str:
+    """What to say to users whose object is lost with its node."""
+    return ". shoal.put(value, copies=2) would have kept it on another node" if is_put(oid) else ""

@@ -62,6 +62,7 @@ WORKER_START_TIMEOUT_S = 60.0
 SHUTDOWN_GRACE_S = 0.5
 GOODBYE_S = 0.05  #: a leaving driver waits so long for the last lines that workers printed
 CALL_TIMEOUT_S = 30.0
+PUT_COPIES_WAIT_S = 120.0  #: `put(copies=n)` waits so long for the other nodes
 
 # --- the GCS
 TASK_EVENTS_MAX = 100_000  #: trace events kept; the oldest are dropped and counted

@@ -506,6 +506,15 @@ class Pull(Message, tag=64):
     for_task: bool = False
 
 
+class KeepCopies(Message, tag=45):
+    """From whoever has put an object, which its daemon knows: see that it is on so many nodes for as long as it is referred to. Answered by Answer
+    with the body {"made": on how many it is, "nodes": how many there are, "reason": why others could not keep it}."""
+
+    request: int
+    oid: bytes
+    number: int
+
+
 class FreeBlocks(Message, tag=58):
     """To a writer: blocks of its segment that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their
     pages and their budget."""
@@ -764,6 +773,7 @@ ToDaemon = (
     | Sealed
     | FreeObjects
     | Pull
+    | KeepCopies
     | OpenSegment
     | BudgetReturned
     | CreateActor

@@ -26,6 +26,7 @@ from shoal.protocol.messages import (
     Resolved,
     ReturnLease,
     SignalWorker,
+    Stored,
     WorkerDied,
 )
 
@@ -152,9 +153,23 @@ class ResolveFor(Message, tag=143):
 
 class MirrorLineage(Message, tag=160):
     """From the home of objects that the receiver holds: how to make them, and what that needs, should the home die. An item is (oid, lineage, needs,
-    function id, its code, value): with a value, which is inline, the rest is empty."""
+    function id, its code, value, copies, places): with a value, which is inline, the rest is empty; places are those of further copies."""
 
-    items: list[tuple[bytes, bytes, list[bytes], bytes, bytes, bytes | None]]
+    items: list[tuple[bytes, bytes, list[bytes], bytes, bytes, bytes | None, int, list[Stored]]]
+
+
+class KeepCopy(Message, tag=158):
+    """From an object's home: keep a copy of it, which lies there, as an original, until FreeStored. Answered by CopyKept."""
+
+    stored: Stored
+
+
+class CopyKept(Message, tag=159):
+    """A copy is kept at this place; or, without one, why it cannot be."""
+
+    oid: bytes
+    stored: Stored | None = None
+    reason: str = ""
 
 
 class DropMirrors(Message, tag=161):
@@ -269,6 +284,8 @@ BetweenNodes = (
     | OpenTransfer
     | MirrorLineage
     | DropMirrors
+    | KeepCopy
+    | CopyKept
     | ForeignLeases
     | ForeignProcessDied
     | ForProcess

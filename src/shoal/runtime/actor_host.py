@@ -39,9 +39,8 @@ from shoal.protocol.messages import (
     Value,
     WorkerExiting,
 )
-from shoal.runtime.core import running_task
 from shoal.runtime.reactor import Waiter
-from shoal.runtime.tasks import TaskContext
+from shoal.runtime.tasks import TaskContext, running_task
 
 if TYPE_CHECKING:
     import asyncio

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +24,6 @@ from shoal.protocol.limits import (
     CALL_TIMEOUT_S,
     GOODBYE_S,
     INLINE_ARGUMENT_BYTES_MAX,
-    INLINE_RESULT_BYTES_MAX,
     LINEAGE_BYTES_MAX,
 )
 from shoal.protocol.messages import (
@@ -48,7 +46,7 @@ from shoal.protocol.messages import (
     TrimBudget,
     Value,
 )
-from shoal.runtime import awaiting, cancelling, stored, unread_errors, waiting
+from shoal.runtime import awaiting, cancelling, putting, stored, unread_errors, waiting
 from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.closures import Closures
@@ -63,10 +61,8 @@ from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
+from shoal.runtime.tasks import running_task as running_task  # the public packages find it here
 from shoal.store.client import StoreClient
-
-#: the task that runs in this thread or coroutine; None outside of tasks
-running_task: ContextVar[TaskContext | None] = ContextVar("shoal_task", default=None)
 
 _current: Runtime | None = None
 #: called by `current` when there is no runtime: the API's implicit init
@@ -623,38 +619,7 @@ class Runtime:
     store_blob = stored.store_blob
     open_segment = stored.open_segment
 
-    def put(self, value: Any) -> ObjectRef:
-        """Store a value; small ones stay in this process until they leave it."""
-        if self.lost is not None:
-            raise self.lost
-        blob, nested = serialization.dumps(value)
-        context = running_task.get() or self.root
-        prefix = context.prefix
-        if not prefix:
-            prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
-        entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
-        if context.repeats and entry.oid in context.job.template.wanted:
-            return self.executor.results.put_again(context.job, entry.oid, blob, nested)  # type: ignore[no-any-return]
-        if nested:
-            with self.reactor.lock:
-                self.objects.contain(entry, self.objects.escape(nested))
-        size = len(blob) if isinstance(blob, bytes) else blob.total_bytes
-        if size <= INLINE_RESULT_BYTES_MAX:
-            entry.value = blob if isinstance(blob, bytes) else blob.to_bytes()
-        else:
-            try:
-                inside = [inner.oid for inner in entry.shared.nested or ()] if entry.shared is not None else []
-                entry.value = self.store_blob(entry.oid, blob, self.worker_id, inside)
-                if context.job is not None:
-                    self.closures.putters[entry.oid] = context.job
-            except BaseException:
-                with self.reactor.lock:
-                    self.objects.free(entry)  # lets go what is inside
-                raise
-        if dropped:
-            with self.reactor.lock:
-                self.objects.drain_dropped()
-        return ObjectRef(entry)
+    put = putting.put
 
     # ------------------------------------------------------------ calls to the daemon and the GCS
 

@@ -57,14 +57,14 @@ from shoal.protocol.messages import (
 )
 from shoal.runtime.actor_host import ActorHost, exit_process
 from shoal.runtime.assignment import apply_assignment, remember_environment
-from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.core import Runtime
 from shoal.runtime.delegation import Delegation
 from shoal.runtime.jobs import SLOW_TASK_S, UNREAD_REPLIES_MAX, BoundTemplate, HeldLease, Job, SubmitterPeer
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.results import ArgumentLost, ResultWriter
-from shoal.runtime.tasks import TaskContext
+from shoal.runtime.tasks import TaskContext, running_task
 
 if TYPE_CHECKING:
     from shoal.store.page import ProcessPage

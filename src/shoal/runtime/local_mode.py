@@ -30,11 +30,11 @@ from shoal.protocol.group_messages import GroupState
 from shoal.protocol.messages import NUM_RETURNS_DYNAMIC, NUM_RETURNS_STREAMING, ActorSpec, Failed
 from shoal.protocol.resources import Resources, fits, format_resources, to_floats
 from shoal.runtime.actor_calls import ActorQueue
-from shoal.runtime.core import Runtime, running_task
+from shoal.runtime.core import Runtime
 from shoal.runtime.delegation import Delegation
 from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState, dropped
 from shoal.runtime.streams import DynamicObjectRefGenerator, ObjectRefGenerator, StreamState
-from shoal.runtime.tasks import PendingTask, TaskContext, Template
+from shoal.runtime.tasks import PendingTask, TaskContext, Template, running_task
 
 _LOCALHOST = "127.0.0.1"
 
@@ -238,8 +238,8 @@ class LocalRuntime(Runtime):
             entry.value = value
             self.announce(entry)
 
-    def put(self, value: Any) -> ObjectRef:
-        """Keep a serialized value."""
+    def put(self, value: Any, copies: int = 1) -> ObjectRef:
+        """Keep a serialized value; there are no nodes to copy it to."""
         self._tidy()
         context = self.context()
         prefix = context.prefix or ids.child_prefix(context.task_id, context.attempt)

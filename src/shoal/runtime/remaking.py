@@ -440,8 +440,8 @@ class Remaker:
             if oid[16] & 0x80:
                 return _failure(
                     oid,
-                    f"{story}. What shoal.put stores is made by no task that could run again: let a task return the value "
-                    "instead, then it can be made again.",
+                    f"{story}. What shoal.put stores is made by no task that could run again: shoal.put(value, copies=2) keeps it on two "
+                    "nodes; or let a task return the value, then it can be made again.",
                 )
             return _failure(oid, f"{story}. What made it is not known any more.")
         template = record.task.template

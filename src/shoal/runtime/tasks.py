@@ -7,6 +7,7 @@ and no defaults that cost.
 from __future__ import annotations
 
 from collections import deque
+from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -293,3 +294,7 @@ class TaskContext:
         """It runs in a placement group."""
         if group.get("capture"):
             self.bound_for = (self.depth, group["group_id"])
+
+
+#: the task that runs in this thread or coroutine; None outside of tasks
+running_task: ContextVar[TaskContext | None] = ContextVar("shoal_task", default=None)

@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -177,6 +178,7 @@ class NodeDaemon:
         from shoal.node.io.cluster import Cluster
         from shoal.node.io.foreign_logs import ForeignLogs
         from shoal.node.io.transfer import Transfer
+        from shoal.node.pull_events import ARGUMENT
         from shoal.system.token_file import cluster_token
 
         transfer = Transfer(
@@ -211,7 +213,7 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
-        self.objects.inherit(self.gcs.call)
+        self.objects.inherit(self.gcs.call, partial(transfer.fetch, priority=ARGUMENT))
         self.actors.join_cluster(self.links, self.node_id, self.cluster.leash)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
         self.leases.on_change = self.cluster.load_changed
@@ -731,6 +733,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.Sealed: lambda d: lambda process, message: d.store.on_sealed(process.worker_id, message),
     messages.FreeObjects: lambda d: d.objects.on_free,
     messages.Pull: lambda d: d.on_pull,
+    messages.KeepCopies: lambda d: d.objects.on_keep_copies,
     messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),
     messages.BudgetReturned: lambda d: lambda process, message: d.store.on_budget_returned(process.worker_id, message),
     messages.CreateActor: lambda d: d.actors.on_create,

@@ -31,7 +31,11 @@ from shoal.protocol.limits import RELEASE_SWEEP_S
 from shoal.protocol.messages import Failed, Stored
 from shoal.serialization.failures import dumps_error
 
+COPY_ORPHANED_S = 15.0  #: copies for a home that is dead wait so long for its heir, from when the GCS can tell of it
 HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
+
+#: brings a value of another node here, and tells its place, or why it cannot
+Fetch = Callable[[Stored, Callable[[Stored | None, str], None]], None]
 
 
 class Objects:
@@ -71,6 +75,9 @@ class Objects:
         self._node_of = node_of
         #: stored objects here that another node's directory frees: oid -> node
         self._kept_for: dict[bytes, bytes] = {}
+        #: further copies here of objects of another home, which frees them: oid -> home
+        self._copy_for: dict[bytes, bytes] = {}
+        self._fetch: Fetch | None = None
         #: homes and holders that the GCS has not told of yet
         self._expected: dict[bytes, None] = {}
         links.on_joined.append(lambda entry: self._meet(entry.node_id))
@@ -242,6 +249,22 @@ class Objects:
             del self._kept_for[oid]
         if orphans:
             self._store.free(orphans)
+        copies = [oid for oid, home in self._copy_for.items() if home == node]
+        if copies:  # an heir asks for them, which the GCS must name first
+            key = {"namespace": "heirs", "key": copies[0]}
+            self._call_gcs(
+                "gcs.kv_get",
+                key,
+                lambda body, error: self._loop.call_later(COPY_ORPHANED_S, self._free_orphaned, node),
+            )
+
+    def _free_orphaned(self, home: bytes) -> None:
+        """Copies whose home died and that nobody wants: nobody refers to them."""
+        orphans = [oid for oid, keeper in self._copy_for.items() if keeper == home]
+        for oid in orphans:
+            del self._copy_for[oid]
+        if orphans:
+            self._store.free(orphans)
 
     def _on_node_hold(self, node: bytes, message: node_messages.NodeHold) -> None:
         self._meet(node)
@@ -275,13 +298,61 @@ class Objects:
         self._cancel_here(message)
 
     def _on_free_stored(self, node: bytes, message: node_messages.FreeStored) -> None:
-        for oid in message.oids:
-            self._kept_for.pop(oid, None)
-        self._store.free(message.oids)
+        self._free_kept(message.oids)
 
     def _on_keep_stored(self, node: bytes, message: node_messages.KeepStored) -> None:
         for oid in message.oids:
             self._kept_for[oid] = node
+
+    def _free_kept(self, oids: list[bytes]) -> None:
+        for oid in oids:
+            self._kept_for.pop(oid, None)
+            self._copy_for.pop(oid, None)
+        self._store.free(oids)
+
+    # ---------------------------------------------------------------- further copies
+
+    def on_keep_copies(self, process: Process, message: messages.KeepCopies) -> None:
+        """A process wants what it has put to be on several nodes."""
+        self.handle(events.CopiesAsked(process.worker_id, message.request, message.oid, message.number))
+
+    def _answer_copies(self, effect: events.AnswerCopies) -> None:
+        body = {"made": effect.made, "nodes": effect.nodes, "reason": effect.reason}
+        self._table.send(effect.process, messages.Answer(effect.request, body))
+
+    def _ask_copy(self, effect: events.AskCopy) -> None:
+        if effect.node == self._node_id:
+            self._loop.call_soon(self._on_keep_copy, self._node_id, node_messages.KeepCopy(effect.stored))
+        else:
+            self._links.send(effect.node, node_messages.KeepCopy(effect.stored))
+
+    def _on_keep_copy(self, home: bytes, message: node_messages.KeepCopy) -> None:
+        """A home wants this node to keep a copy; or to go on keeping it, for a home that is dead."""
+        oid = message.stored.oid
+        if oid in self._copy_for:
+            self._copy_for[oid] = home
+
+        def here(place: Stored | None, reason: str) -> None:
+            if place is not None:
+                place = self._store.keep_copy(oid, b"") or None
+                reason = "" if place is not None else "it had to make room for others"
+            if place is None:
+                told = node_messages.CopyKept(oid, None, reason)
+            else:
+                if home != self._node_id:
+                    self._copy_for[oid] = home
+                stored = Stored(oid, place.segment, place.offset, place.size, place.generation, [], self._node_id)
+                told = node_messages.CopyKept(oid, stored)
+            if home == self._node_id:
+                self._on_copy_kept(home, told)
+            else:
+                self._links.send(home, told)
+
+        if self._fetch is not None:
+            self._fetch(message.stored, here)
+
+    def _on_copy_kept(self, node: bytes, message: node_messages.CopyKept) -> None:
+        self.handle(events.CopyKept(node, message.oid, message.stored, message.reason))
 
     # ---------------------------------------------------------------- from the store
 
@@ -291,6 +362,10 @@ class Objects:
 
     def lost(self, oid: bytes, reason: str, owner: bytes) -> None:
         """An object's bytes are gone."""
+        home = self._copy_for.pop(oid, b"")
+        if home:
+            self._links.send(home, node_messages.CopyKept(oid, None, reason))
+            return
         self.handle(events.Lost(oid, reason, owner))
 
     def lost_abroad(self, oid: bytes, node: bytes, reason: str) -> None:
@@ -343,7 +418,10 @@ class Objects:
         self._links.send(effect.node, node_messages.HoldForDone(effect.number))
 
     def _send_mirrors(self, effect: events.SendMirrors) -> None:
-        items = [(each.oid, each.lineage, each.needs, each.function_id, each.code, each.value) for each in effect.items]
+        items = [
+            (each.oid, each.lineage, each.needs, each.function_id, each.code, each.value, each.copies, each.places)
+            for each in effect.items
+        ]
         self._links.send(effect.node, node_messages.MirrorLineage(items))
 
     def _drop_mirrors(self, effect: events.DropMirrors) -> None:
@@ -355,9 +433,10 @@ class Objects:
     def _on_mirrors_dropped(self, node: bytes, message: node_messages.DropMirrors) -> None:
         self.handle(events.MirrorsDropped(node, message.oids))
 
-    def inherit(self, call_gcs: Callable[..., None]) -> None:
-        """Objects whose home dies get another one, which the GCS knows."""
+    def inherit(self, call_gcs: Callable[..., None], fetch: Fetch) -> None:
+        """Objects whose home dies get another one, which the GCS knows; others can be on several nodes, to which `fetch` brings them."""
         self._call_gcs = call_gcs
+        self._fetch = fetch
         self.machine.inherit()
 
     def _ask_heir(self, effect: events.AskHeir) -> None:
@@ -448,6 +527,8 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendMirrors: Objects._send_mirrors,
     events.DropMirrors: Objects._drop_mirrors,
     events.AskHeir: Objects._ask_heir,
+    events.AskCopy: Objects._ask_copy,
+    events.AnswerCopies: Objects._answer_copies,
     foreign_holds.ConfirmHolds: Objects._confirm_holds,
 }
 
@@ -464,4 +545,6 @@ _FROM_NODES: dict[type, Any] = {
     messages.CancelObject: Objects._on_cancel_from,
     node_messages.FreeStored: Objects._on_free_stored,
     node_messages.KeepStored: Objects._on_keep_stored,
+    node_messages.KeepCopy: Objects._on_keep_copy,
+    node_messages.CopyKept: Objects._on_copy_kept,
 }

@@ -198,7 +198,7 @@ class Transfer:
         priority = ev.ARGUMENT if message.for_task else ev.BACKGROUND if message.background else ev.GET
         self._feed(ev.PullAsked(process.worker_id, message.request, stored.oid, stored.size, node, priority))
 
-    def fetch(self, stored: Stored, then: Callable[[Stored | None, str], None]) -> None:
+    def fetch(self, stored: Stored, then: Callable[[Stored | None, str], None], priority: int = ev.BACKGROUND) -> None:
         """Bring a value of another node here for the node itself, after what processes want; `then` gets its place here, or None and why not."""
         cause = self._links.is_dead(stored.node)
         if cause:
@@ -210,7 +210,7 @@ class Transfer:
         if (row is not None and row.state not in (COMING, RECEIVING)) or stored.node in (b"", self._node_id):
             self._answer(ev.AnswerPull(b"", self._fetches, stored.oid))
         else:
-            self._feed(ev.PullAsked(b"", self._fetches, stored.oid, stored.size, stored.node, ev.BACKGROUND))
+            self._feed(ev.PullAsked(b"", self._fetches, stored.oid, stored.size, stored.node, priority))
 
     def process_died(self, process_id: bytes) -> None:
         """Nobody waits for what it wanted."""
