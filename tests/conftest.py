@@ -6,11 +6,20 @@ the test's own, stopped at its end, whatever happened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
+
+# The gate shows the same examples every time, on machines of any speed; `make soak` looks for new ones.
+hypothesis.settings.register_profile(
+    "gate", derandomize=True, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.register_profile("soak", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile(os.environ.get("SHOAL_EXAMPLES", "gate"))
 
 SHARED_OPTIONS: dict[str, Any] = {"num_cpus": 4, "ignore_reinit_error": True}
 

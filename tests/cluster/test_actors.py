@@ -13,7 +13,7 @@ from shoal.exceptions import ActorDiedError
 from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 def here() -> str:

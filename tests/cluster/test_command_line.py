@@ -22,7 +22,7 @@ import shoal
 from shoal.cli import main
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 class Shell:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.engine.driver_process import Driver, run
+from tests.engine.driver_process import HEARD, Driver, run
 
 import shoal
 from shoal.testing import Cluster
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = SOON_S) -> Any:
@@ -70,9 +70,13 @@ def talk():
 def here():
     print("here")
 shoal.get([talk.remote(), here.remote()])
-time.sleep(0.5)
 """
-    out, err = run(program.replace("OPTIONS", "{}"))
+    until_heard = """
+for stream, words in ((sys.stdout, "over there"), (sys.stdout, "here pid"), (sys.stderr, "in trouble")):
+    stream.wait_for(words)
+"""
+    heard = HEARD + "sys.stdout, sys.stderr = Heard(sys.stdout), Heard(sys.stderr)\n"
+    out, err = run(heard + program.replace("OPTIONS", "{}") + until_heard)
     assert re.search(r"^\(talk pid=\d+, node=far\) over there$", out, re.MULTILINE), out
     assert re.search(r"^\(talk pid=\d+, node=far\) in trouble$", err, re.MULTILINE), err
     assert re.search(r"^\(here pid=\d+\) here$", out, re.MULTILINE), out

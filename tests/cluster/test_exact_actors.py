@@ -18,7 +18,7 @@ from shoal.runtime.core import current
 from shoal.testing import Cluster
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 40.0
+SOON_S = 60.0
 
 
 def get(refs: Any) -> Any:
@@ -105,7 +105,7 @@ def test_actors_leave_a_node_that_drains(start_cluster: StartCluster) -> None:
     refs = [log.append.remote(i) for i in range(10, 40)]
     assert get(refs) == list(range(11, 41))
     assert get(log.node.remote()) != left.node_id
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left.is_alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left.is_alive(), "long before its deadline"

@@ -12,7 +12,7 @@ import shoal
 from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 30.0
+SOON_S = 60.0
 MB = 1 << 20
 
 

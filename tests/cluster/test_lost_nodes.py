@@ -15,7 +15,7 @@ from shoal.exceptions import ObjectReconstructionFailedError
 from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 40.0
+SOON_S = 60.0
 ITEM = 250_000
 
 

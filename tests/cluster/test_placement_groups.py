@@ -24,7 +24,7 @@ from shoal.util.scheduling_strategies import (
 )
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 30.0
+SOON_S = 60.0
 
 
 def in_group(group: Any, index: int = -1, capture: bool | None = None) -> dict[str, Any]:

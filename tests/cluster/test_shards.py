@@ -14,7 +14,7 @@ import shoal
 from shoal.testing import Cluster
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 @shoal.remote

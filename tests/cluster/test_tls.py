@@ -23,7 +23,7 @@ from shoal.wire.tcp import connect_authenticated
 from shoal.wire.tls import client_context
 
 StartCluster = Callable[..., Cluster]
-SOON_S = 30.0
+SOON_S = 60.0
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="the openssl command makes the certificates")
 
 

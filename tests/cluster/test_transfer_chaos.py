@@ -67,7 +67,7 @@ def test_values_cross_while_nodes_die(start_cluster: StartCluster, seed: int) ->
         if dice.random() < 0.5:
             assert (shoal.get(ref, timeout=SOON_S) == mark).all()
         del ref, results
-    settled = time.monotonic() + 10.0
+    settled = time.monotonic() + SOON_S
     while any(leftovers(node) for node in cluster.nodes):
         assert time.monotonic() < settled, [leftovers(node) for node in cluster.nodes]
         time.sleep(0.1)

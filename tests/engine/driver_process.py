@@ -18,6 +18,24 @@ from types import TracebackType
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 MARK = "SHOAL_TEST_MARK"
 
+HEARD = """
+import sys, time
+class Heard:
+    '''A stream that knows what was written: lines of other nodes may come some time after the results of their tasks.'''
+    def __init__(self, stream):
+        self.stream, self.text = stream, ""
+    def write(self, text):
+        self.text += text
+        return self.stream.write(text)
+    def flush(self):
+        self.stream.flush()
+    def wait_for(self, words):
+        deadline = time.monotonic() + 60
+        while words not in self.text:
+            assert time.monotonic() < deadline, words
+            time.sleep(0.01)
+"""
+
 PRELUDE = """
 import os, signal, subprocess, sys, threading, time
 import shoal
@@ -48,7 +66,7 @@ def child():
 def daemon_pid():
     from shoal.api import session as module
     return module._head.pid
-def role_pid(role, within_s=3):
+def role_pid(role, within_s=30):
     for pid in os.listdir("/proc"):
         try:
             status = open(f"/proc/{pid}/stat").read()
@@ -108,7 +126,7 @@ class Driver:
         assert self.process.stderr is not None
         raise AssertionError(f"the driver ended without saying {word}: {self.process.stderr.read()}")
 
-    def finish(self, timeout_s: float = 20.0) -> tuple[int, str, str]:
+    def finish(self, timeout_s: float = 90.0) -> tuple[int, str, str]:
         """Wait for the end: exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=timeout_s)
         for line in out.splitlines():
@@ -130,7 +148,7 @@ class Driver:
                     continue
         return found
 
-    def left_behind(self, within_s: float = 2.0) -> list[str]:
+    def left_behind(self, within_s: float = 30.0) -> list[str]:
         """What there still is `within_s` after the end; an empty list as soon as there is nothing."""
         deadline = time.monotonic() + within_s
         while True:
@@ -150,7 +168,7 @@ def _describe(pid: int) -> str:
         return str(pid)
 
 
-def run(script: str, timeout_s: float = 20.0, **environment: str) -> tuple[str, str]:
+def run(script: str, timeout_s: float = 90.0, **environment: str) -> tuple[str, str]:
     """Run a script to its good end, check that nothing is left, and return what it printed."""
     with Driver(script, **environment) as driver:
         code, out, err = driver.finish(timeout_s)

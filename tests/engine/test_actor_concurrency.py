@@ -14,7 +14,7 @@ from shoal.exceptions import TaskCancelledError
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 def get(refs: Any) -> Any:
@@ -57,6 +57,7 @@ class Threaded:
         return self.ran
 
     def until_cancelled(self) -> bool:
+        self.gate.set()
         context = shoal.get_runtime_context()
         deadline = time.perf_counter() + WAIT_S
         while not context.is_canceled():
@@ -216,14 +217,17 @@ def test_threads_get_refs_and_stream() -> None:
 def test_concurrency_groups() -> None:
     @shoal.remote(concurrency_groups={"io": 2, "compute": 1})
     class Grouped:
+        def __init__(self) -> None:
+            self.together = threading.Barrier(3)
+
         @shoal.method(concurrency_group="io")
         def io(self) -> str:
-            time.sleep(0.1)
+            self.together.wait(WAIT_S)
             return threading.current_thread().name
 
         @shoal.method(concurrency_group="compute")
         def compute(self) -> str:
-            time.sleep(0.1)
+            self.together.wait(WAIT_S)
             return threading.current_thread().name
 
         def default(self) -> str:
@@ -231,9 +235,7 @@ def test_concurrency_groups() -> None:
 
     actor = Grouped.remote()
     get(actor.__ray_ready__.remote())
-    started = time.perf_counter()
     names = get([actor.io.remote(), actor.io.remote(), actor.compute.remote(), actor.default.remote()])
-    assert time.perf_counter() - started < 0.19
     assert len(set(names)) == 4
     assert get(actor.default.options(concurrency_group="io").remote()) in names[:2]
     with pytest.raises(ValueError, match=r"nothing.*io"):
@@ -355,14 +357,12 @@ def test_actors_from_asyncio_code() -> None:
 
 def test_cancel_a_queued_call_answers_at_once() -> None:
     actor = Plain.remote()
-    running = actor.sleep.remote(1.0)
+    running = actor.sleep.remote(100)
     queued = [actor.note.remote(number) for number in range(4)]
     time.sleep(0.05)
-    started = time.perf_counter()
     shoal.cancel(queued[1])
     with pytest.raises(TaskCancelledError, match="before it ran"):
         get(queued[1])
-    assert time.perf_counter() - started < 0.5
     shoal.cancel(running)
     assert get([queued[0], queued[2], queued[3]]) == [0, 2, 3]
     assert get(actor.noted.remote()) == [0, 2, 3]
@@ -385,26 +385,24 @@ def test_cancel_right_after_submitting_loses_nothing() -> None:
 def test_cancel_a_running_call(method: str) -> None:
     actor = Plain.remote()
     get(actor.note.remote(0))
-    running = getattr(actor, method).remote(8.0)
+    running = getattr(actor, method).remote(100)
     time.sleep(0.1)
-    started = time.perf_counter()
     shoal.cancel(running)
     with pytest.raises(TaskCancelledError):
         get(running)
-    assert time.perf_counter() - started < 1
     assert get(actor.note.remote(1)) == 1
 
 
 def test_cancel_a_call_that_waits_in_get() -> None:
     actor = Plain.remote()
-    running = actor.nested.remote([later.remote(1, 3.0)])
+    awaited = later.remote(1, 100)
+    running = actor.nested.remote([awaited])
     time.sleep(0.1)
-    started = time.perf_counter()
     shoal.cancel(running)
     with pytest.raises(TaskCancelledError):
         get(running)
-    assert time.perf_counter() - started < 1
     assert get(actor.note.remote(1)) == 1
+    shoal.cancel(awaited)
 
 
 def test_cancel_concerns_only_the_callers_own_call() -> None:
@@ -436,7 +434,7 @@ def test_cancel_in_a_thread_sets_a_flag() -> None:
     actor = Threaded.options(max_concurrency=2).remote()
     get(actor.noted.remote())
     running = actor.until_cancelled.remote()
-    time.sleep(0.1)
+    assert get(actor.wait_gate.remote()), "it runs"
     shoal.cancel(running)
     with pytest.raises(TaskCancelledError):
         get(running)
@@ -459,9 +457,9 @@ def test_cancel_a_call_that_waits_for_a_thread() -> None:
 def test_cancel_a_coroutine() -> None:
     actor = Loop.remote()
     get(actor.plain.remote())
-    running = actor.sleep.remote(8.0)
+    running = actor.sleep.remote(100)
+    assert get(actor.sleep.remote(0.0)) == "slept", "what was called before runs"
     others = [actor.sleep.remote(0.2) for _ in range(3)]
-    time.sleep(0.05)
     shoal.cancel(running)
     with pytest.raises(TaskCancelledError):
         get(running)
@@ -471,13 +469,13 @@ def test_cancel_a_coroutine() -> None:
 
 def test_cancel_a_coroutine_that_waits_its_turn() -> None:
     actor = Loop.options(max_concurrency=1).remote()
-    first = actor.sleep.remote(0.2)
+    first = actor.sleep.remote(100)
     second = actor.note.remote(1)
     time.sleep(0.05)
     shoal.cancel(second)
     with pytest.raises(TaskCancelledError):
         get(second)
-    assert get(first) == "slept"
+    shoal.cancel(first)
     assert get(actor.noted.remote()) == []
 
 
@@ -507,7 +505,7 @@ def test_cancel_a_stream() -> None:
 def test_cancel_is_recursive() -> None:
     @shoal.remote
     def long() -> None:
-        time.sleep(20)
+        time.sleep(100)
 
     @shoal.remote
     class Parent:
@@ -524,7 +522,7 @@ def test_cancel_is_recursive() -> None:
     with pytest.raises(TaskCancelledError):
         get(running)
     assert get(actor.alive.remote())
-    deadline = time.perf_counter() + 3
+    deadline = time.perf_counter() + 60
     while shoal.available_resources().get("CPU") != 2 and time.perf_counter() < deadline:
         time.sleep(0.02)
     assert shoal.available_resources()["CPU"] == 2

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import shoal
-from shoal.exceptions import ActorAlreadyExistsError, ActorDiedError
+from shoal.exceptions import ActorAlreadyExistsError, ActorDiedError, ActorUnavailableError
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 def get(refs: Any) -> Any:
@@ -35,7 +35,7 @@ def is_named(name: str, namespace: str | None = None) -> bool:
 
 def until_free(name: str, namespace: str | None = None) -> bool:
     """Whether the name becomes free in bounded time."""
-    deadline = time.perf_counter() + 5
+    deadline = time.perf_counter() + 60
     while time.perf_counter() < deadline:
         if not is_named(name, namespace):
             return True
@@ -199,8 +199,8 @@ def test_name_is_free_after_a_crash() -> None:
 def test_name_stays_over_restarts() -> None:
     box = Box.options(name="restarted", max_restarts=1).remote(1)
     get(box.set.remote(2))
-    box.fail.remote()
-    time.sleep(0.05)
+    with pytest.raises(ActorUnavailableError):
+        get(box.fail.remote())
     found = shoal.get_actor("restarted")
     assert get(found.get.options(max_task_retries=-1).remote()) == 1
 

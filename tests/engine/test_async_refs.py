@@ -39,12 +39,12 @@ def test_gather_and_wait_for() -> None:
     async def main() -> Any:
         values = await asyncio.gather(*[slow.remote(i, 0.01 * (5 - i)) for i in range(5)])
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(slow.remote(1, 5), 0.05)
+            await asyncio.wait_for(slow.remote(1, 100), 0.05)
         return values
 
     start = time.perf_counter()
     assert asyncio.run(main()) == list(range(5))
-    assert time.perf_counter() - start < 4
+    assert time.perf_counter() - start < 60
 
 
 def test_await_raises() -> None:
@@ -86,11 +86,11 @@ def test_await_of_borrowed_refs_in_an_asyncio_actor() -> None:
             return value
 
     fetcher = Fetcher.remote()
-    assert shoal.get(fetcher.fetch.remote([slow.remote(i) for i in range(4)]), timeout=20) == [0, 1, 2, 3]
-    assert shoal.get(fetcher.make.remote(), timeout=20) == "made"
-    assert shoal.get(fetcher.both.remote(slow.remote(3)), timeout=20) == 3
+    assert shoal.get(fetcher.fetch.remote([slow.remote(i) for i in range(4)]), timeout=60) == [0, 1, 2, 3]
+    assert shoal.get(fetcher.make.remote(), timeout=60) == "made"
+    assert shoal.get(fetcher.both.remote(slow.remote(3)), timeout=60) == 3
     with pytest.raises(KeyError):
-        shoal.get(fetcher.fetch.remote([fail.remote()]), timeout=20)
+        shoal.get(fetcher.fetch.remote([fail.remote()]), timeout=60)
 
 
 def test_futures() -> None:

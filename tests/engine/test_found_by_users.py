@@ -43,7 +43,7 @@ def test_only_functions_and_classes_are_remote() -> None:
 
 def test_two_results_promised_and_an_int_returned() -> None:
     with pytest.raises(TypeError, match=r"echo returned int, which is no sequence; num_returns=2"):
-        shoal.get(echo.options(num_returns=2).remote(1), timeout=20)
+        shoal.get(echo.options(num_returns=2).remote(1), timeout=60)
 
 
 def test_get_of_none_says_where_it_comes_from() -> None:
@@ -73,7 +73,7 @@ def test_a_queue_that_was_shut_down_says_so() -> None:
 def test_the_address_of_the_node_is_the_same_everywhere() -> None:
     address = shoal.util.get_node_ip_address()
     assert shoal.nodes()[0]["NodeManagerAddress"] == address
-    assert shoal.get(echo.options(resources={f"node:{address}": 0.01}).remote(3), timeout=20) == 3
+    assert shoal.get(echo.options(resources={f"node:{address}": 0.01}).remote(3), timeout=60) == 3
 
 
 @pytest.mark.parametrize("name", ["data", "serve", "dag"])
@@ -179,7 +179,7 @@ time.sleep(100)
     second = """
 shoal.init(namespace="shared")
 print("TASKS", shoal.get([one.remote() for _ in range(5)]), flush=True)
-print("PID", shoal.get(shoal.get_actor("keeper").pid.remote(), timeout=10), flush=True)
+print("PID", shoal.get(shoal.get_actor("keeper").pid.remote(), timeout=60), flush=True)
 """
     with Driver(starter) as driver:
         pid = driver.wait_line("PID")

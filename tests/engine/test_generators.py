@@ -14,15 +14,15 @@ import pytest
 import shoal
 from shoal import exceptions
 
-pytestmark = [pytest.mark.usefixtures("shoal_session"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.usefixtures("shoal_session")]
 
 
-def fetch(refs: Any, timeout: float = 20.0) -> Any:
+def fetch(refs: Any, timeout: float = 60.0) -> Any:
     return shoal.get(refs, timeout=timeout)
 
 
 def await_true(condition: Any) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -47,12 +47,20 @@ def test_a_generator_streams_by_default() -> None:
     assert [fetch(ref) for ref in numbers.options(num_returns="streaming").remote(3)] == [0, 1, 2]
 
 
-def test_items_come_while_the_task_runs() -> None:
-    items = numbers.remote(3, 0.3)
-    start = time.monotonic()
-    assert fetch(next(items)) == 0
-    assert time.monotonic() - start < 0.85
-    assert [fetch(ref) for ref in items] == [1, 2]
+@shoal.remote
+def gated(folder: Path, count: int) -> Any:
+    """Yields each number when there is a file of that name."""
+    for number in range(count):
+        await_true((folder / str(number)).exists)
+        yield number
+
+
+def test_items_come_while_the_task_runs(tmp_path: Path) -> None:
+    items = gated.remote(tmp_path, 2)
+    for number in range(2):
+        (tmp_path / str(number)).touch()
+        assert fetch(next(items)) == number
+    assert list(items) == []
 
 
 def test_a_list_collects_a_generator_of_known_length() -> None:
@@ -144,7 +152,7 @@ def test_backpressure_holds_the_producer(tmp_path: Path) -> None:
 def test_a_held_back_producer_lends_its_cpu() -> None:
     streams = [numbers.options(_generator_backpressure_num_objects=1).remote(3) for _ in range(3)]
     time.sleep(0.2)
-    assert fetch(shoal.remote(lambda: "ran").remote(), 10) == "ran"
+    assert fetch(shoal.remote(lambda: "ran").remote()) == "ran"
     assert [[fetch(ref) for ref in items] for items in streams] == [[0, 1, 2]] * 3
 
 
@@ -158,26 +166,29 @@ def test_async_for() -> None:
     assert asyncio.run(both()) == [list(range(30))] * 2
 
 
-def test_wait_on_streams() -> None:
-    items = numbers.remote(2, 0.2)
+def test_wait_on_streams(tmp_path: Path) -> None:
+    items = gated.remote(tmp_path, 2)
     assert shoal.wait([items], timeout=0) == ([], [items])
-    ready, rest = shoal.wait([items], timeout=10)
+    (tmp_path / "0").touch()
+    ready, rest = shoal.wait([items], timeout=60)
     assert ready == [items] and rest == []
     assert fetch(next(items)) == 0
     done = shoal.put(1)
-    ready, rest = shoal.wait([items, done], num_returns=2, timeout=10)
+    (tmp_path / "1").touch()
+    ready, rest = shoal.wait([items, done], num_returns=2, timeout=60)
     assert ready == [items, done]
     assert fetch(next(items)) == 1
-    ready, rest = shoal.wait([items], timeout=10)  # the end counts as ready
+    ready, rest = shoal.wait([items], timeout=60)  # the end counts as ready
     assert ready == [items]
 
 
-def test_next_with_a_timeout_and_next_ready() -> None:
-    items = numbers.remote(1, 0.4)
+def test_next_with_a_timeout_and_next_ready(tmp_path: Path) -> None:
+    items = gated.remote(tmp_path, 1)
     assert not items.next_ready()
     with pytest.raises(exceptions.GetTimeoutError):
         items._next_sync(0.05)
-    assert fetch(items._next_sync(10)) == 0
+    (tmp_path / "0").touch()
+    assert fetch(items._next_sync(60)) == 0
 
 
 def test_completed() -> None:
@@ -212,15 +223,16 @@ def test_a_stream_that_fails_is_retried_when_asked(tmp_path: Path) -> None:
     assert [fetch(ref) for ref in flaky.remote(tmp_path / "once")] == [0, 1, 2]
 
 
-def test_a_crash_without_retries_ends_the_stream() -> None:
+def test_a_crash_without_retries_ends_the_stream(tmp_path: Path) -> None:
     @shoal.remote(max_retries=0)
-    def crashing() -> Any:
+    def crashing(came: Path) -> Any:
         yield 1
-        time.sleep(0.1)
+        await_true(came.exists)
         os._exit(1)
 
-    items = crashing.remote()
+    items = crashing.remote(tmp_path / "came")
     assert fetch(next(items)) == 1
+    (tmp_path / "came").touch()
     with pytest.raises(exceptions.WorkerCrashedError):
         fetch(next(items))
     with pytest.raises(StopIteration):

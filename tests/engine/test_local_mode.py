@@ -15,7 +15,7 @@ import pytest
 import shoal
 from shoal import exceptions
 
-pytestmark = [pytest.mark.usefixtures("local_session"), pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.usefixtures("local_session")]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -70,18 +70,18 @@ class Box:
     ids=repr,
 )
 def test_values_come_back_equal(value: Any) -> None:
-    assert shoal.get(shoal.put(value), timeout=10) == value
-    assert shoal.get(same.remote(value), timeout=10) == value
+    assert shoal.get(shoal.put(value), timeout=60) == value
+    assert shoal.get(same.remote(value), timeout=60) == value
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 16 << 10, (16 << 10) + 1, 100 << 10, (100 << 10) + 1, 3 << 20])
 @pytest.mark.parametrize("make", [bytes, bytearray], ids=["bytes", "bytearray"])
 def test_bytes_of_every_size(size: int, make: Any) -> None:
     value = make(bytes(range(251)) * (size // 251 + 1))[:size]
-    for back in (shoal.get(shoal.put(value), timeout=10), shoal.get(same.remote(value), timeout=10)):
+    for back in (shoal.get(shoal.put(value), timeout=60), shoal.get(same.remote(value), timeout=10)):
         assert type(back) is type(value)
         assert back == value
-    assert shoal.get(same.remote(shoal.put(value)), timeout=10) == value
+    assert shoal.get(same.remote(shoal.put(value)), timeout=60) == value
 
 
 def test_each_get_makes_a_value_of_its_own() -> None:
@@ -109,7 +109,7 @@ def test_put_refuses_refs_and_what_cannot_be_pickled() -> None:
 
 def test_get_of_lists_keeps_order_and_duplicates() -> None:
     a, b = shoal.put("a"), slow.remote("b", 0.05)
-    assert shoal.get([b, a, b, a], timeout=10) == ["b", "a", "b", "a"]
+    assert shoal.get([b, a, b, a], timeout=60) == ["b", "a", "b", "a"]
     assert shoal.get([]) == []
 
 
@@ -129,19 +129,17 @@ def test_get_of_tuples_sets_and_iterators() -> None:
 
 
 def test_get_times_out() -> None:
-    ref = slow.remote(1, 0.5)
-    start = time.perf_counter()
+    ref = slow.remote(1, 100)
     with pytest.raises(shoal.exceptions.GetTimeoutError, match="slow"):
         shoal.get(ref, timeout=0.05)
-    assert time.perf_counter() - start < 0.4
     with pytest.raises(TimeoutError):  # Ray's GetTimeoutError is one
         shoal.get([ref], timeout=0)
-    assert shoal.get(ref, timeout=10) == 1
+    shoal.cancel(ref)
 
 
 def test_get_with_timeout_zero_polls() -> None:
     ref = same.remote(3)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             assert shoal.get(ref, timeout=0) == 3
@@ -160,12 +158,10 @@ def test_negative_timeouts(timeout: float) -> None:
 
 
 def test_get_raises_the_first_failure_without_waiting_for_the_rest() -> None:
-    late = slow.remote(1, 1.0)
-    start = time.perf_counter()
+    late = slow.remote(1, 100)
     with pytest.raises(ValueError, match="first"):
-        shoal.get([late, fail.remote("first")], timeout=10)
-    assert time.perf_counter() - start < 0.8
-    shoal.get(late)
+        shoal.get([late, fail.remote("first")], timeout=60)
+    shoal.cancel(late)
 
 
 def test_refs_know_their_names() -> None:
@@ -192,11 +188,11 @@ def test_refs_cannot_be_pickled_elsewhere() -> None:
 
 
 def test_top_level_refs_become_values() -> None:
-    assert shoal.get(add.remote(shoal.put(1), shoal.put(2)), timeout=10) == 3
-    assert shoal.get(add.remote(shoal.put(1), b=add.remote(2)), timeout=10) == 3
-    assert shoal.get(add.remote(a=slow.remote(1, 0.05), b=2), timeout=10) == 3
+    assert shoal.get(add.remote(shoal.put(1), shoal.put(2)), timeout=60) == 3
+    assert shoal.get(add.remote(shoal.put(1), b=add.remote(2)), timeout=60) == 3
+    assert shoal.get(add.remote(a=slow.remote(1, 0.05), b=2), timeout=60) == 3
     ref = shoal.put(4)
-    assert shoal.get(add.remote(ref, ref), timeout=10) == 8
+    assert shoal.get(add.remote(ref, ref), timeout=60) == 8
 
 
 @pytest.mark.parametrize(
@@ -223,7 +219,7 @@ def test_nested_refs_stay_refs_and_come_back_as_the_same(wrap: Any) -> None:
         walk(value)
         return value, found
 
-    back, found = shoal.get(look.remote(wrap(ref)), timeout=10)
+    back, found = shoal.get(look.remote(wrap(ref)), timeout=60)
     assert found == ["inside"]
     assert back == wrap(ref)
 
@@ -235,7 +231,7 @@ def test_refs_in_closures_and_globals() -> None:
     def captured() -> Any:
         return shoal.get(ref) + 1
 
-    assert shoal.get([captured.remote() for _ in range(5)], timeout=10) == [42] * 5
+    assert shoal.get([captured.remote() for _ in range(5)], timeout=60) == [42] * 5
 
 
 def test_refs_in_default_arguments() -> None:
@@ -245,7 +241,7 @@ def test_refs_in_default_arguments() -> None:
     def with_default(value: Any = [ref]) -> Any:  # noqa: B006
         return shoal.get(value[0])
 
-    assert shoal.get(with_default.remote(), timeout=10) == 5
+    assert shoal.get(with_default.remote(), timeout=60) == 5
 
 
 def test_refs_inside_objects_inside_refs() -> None:
@@ -261,7 +257,7 @@ def test_refs_inside_objects_inside_refs() -> None:
             value = shoal.get(value[0])
         return value
 
-    assert shoal.get(descend.remote(ref, depth), timeout=10) == "bottom"
+    assert shoal.get(descend.remote(ref, depth), timeout=60) == "bottom"
     value: Any = ref
     for _ in range(depth):
         value = shoal.get(value)[0]
@@ -273,10 +269,10 @@ def test_tasks_returning_refs() -> None:
     def outer(n: int) -> Any:
         return same.remote(n)
 
-    inner = shoal.get(outer.remote(7), timeout=10)
+    inner = shoal.get(outer.remote(7), timeout=60)
     assert isinstance(inner, shoal.ObjectRef)
-    assert shoal.get(inner, timeout=10) == 7
-    assert shoal.get(shoal.get(same.remote([outer.remote(8)]))[0], timeout=10).hex()
+    assert shoal.get(inner, timeout=60) == 7
+    assert shoal.get(shoal.get(same.remote([outer.remote(8)]))[0], timeout=60).hex()
 
 
 def test_pending_refs_nested_in_arguments() -> None:
@@ -284,7 +280,7 @@ def test_pending_refs_nested_in_arguments() -> None:
     def fetch(refs: list[Any]) -> Any:
         return shoal.get(refs)
 
-    assert shoal.get(fetch.remote([slow.remote(i, 0.02) for i in range(4)]), timeout=10) == [0, 1, 2, 3]
+    assert shoal.get(fetch.remote([slow.remote(i, 0.02) for i in range(4)]), timeout=60) == [0, 1, 2, 3]
 
 
 def test_errors_travel_through_borrowed_refs() -> None:
@@ -293,9 +289,9 @@ def test_errors_travel_through_borrowed_refs() -> None:
         return shoal.get(refs[0])
 
     with pytest.raises(ValueError, match="inner"):
-        shoal.get(fetch.remote([fail.remote("inner")]), timeout=10)
+        shoal.get(fetch.remote([fail.remote("inner")]), timeout=60)
     with pytest.raises(ValueError, match="as an argument"):
-        shoal.get(same.remote(fail.remote("as an argument")), timeout=10)
+        shoal.get(same.remote(fail.remote("as an argument")), timeout=60)
 
 
 def test_errors_as_values_are_only_values() -> None:
@@ -320,7 +316,7 @@ def test_custom_reduce_with_a_ref_inside() -> None:
     def use(lazy: Any) -> Any:
         return lazy.value(), lazy
 
-    value, back = shoal.get(use.remote(Lazy(ref)), timeout=10)
+    value, back = shoal.get(use.remote(Lazy(ref)), timeout=60)
     assert value == 11
     assert back.inner is ref
 
@@ -337,21 +333,21 @@ def test_many_arguments_and_many_nested_refs() -> None:
         return sum(shoal.get(nested))
 
     expected = sum(range(500))
-    assert shoal.get(total.remote(*refs), timeout=20) == expected
-    assert shoal.get(total_of.remote(refs), timeout=20) == expected
+    assert shoal.get(total.remote(*refs), timeout=60) == expected
+    assert shoal.get(total_of.remote(refs), timeout=60) == expected
 
 
 def test_large_arguments_by_value_and_with_refs_inside() -> None:
     ref = shoal.put("small")
     payload = b"p" * 200_000
-    back = shoal.get(same.remote([payload, ref]), timeout=10)
+    back = shoal.get(same.remote([payload, ref]), timeout=60)
     assert back[0] == payload
     assert back[1] is ref
 
 
 def test_kind_of_arguments() -> None:
-    assert shoal.get(kind_of.remote(shoal.put(1)), timeout=10) == "int"
-    assert shoal.get(kind_of.remote([shoal.put(1)]), timeout=10) == "list"
+    assert shoal.get(kind_of.remote(shoal.put(1)), timeout=60) == "int"
+    assert shoal.get(kind_of.remote([shoal.put(1)]), timeout=60) == "list"
 
 
 def test_calls_from_many_threads() -> None:
@@ -359,7 +355,7 @@ def test_calls_from_many_threads() -> None:
 
     def work(n: int) -> int:
         ref = shoal.put(n)
-        total: int = sum(shoal.get([add.remote(ref, i) for i in range(10)], timeout=20))
+        total: int = sum(shoal.get([add.remote(ref, i) for i in range(10)], timeout=60))
         return total
 
     with ThreadPoolExecutor(8) as pool:

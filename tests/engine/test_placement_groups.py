@@ -34,7 +34,7 @@ from shoal.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-IN_TIME_S = 20.0
+IN_TIME_S = 60.0
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.engine.node_counts import eventually
 
 import shoal
 from shoal import exceptions
 
-pytestmark = [pytest.mark.usefixtures("rich_session"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.usefixtures("rich_session")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,7 +27,7 @@ def rich_session() -> Iterator[None]:
         os.environ["CUDA_VISIBLE_DEVICES"] = saved
 
 
-def fetch(refs: Any, timeout: float = 20.0) -> Any:
+def fetch(refs: Any, timeout: float = 60.0) -> Any:
     return shoal.get(refs, timeout=timeout)
 
 
@@ -63,11 +64,10 @@ def test_no_more_run_together_than_fit(options: dict[str, Any], together: int) -
 
 
 def test_tasks_without_cpu_are_not_held_back_by_it() -> None:
-    busy = [span.remote(1.0) for _ in range(2)]
-    start = time.monotonic()
+    busy = [span.remote(100) for _ in range(2)]
     fetch([span.options(num_cpus=0).remote(0.01) for _ in range(4)])
-    assert time.monotonic() - start < 1.0
-    fetch(busy)
+    for ref in busy:
+        shoal.cancel(ref)
 
 
 def test_gpus_are_shown_to_who_asked_and_to_nobody_else() -> None:
@@ -140,7 +140,7 @@ def test_what_can_never_run_fails_at_once(options: dict[str, Any], words: list[s
         with pytest.raises(exceptions.TaskUnschedulableError) as caught:
             fetch(span.options(**options).remote())
         assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20, "it is not waited for"
     # what depends on it fails with it
     with pytest.raises(exceptions.TaskUnschedulableError):
         fetch(span.remote(span.options(**options).remote()))
@@ -148,14 +148,10 @@ def test_what_can_never_run_fails_at_once(options: dict[str, Any], words: list[s
 
 def test_resources_are_counted_and_come_back() -> None:
     assert shoal.cluster_resources()["GPU"] == 4
-    held = [span.options(num_gpus=3).remote(0.6)]
-    time.sleep(0.3)
-    assert shoal.available_resources()["GPU"] == 1
-    fetch(held)
-    deadline = time.monotonic() + 10
-    while shoal.available_resources().get("GPU") != 4:
-        assert time.monotonic() < deadline, shoal.available_resources()
-        time.sleep(0.02)
+    held = span.options(num_gpus=3).remote(100)
+    eventually(lambda: shoal.available_resources()["GPU"] == 1)
+    shoal.cancel(held)
+    eventually(lambda: shoal.available_resources().get("GPU") == 4)
 
 
 def test_a_crash_gives_its_resources_back() -> None:

@@ -18,7 +18,7 @@ from shoal.runtime.jobs import SubmitterPeer
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Worker:
@@ -67,7 +67,7 @@ def test_an_actor_whose_repr_raises_answers_with_the_error_of_its_method(cls: ty
 
 def test_cancelling_in_one_thread_wakes_another_that_reads_the_sockets() -> None:
     """A queued task is cancelled without a message from anybody: the thread that waits in `epoll` must be told."""
-    busy = [nap.remote(WAIT_S) for _ in range(2)]
+    busy = [nap.remote(2 * WAIT_S) for _ in range(2)]
     ended: list[BaseException] = []
 
     def wait() -> None:
@@ -81,7 +81,7 @@ def test_cancelling_in_one_thread_wakes_another_that_reads_the_sockets() -> None
     thread.start()
     time.sleep(0.3)
     shoal.cancel(queued)
-    thread.join(5)
+    thread.join(WAIT_S)
     for ref in busy:
         shoal.cancel(ref, force=True)
     assert [type(error).__name__ for error in ended] == ["TaskCancelledError"]
@@ -176,11 +176,11 @@ def test_options_in_a_loop_leave_no_templates_with_the_worker() -> None:
 def test_a_future_ends_with_the_session_and_so_does_what_is_submitted_after() -> None:
     shoal.shutdown()
     shoal.init(num_cpus=1, log_to_driver=False)
-    future = nap.remote(WAIT_S).future()
+    future = nap.remote(2 * WAIT_S).future()
     runtime = core.current()
     shoal.shutdown()
     with pytest.raises(RuntimeError, match="shutdown"):
-        future.result(timeout=1)
+        future.result(timeout=WAIT_S)
     with pytest.raises(RuntimeError, match="shutdown"):
         runtime.request(lambda number: None, 1.0)
     shoal.init(num_cpus=2, log_to_driver=False)

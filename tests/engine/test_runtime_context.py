@@ -12,7 +12,7 @@ import shoal
 
 pytestmark = pytest.mark.usefixtures("shoal_session")
 
-WAIT_S = 10
+WAIT_S = 60
 
 
 def get(refs: Any) -> Any:

@@ -82,7 +82,7 @@ def eat():
         time.sleep(0.02)
     return len(eaten)
 actor = Actor.remote()
-before = shoal.get(actor.pid.remote(), timeout=10)
+before = shoal.get(actor.pid.remote(), timeout=60)
 try:
     shoal.get(eat.remote(), timeout=60)
 except shoal.exceptions.OutOfMemoryError as error:
@@ -90,8 +90,8 @@ except shoal.exceptions.OutOfMemoryError as error:
     assert "ran out of memory" in text and "tried 2 times" in text and "MB" in text, text
 else:
     raise AssertionError("it was not killed")
-assert shoal.get(actor.pid.remote(), timeout=10) == before
-assert shoal.get([one.remote() for _ in range(10)], timeout=10) == [1] * 10
+assert shoal.get(actor.pid.remote(), timeout=60) == before
+assert shoal.get([one.remote() for _ in range(10)], timeout=60) == [1] * 10
 """,
         timeout_s=90,
         SHOAL_MEMORY_USAGE_THRESHOLD=f"{share:.4f}",

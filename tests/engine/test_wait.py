@@ -33,7 +33,7 @@ def fail() -> None:
 @pytest.fixture
 def never() -> Any:
     """A ref that is not ready as long as the test runs."""
-    ref = slow.remote(None, 30)
+    ref = slow.remote(None, 100)
     yield ref
     shoal.cancel(ref)
 
@@ -41,14 +41,14 @@ def never() -> Any:
 def test_never_more_than_asked_for() -> None:
     refs = [shoal.put(i) for i in range(5)]
     for count in range(1, 6):
-        ready, rest = shoal.wait(refs, num_returns=count, timeout=5)
+        ready, rest = shoal.wait(refs, num_returns=count, timeout=60)
         assert ready == refs[:count]
         assert rest == refs[count:]
 
 
 def test_both_lists_keep_the_order(never: Any) -> None:
     a, b, c = shoal.put(1), shoal.put(2), shoal.put(3)
-    ready, rest = shoal.wait([never, a, b, c], num_returns=2, timeout=5)
+    ready, rest = shoal.wait([never, a, b, c], num_returns=2, timeout=60)
     assert (ready, rest) == ([a, b], [never, c])
     ready, rest = shoal.wait([a, never, b], num_returns=3, timeout=0.01)
     assert (ready, rest) == ([a, b], [never])
@@ -57,28 +57,28 @@ def test_both_lists_keep_the_order(never: Any) -> None:
 def test_timeouts(never: Any) -> None:
     start = time.perf_counter()
     assert shoal.wait([never], timeout=0) == ([], [never])
-    assert time.perf_counter() - start < 0.1
+    assert time.perf_counter() - start < 10
     assert shoal.wait([never], timeout=0.05) == ([], [never])
-    assert 0.04 < time.perf_counter() - start < 2
+    assert 0.04 < time.perf_counter() - start < 20
 
 
 def test_timeout_zero_polls() -> None:
     ref = same.remote(1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not shoal.wait([ref], timeout=0)[0]:
         assert time.monotonic() < deadline
 
 
 def test_waits_for_the_first_to_come() -> None:
-    late, soon = slow.remote("late", 1.5), slow.remote("soon", 0.05)
-    ready, rest = shoal.wait([late, soon], timeout=10)
+    late, soon = slow.remote("late", 100), slow.remote("soon", 0.05)
+    ready, rest = shoal.wait([late, soon], timeout=60)
     assert (ready, rest) == ([soon], [late])
     shoal.cancel(late)
 
 
 def test_failed_tasks_are_ready() -> None:
     ref = fail.remote()
-    assert shoal.wait([ref], timeout=10) == ([ref], [])
+    assert shoal.wait([ref], timeout=60) == ([ref], [])
 
 
 def test_empty() -> None:
@@ -113,7 +113,7 @@ def test_same_ref_through_a_task_is_a_duplicate() -> None:
 
 def test_fetch_local_false() -> None:
     ref = same.remote(1)
-    assert shoal.wait([ref], fetch_local=False, timeout=10) == ([ref], [])
+    assert shoal.wait([ref], fetch_local=False, timeout=60) == ([ref], [])
 
 
 def test_generators_are_ready_with_an_item() -> None:
@@ -124,8 +124,8 @@ def test_generators_are_ready_with_an_item() -> None:
         time.sleep(pause)
         yield 2
 
-    gen, ref = items.remote(0.05), slow.remote(1, 2)
-    ready, rest = shoal.wait([ref, gen], timeout=10)
+    gen, ref = items.remote(0.05), slow.remote(1, 100)
+    ready, rest = shoal.wait([ref, gen], timeout=60)
     assert ready == [gen]
     assert rest == [ref]
     assert shoal.get(next(gen)) == 1
@@ -139,11 +139,11 @@ def test_inside_tasks_and_with_borrowed_refs() -> None:
     def collect(refs: list[Any]) -> list[Any]:
         found = []
         while refs:
-            ready, refs = shoal.wait(refs, timeout=10)
+            ready, refs = shoal.wait(refs, timeout=60)
             found += shoal.get(ready)
         return sorted(found)
 
-    assert shoal.get(collect.remote([slow.remote(i, 0.01 * i) for i in range(12)]), timeout=20) == list(range(12))
+    assert shoal.get(collect.remote([slow.remote(i, 0.01 * i) for i in range(12)]), timeout=60) == list(range(12))
 
 
 @pytest.mark.parametrize("count", [3, 50, 1000])
@@ -152,7 +152,7 @@ def test_loop_over_the_rest(count: int) -> None:
     seen = []
     while refs:
         before = len(refs)
-        ready, refs = shoal.wait(refs, timeout=10)
+        ready, refs = shoal.wait(refs, timeout=60)
         assert len(ready) == 1
         assert len(refs) == before - 1
         seen += shoal.get(ready)
@@ -163,7 +163,7 @@ def test_loop_takes_the_first_ready_in_order() -> None:
     refs: list[Any] = [shoal.put(i) for i in range(20)]
     seen = []
     while refs:
-        ready, refs = shoal.wait(refs, num_returns=min(3, len(refs)), timeout=10)
+        ready, refs = shoal.wait(refs, num_returns=min(3, len(refs)), timeout=60)
         seen += shoal.get(ready)
     assert seen == list(range(20))
 
@@ -185,8 +185,8 @@ def test_rests_changed_by_the_user(never: Any) -> None:
     rng = random.Random(7)
     for _ in range(30):
         refs: list[Any] = [slow.remote(i, rng.random() * 0.03) for i in range(16)]
-        ready, rest = shoal.wait(refs, timeout=10)
-        ready, rest = shoal.wait(rest, timeout=10)  # a session has begun
+        ready, rest = shoal.wait(refs, timeout=60)
+        ready, rest = shoal.wait(rest, timeout=60)  # a session has begun
         change = rng.randrange(7)
         if change == 0:
             rng.shuffle(rest)
@@ -209,7 +209,7 @@ def test_rests_changed_by_the_user(never: Any) -> None:
         count = min(len(rest) - (never in rest), 3)
         if not count:
             continue
-        ready, rest = shoal.wait(rest, num_returns=count, timeout=10)
+        ready, rest = shoal.wait(rest, num_returns=count, timeout=60)
         assert len(ready) == count
         assert [ref for ref in as_given if ref in set(ready)] == ready
         assert [ref for ref in as_given if ref not in set(ready)] == rest
@@ -221,7 +221,7 @@ def test_only_the_replaced_ref_comes(never: Any) -> None:
     rest = shoal.wait(others, timeout=0)[1]
     rest = shoal.wait(rest, timeout=0)[1]
     rest[4] = expected = slow.remote("x", 0.05)
-    assert shoal.wait(rest, timeout=10)[0] == [expected]
+    assert shoal.wait(rest, timeout=60)[0] == [expected]
     for ref in others:
         shoal.cancel(ref)
 
@@ -231,7 +231,7 @@ def test_a_rest_is_a_list() -> None:
     rest = shoal.wait(refs)[1]
     assert isinstance(rest, list)
     assert rest == refs[1:]
-    back = shoal.get(same.remote(rest), timeout=10)
+    back = shoal.get(same.remote(rest), timeout=60)
     assert back == rest
     assert type(back) is list
     assert shoal.get(rest) == list(range(1, 12))
@@ -254,12 +254,12 @@ def test_wait_in_threads_on_the_same_refs() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     refs: list[Any] = [slow.remote(i, 0.01 * i) for i in range(16)]
-    rest = shoal.wait(refs, timeout=10)[1]
+    rest = shoal.wait(refs, timeout=60)[1]
 
     def drain(_: int) -> int:
         left, seen = rest, 1
         while left:
-            ready, left = shoal.wait(left, timeout=10)
+            ready, left = shoal.wait(left, timeout=60)
             seen += len(ready)
         return seen
 

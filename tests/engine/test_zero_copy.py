@@ -36,15 +36,15 @@ def test_arrays_are_read_only(count: int) -> None:
     array = np.arange(count, dtype=float)
     for back in (
         shoal.get(shoal.put(array)),
-        shoal.get(same.remote(array), timeout=10),
-        shoal.get(make.remote(count), timeout=10),
+        shoal.get(same.remote(array), timeout=60),
+        shoal.get(make.remote(count), timeout=60),
     ):
         assert np.array_equal(back, array)
         assert not back.flags.writeable
         with pytest.raises(ValueError, match="read-only"):
             back[0] = 1
-    assert not shoal.get(is_writeable.remote(array), timeout=10)
-    assert not shoal.get(is_writeable.remote(shoal.put(array)), timeout=10)
+    assert not shoal.get(is_writeable.remote(array), timeout=60)
+    assert not shoal.get(is_writeable.remote(shoal.put(array)), timeout=60)
     array[0] = 5  # the original stays the user's
 
 
@@ -67,7 +67,7 @@ def test_arrays_of_many_forms() -> None:
         np.arange(100_000).astype("datetime64[s]"),
         np.ones(200_000, dtype=bool),
     ]
-    backs = shoal.get(same.remote(forms), timeout=10)
+    backs = shoal.get(same.remote(forms), timeout=60)
     for form, back in zip(forms, backs, strict=True):
         assert back.dtype == form.dtype
         assert np.array_equal(back, form)
@@ -77,7 +77,7 @@ def test_arrow_tables() -> None:
     pa = pytest.importorskip("pyarrow")
     for rows in (3, 300_000):
         table = pa.table({"n": np.arange(rows), "s": ["x"] * rows})
-        back = shoal.get(same.remote(table), timeout=20)
+        back = shoal.get(same.remote(table), timeout=60)
         assert back.equals(table)
     ref = shoal.put(pa.table({"n": np.arange(1_000_000)}))
     before = pa.total_allocated_bytes()
@@ -90,7 +90,7 @@ def test_pandas_frames() -> None:
     pd = pytest.importorskip("pandas")
     for rows in (3, 300_000):
         frame = pd.DataFrame({"a": np.arange(rows, dtype=float), "b": np.arange(rows, dtype=float)})
-        back = shoal.get(same.remote(frame), timeout=20)
+        back = shoal.get(same.remote(frame), timeout=60)
         pd.testing.assert_frame_equal(back, frame)
         assert not back["a"].to_numpy().flags.writeable
 
@@ -118,20 +118,20 @@ def test_a_view_kept_by_an_actor_stays() -> None:
 
     before = settled_counts()
     keeper = Keeper.remote()
-    shoal.get(keeper.keep.remote(np.ones(500_000)), timeout=10)
+    shoal.get(keeper.keep.remote(np.ones(500_000)), timeout=60)
     ref = shoal.put(np.ones(500_000))
-    shoal.get(keeper.keep.remote(ref), timeout=10)
+    shoal.get(keeper.keep.remote(ref), timeout=60)
     del ref
     for _ in range(5):
         shoal.put(np.zeros(500_000))
-    assert shoal.get(keeper.total.remote(), timeout=10) == 500_000.0
+    assert shoal.get(keeper.total.remote(), timeout=60) == 500_000.0
     del keeper
     wait_for_counts(before, 3)
 
 
 def test_arrays_beside_refs_in_one_object() -> None:
     inner = shoal.put(np.ones(200_000))
-    array, ref = shoal.get(same.remote([np.zeros(200_000), inner]), timeout=10)
+    array, ref = shoal.get(same.remote([np.zeros(200_000), inner]), timeout=60)
     assert array.sum() == 0
     assert ref is inner
     assert shoal.get(ref).sum() == 200_000
@@ -142,7 +142,7 @@ def test_results_beside_each_other() -> None:
     def three() -> Any:
         return np.zeros(100_000), b"x" * 300_000, 3
 
-    array, text, three_ = shoal.get(three.remote(), timeout=10)
+    array, text, three_ = shoal.get(three.remote(), timeout=60)
     assert array.shape == (100_000,)
     assert len(text) == 300_000
     assert three_ == 3
@@ -152,4 +152,4 @@ def test_megabytes_through_a_chain() -> None:
     ref = make.remote(500_000)
     for _ in range(10):
         ref = same.remote(ref)
-    assert shoal.get(ref, timeout=20)[-1] == 499_999
+    assert shoal.get(ref, timeout=60)[-1] == 499_999

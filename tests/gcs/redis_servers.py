@@ -17,7 +17,7 @@ REDIS_SERVER = shutil.which("redis-server") or shutil.which("valkey-server")
 SENTINEL = shutil.which("redis-sentinel") or shutil.which("valkey-sentinel")
 CLI = shutil.which("redis-cli") or shutil.which("valkey-cli")
 SERVICE = "tables"
-STARTED_WITHIN_S = 15.0
+STARTED_WITHIN_S = 60.0
 
 
 def skip_without_redis(with_sentinel: bool = False) -> None:

@@ -56,7 +56,7 @@ def start_redis(folder: Path) -> subprocess.Popen[bytes]:
     path = folder / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not path.exists():
         assert server.poll() is None and time.monotonic() < deadline, "redis-server does not start"
         time.sleep(0.01)

@@ -30,7 +30,7 @@ from shoal.store.page import ProcessPage
 from shoal.system.start_plan import WorkerStart
 from shoal.wire.framing import FrameDecoder, encode_frame
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Speaker:

@@ -29,7 +29,7 @@ from shoal.protocol.messages import (
 from shoal.store.client import StaleBlock, StoreClient
 from shoal.store.page import ProcessPage
 
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 class StoreProcess:

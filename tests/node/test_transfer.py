@@ -38,7 +38,7 @@ def noise(size: int) -> bytes:
     return os.urandom(1 << 16) * (size // (1 << 16)) + bytes(size % (1 << 16))
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     until = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < until, "it did not come to that"

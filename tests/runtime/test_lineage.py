@@ -170,7 +170,7 @@ def test_a_rerun_keeps_its_record() -> None:
     assert world.recorded() == {2}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_records_are_what_live_results_were_made_from(data: st.DataObject) -> None:
     world = World()

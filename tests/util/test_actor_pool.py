@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,17 @@ def actors(shoal_shared: ModuleType) -> list[Any]:
         def sleep(self, seconds: float) -> float:
             time.sleep(seconds)
             return seconds
+
+        def wait_file(self, path: Path) -> str:
+            for _ in range(6000):
+                if path.exists():
+                    return "there"
+                time.sleep(0.01)
+            return "never came"
+
+        def touch(self, path: Path) -> str:
+            path.touch()
+            return "touched"
 
         def fail(self, value: int) -> int:
             raise ValueError(f"no {value}")
@@ -62,28 +74,29 @@ def test_submit_and_get_next(actors: list[Any]) -> None:
         pool.get_next_unordered()
 
 
-def test_a_slow_first_task_leaves_the_others_working(actors: list[Any]) -> None:
+def test_a_slow_first_task_leaves_the_others_working(actors: list[Any], tmp_path: Path) -> None:
     pool = ActorPool(actors)
-    for seconds in [0.6, 0.1, 0.1, 0.1]:
-        pool.submit(sleep, seconds)
-    start = time.perf_counter()
-    assert [pool.get_next() for _ in range(4)] == [0.6, 0.1, 0.1, 0.1]
-    assert time.perf_counter() - start < 0.85
+    pool.submit(lambda actor, path: actor.wait_file.remote(path), tmp_path / "last")
+    for value in range(2):
+        pool.submit(double, value)
+    pool.submit(lambda actor, path: actor.touch.remote(path), tmp_path / "last")
+    assert [pool.get_next() for _ in range(4)] == ["there", 0, 2, "touched"]
 
 
-def test_time_out(actors: list[Any]) -> None:
+def test_time_out(actors: list[Any], tmp_path: Path) -> None:
     pool = ActorPool(actors)
-    pool.submit(sleep, 0.5)
+    pool.submit(lambda actor, path: actor.wait_file.remote(path), tmp_path / "go")
     with pytest.raises(TimeoutError):
         pool.get_next(timeout=0.05)
     with pytest.raises(TimeoutError):
         pool.get_next_unordered(timeout=0.05)
-    assert pool.get_next() == 0.5, "a result that was late can still be had"
+    (tmp_path / "go").touch()
+    assert pool.get_next() == "there", "a result that was late can still be had"
 
 
-def test_ignored_time_out_gives_the_result_up(actors: list[Any]) -> None:
+def test_ignored_time_out_gives_the_result_up(actors: list[Any], tmp_path: Path) -> None:
     pool = ActorPool(actors)
-    pool.submit(sleep, 0.4)
+    pool.submit(lambda actor, path: actor.wait_file.remote(path), tmp_path / "go")
     pool.submit(double, 3)
     assert pool.get_next(timeout=0.05, ignore_if_timedout=True) is None
     assert pool.get_next() == 6
