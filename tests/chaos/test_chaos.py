@@ -1,6 +1,6 @@
 """A cluster of three nodes under fire: every result is that of the serial program, nothing hangs, nothing is left.
 
-`SHOAL_CHAOS_SECONDS` is how long each workload runs (2.5), `SHOAL_CHAOS_SEED` draws victims and moments: `make chaos` runs for minutes. The moments
+`SHOAL_CHAOS_SECONDS` is how long each workload runs (2), `SHOAL_CHAOS_SEED` draws victims and moments: `make chaos` runs for minutes. The moments
 are the seed's, what a process does just then is not.
 """
 
@@ -19,7 +19,7 @@ from tests.chaos.workloads import WORKLOADS
 import shoal
 from shoal.testing import Cluster
 
-SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "2.5"))
+SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "2"))
 SEED = int(os.environ.get("SHOAL_CHAOS_SEED", "1"))
 SETTLE_S = 60.0
 

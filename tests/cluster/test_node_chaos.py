@@ -20,7 +20,7 @@ from shoal.exceptions import ActorDiedError, ActorUnavailableError
 from shoal.testing import Cluster
 
 StartCluster = Callable[..., Cluster]
-SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "4"))
+SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "3"))
 GET_TIMEOUT_S = 60.0
 
 
@@ -41,7 +41,7 @@ class NodeKiller:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(30.0)
+        self._thread.join(60.0)
         assert self.error is None, self.error
 
     def _run(self) -> None:

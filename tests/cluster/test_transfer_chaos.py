@@ -16,7 +16,7 @@ from shoal.testing import Cluster, ClusterNode
 StartCluster = Callable[..., Cluster]
 MB = 1 << 20
 SOON_S = 60.0
-RUN_S = 6.0
+RUN_S = 4.0
 KILLS_MAX = 2
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.examples.example_runs import EXAMPLES, GUIDE, ROOT, run_example
+from tests.examples.example_runs import EXAMPLES, GUIDE, ROOT, RUN_TIMEOUT_S, run_example
 
 PAGES = sorted(GUIDE.glob("[0-9][0-9]_*.md"))
 LINKED = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,6 +37,7 @@ def test_code_is_that_of_the_program(page: Path) -> None:
     assert seen == sorted(seen), "the page quotes its program in another order"
 
 
+@pytest.mark.timeout(RUN_TIMEOUT_S + 30)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_output_is_what_the_program_prints(page: Path) -> None:
     if page.stem[:2] in ("08", "10") and importlib.util.find_spec("sklearn") is None:

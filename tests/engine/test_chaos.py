@@ -20,7 +20,7 @@ import pytest
 import shoal
 from shoal.runtime import core
 
-SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "3"))
+SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "2"))
 GET_TIMEOUT_S = 60
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import re
 
 import pytest
-from tests.examples.example_runs import EXAMPLES, run_example
+from tests.examples.example_runs import EXAMPLES, RUN_TIMEOUT_S, run_example
 
 NAMES = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
 
@@ -159,6 +159,7 @@ def test_every_example_has_an_expectation() -> None:
     assert list(EXPECTED) == NAMES
 
 
+@pytest.mark.timeout(RUN_TIMEOUT_S + 30)
 @pytest.mark.parametrize("name", NAMES)
 def test_example(name: str) -> None:
     for module in NEEDS.get(name, []):

@@ -6,7 +6,7 @@ import importlib.util
 import re
 
 import pytest
-from tests.examples.example_runs import EXAMPLES, ROOT, run_example
+from tests.examples.example_runs import EXAMPLES, ROOT, RUN_TIMEOUT_S, run_example
 
 #: what each prints, line by line; the last line is its figure
 EXPECTED = {
@@ -56,6 +56,7 @@ def test_every_program_is_here_and_has_its_page() -> None:
         assert f"examples/systems/{name}.py" in page
 
 
+@pytest.mark.timeout(RUN_TIMEOUT_S + 30)
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_system(name: str) -> None:
     if name == "dask_graphs" and importlib.util.find_spec("dask") is None:

@@ -103,7 +103,7 @@ def test_a_tree_of_waiting_tasks_ends_on_few_cpus() -> None:
 
 
 def test_campaigns_end_well() -> None:
-    for seed in range(int(os.environ.get("SHOAL_SIMULATOR_SEEDS", "100"))):
+    for seed in range(int(os.environ.get("SHOAL_SIMULATOR_SEEDS", "30"))):
         run_seed(seed)
 
 
