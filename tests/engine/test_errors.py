@@ -111,8 +111,9 @@ def test_a_list_raises_the_first_failure_without_waiting_for_others() -> None:
         time.sleep(100)
 
     refs = [slow.remote(), fail.remote()]
-    with pytest.raises(CodedError):
-        fetch(refs)
+    for _ in range(2):  # the second time it has failed before anybody waits
+        with pytest.raises(CodedError):
+            fetch(refs)
     shoal.cancel(refs[0], force=True)
 
 

@@ -544,7 +544,7 @@ class Runtime:
     def wait_entries(self, entries: Iterable[ObjectEntry], timeout_s: float | None) -> bool:
         """Wait until all entries have values, or one has failed."""
         waiter = Waiter(0, fail_fast=True)
-        unknown = []
+        unknown, failed = [], False
         with self.reactor.lock:
             if dropped:
                 self.objects.drain_dropped()
@@ -555,7 +555,10 @@ class Runtime:
                     else:
                         entry.waiters.append(waiter)
                     unknown.append(entry)
-            if not unknown:
+                elif type(entry.value) is Failed:  # before anybody waited
+                    failed = True
+            if failed or not unknown:
+                waiting.forget(waiter, unknown)
                 return True
             if self.lost is not None:
                 raise self.lost
@@ -565,9 +568,7 @@ class Runtime:
         if self.wait_for(waiter, timeout_s):
             return True
         with self.reactor.lock:
-            for entry in unknown:
-                if entry.waiters is not None and waiter in entry.waiters:
-                    entry.waiters.remove(waiter)
+            waiting.forget(waiter, unknown)
         return all(entry.value is not None for entry in unknown)
 
     def get(self, refs: ObjectRef | list[ObjectRef], timeout_s: float | None = None) -> Any:

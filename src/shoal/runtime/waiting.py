@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,15 @@ class WaitSession:
 
     def end(self) -> None:
         """Nobody asks any more."""
-        for entry in self.numbers:
-            if entry.waiters is not None and self in entry.waiters:
-                entry.waiters.remove(self)
+        forget(self, self.numbers)
         self.numbers.clear()
+
+
+def forget(waiter: Waiter | WaitSession, entries: Iterable[ObjectEntry]) -> None:
+    """The waiter need not be told of these entries any more."""
+    for entry in entries:
+        if entry.waiters is not None and waiter in entry.waiters:
+            entry.waiters.remove(waiter)
 
 
 #: sessions whose rest is gone, to be taken off their entries; filled by finalizers
