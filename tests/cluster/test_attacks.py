@@ -249,6 +249,11 @@ def test_broken_frames_of_one_who_knows_the_token(attack: tuple[Target, str]) ->
 def test_the_silent_and_the_slow(module_cluster: Target) -> None:
     """Many that say nothing, and some that say a byte now and then: closed in time, and nobody is kept out meanwhile."""
     target = module_cluster
+    began = time.monotonic()
+    for listener in LISTENERS:
+        target.authenticated(listener).close()
+    target.work()
+    undisturbed_s = time.monotonic() - began
     hello = ClientHandshake(target.token).hello
     silent = [target.connect(listener) for listener in LISTENERS for _ in range(UNPROVED_MAX + 40)]
     dripping = [target.connect(listener) for listener in LISTENERS]
@@ -256,7 +261,7 @@ def test_the_silent_and_the_slow(module_cluster: Target) -> None:
     for listener in LISTENERS:
         target.authenticated(listener).close()
     target.work()
-    assert time.monotonic() - began < PROOF_WITHIN_S, "they wait for the silent ones"
+    assert time.monotonic() - began < PROOF_WITHIN_S + 5 * undisturbed_s, "they wait for the silent ones"
     for number in range(len(hello)):
         for sock in dripping[:]:
             if closed_after(sock, hello[number : number + 1]):
@@ -268,7 +273,7 @@ def test_the_silent_and_the_slow(module_cluster: Target) -> None:
     for sock in silent:
         assert all_of(sock) == b""
         sock.close()
-    assert time.monotonic() - began < 3 * PROOF_WITHIN_S
+    assert time.monotonic() - began < SOON_S
     target.check()
 
 

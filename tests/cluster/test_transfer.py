@@ -166,7 +166,7 @@ def test_no_room_for_a_copy_is_an_error_in_bounded_time(two: tuple[Cluster, Clus
     start = time.monotonic()
     with pytest.raises(shoal.exceptions.ObjectStoreFullError, match="being read"):
         shoal.get(make.remote(60 * MB))
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < SOON_S
     del held
     assert int(shoal.get(make.remote(60 * MB), timeout=SOON_S)[0]) == 1
 
@@ -197,7 +197,7 @@ def test_the_node_dies_while_it_sends(two: tuple[Cluster, ClusterNode]) -> None:
     start = time.monotonic()
     with pytest.raises(shoal.exceptions.ObjectLostError):
         shoal.get(ref, timeout=60)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
     killer.join()
     eventually(lambda: store_of(cluster.head)["objects"] == 0)
     assert transfers_of(cluster.head)["pulls"] == 0

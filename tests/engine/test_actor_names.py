@@ -272,7 +272,7 @@ except ValueError as error:
     print("caught", error)
 shoal.shutdown()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=True)
     output = done.stdout + done.stderr
     lines = output.splitlines()
     assert any(line.startswith("(Named-3 pid=") and line.endswith("from a named one") for line in lines), output

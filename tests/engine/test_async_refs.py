@@ -96,13 +96,13 @@ def test_await_of_borrowed_refs_in_an_asyncio_actor() -> None:
 def test_futures() -> None:
     future = slow.remote(4).future()
     assert isinstance(future, concurrent.futures.Future)
-    assert future.result(10) == 4
-    assert shoal.put(5).future().result(10) == 5
+    assert future.result(60) == 4
+    assert shoal.put(5).future().result(60) == 5
     with pytest.raises(KeyError):
-        fail.remote().future().result(10)
+        fail.remote().future().result(60)
     called = threading.Event()
     slow.remote(1).future().add_done_callback(lambda done: called.set())
-    assert called.wait(10)
+    assert called.wait(60)
 
 
 def test_futures_with_concurrent_wait() -> None:
@@ -121,7 +121,7 @@ def test_wrapped_as_asyncio_futures() -> None:
 
 def test_a_future_whose_ref_is_dropped() -> None:
     future = slow.remote([shoal.put(1)]).future()
-    assert shoal.get(future.result(10)[0]) == 1
+    assert shoal.get(future.result(60)[0]) == 1
 
 
 def test_as_completed() -> None:
@@ -147,7 +147,7 @@ def test_awaits_in_two_loops_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert results == {n: [n * 10 + i for i in range(5)] for n in range(3)}
 
 

@@ -254,7 +254,7 @@ def test_async_actors_and_await() -> None:
         return await slow.double.remote(1), [await ref async for ref in slow.stream.remote()]
 
     assert asyncio.run(main()) == (2, [0, 1, 2])
-    assert slow.double.remote(3).future().result(5) == 6
+    assert slow.double.remote(3).future().result(60) == 6
 
 
 def test_what_is_told_about_the_session() -> None:

@@ -396,7 +396,7 @@ def test_threads_in_the_driver_and_in_tasks_call_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(40)
+        thread.join(90)
     assert not any(thread.is_alive() for thread in threads)
     assert not failures, failures
     assert all(rounds), rounds

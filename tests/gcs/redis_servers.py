@@ -84,7 +84,7 @@ class ReplicaSet:
         """What a server answers; empty if it does not."""
         assert CLI is not None
         command = [CLI, "-p", str(port), *words]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, env={**os.environ})
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ})
         return answer.stdout.replace("\r", "")
 
     def end(self) -> None:

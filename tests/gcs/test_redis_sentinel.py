@@ -43,7 +43,7 @@ def test_commits_go_on_when_the_primary_dies(replicas: ReplicaSet, capsys: pytes
             await asyncio.sleep(0.001)
         await asyncio.to_thread(replicas.kill_primary)
         before = acknowledged
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while acknowledged < before + 50:
                 assert not writing.done(), writing.exception()
                 await asyncio.sleep(0.01)

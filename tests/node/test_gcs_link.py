@@ -71,12 +71,12 @@ class Side:
     async def ask(self, method: str, **body: Any) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.link.call(method, body, lambda answer, error: future.set_result((answer, error)))
-        answer, error = await asyncio.wait_for(future, 10)
+        answer, error = await asyncio.wait_for(future, 60)
         assert not error, error
         return answer
 
     async def until(self, condition: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 

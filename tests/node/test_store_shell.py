@@ -173,7 +173,7 @@ def test_freed_before_sealed(make_node: Callable[..., Any]) -> None:
 def test_a_writer_killed_in_the_middle_leaves_its_objects_and_nothing_else(make_node: Callable[..., Any]) -> None:
     node = make_node(32 * MEGABYTE)
     child = node.start_process(b"writer", put_then_hang_in_the_middle, 3)
-    wait_until(lambda: node.call(node.shell.place_of, oid(1000)) is not None, 30)
+    wait_until(lambda: node.call(node.shell.place_of, oid(1000)) is not None)
     places = {n: node.call(node.shell.place_of, oid(n)) for n in range(3)}
     child.kill()
     wait_until(lambda: node.statistics().budget_bytes < 4 * MEGABYTE)
@@ -213,7 +213,7 @@ def test_an_object_is_restored_once_for_all_who_ask(make_node: Callable[..., Any
 
     import asyncio
 
-    places = asyncio.run_coroutine_threadsafe(all_at_once(), node.loop).result(10)
+    places = asyncio.run_coroutine_threadsafe(all_at_once(), node.loop).result(60)
     assert len({place.generation for place in places}) == 1
     assert node.statistics().restores == restores + 1
     assert (oid(0), places[0]) in node.moves

@@ -149,7 +149,7 @@ def test_the_origin_dies_in_the_middle(make_nodes: MakeNodes) -> None:
     number = here.begin_pull(stored)
     eventually(lambda: slow.moved > MB)
     origin.die()
-    error = here.end_pull(number, 10)
+    error = here.end_pull(number)
     assert isinstance(error, list) and error[0] == "ObjectLost" and "dead" in error[1]
     assert here.lost_abroad[0][:2] == (stored.oid, origin.node_id)
     eventually(lambda: here.statistics().objects == 0)
@@ -158,13 +158,13 @@ def test_the_origin_dies_in_the_middle(make_nodes: MakeNodes) -> None:
 
 def test_freed_while_it_is_pulled(make_nodes: MakeNodes) -> None:
     origin, here = make_nodes(2)
-    slow = origin.pump = Slow(10e6)
+    slow = origin.pump = Slow(4e6)
     writer = origin.local_process(b"writer")
     stored = put(origin, writer, noise(20 * MB))
     number = here.begin_pull(stored)
     eventually(lambda: slow.moved > MB)
     writer.free(stored, shown=True)
-    error = here.end_pull(number, 10)
+    error = here.end_pull(number)
     assert isinstance(error, list) and "freed" in error[1]
     eventually(lambda: here.statistics().objects == 0 and origin.statistics().objects == 0)
 
@@ -189,7 +189,7 @@ def test_no_room_here(make_nodes: MakeNodes) -> None:
     start = time.monotonic()
     error = here.pull(stored)
     assert isinstance(error, list) and error[0] == "ObjectStoreFull" and "being read" in error[1]
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert not here.lost_abroad, "it is there still"
     held.clear()
     mine.client.drain()

@@ -15,7 +15,7 @@ def test_threads_that_make_the_same_classes_share_them() -> None:
     start = threading.Barrier(4)
 
     def make(mine: list[object]) -> None:
-        start.wait(10)
+        start.wait(60)
         for units in range(400):
             mine.append(submitter.class_of({"CPU": units}, 1, {}, {}, "f"))
 
@@ -26,7 +26,7 @@ def test_threads_that_make_the_same_classes_share_them() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
     finally:
         sys.setswitchinterval(interval)
         runtime.reactor.stop()

@@ -478,5 +478,5 @@ def test_stop_ends_every_wait() -> None:
             thread.start()
         reactor.stop()
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -135,9 +135,9 @@ def test_large_clusters_are_answered_soon(strategy: str) -> None:
     bundles = [to_units({"CPU": 3, **({"GPU": 1} if number % 7 == 0 else {})}) for number in range(300)]
     if strategy == STRICT_PACK:
         bundles = bundles[1:4]
-    start = perf_counter()
+    start = process_time()
     found = place_bundles(bundles, strategy, views)
-    took_s = perf_counter() - start
+    took_s = process_time() - start
     if strategy == STRICT_PACK:
         assert found is not None or why_never(bundles, strategy, views)
     else:

@@ -8,7 +8,7 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -629,11 +629,11 @@ def test_a_grant_costs_little(shapes: int) -> None:
     best = math.inf
     lease_id = 1
     for _ in range(5):
-        start = perf_counter()
+        start = process_time()
         for _ in range(400):
             machine.handle(e.LeaseFinished(lease_id), 0.001)
             lease_id += 1
-        best = min(best, (perf_counter() - start) / 400)
+        best = min(best, (process_time() - start) / 400)
     print(f"{shapes} shapes: {best * 1e6:.1f} us a cycle")
     assert machine.statistics().granted_total == lease_id + 1
     assert best < 100e-6

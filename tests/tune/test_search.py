@@ -278,7 +278,7 @@ def test_a_killed_driver_loses_nothing(tmp_path) -> None:
             time.sleep(0.01)
     finally:
         driver.kill()
-        driver.wait(10)
+        driver.wait(60)
     with open(journal, "ab") as file:
         file.write(b'["TrialReported", "torn')  # as if killed within a write
     before = tune.Tuner.restore(str(folder), kill_driver.train).get_results()

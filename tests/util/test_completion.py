@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,15 +12,17 @@ import pytest
 from shoal.util import as_completed, map_unordered
 
 
-def test_as_completed_gives_the_fast_first(shoal_shared: ModuleType) -> None:
+def test_as_completed_gives_the_fast_first(shoal_shared: ModuleType, tmp_path: Path) -> None:
     @shoal_shared.remote(num_cpus=0)
-    def sleep(seconds: float) -> float:
-        time.sleep(seconds)
-        return seconds
+    def wait_for(name: str) -> str:
+        while not (tmp_path / name).exists():
+            time.sleep(0.01)
+        return name
 
-    shoal_shared.get([sleep.remote(0) for _ in range(3)])
-    refs = [sleep.remote(seconds) for seconds in [1.0, 0.5, 0.0]]
-    assert list(as_completed(refs)) == [0.0, 0.5, 1.0]
+    results = as_completed([wait_for.remote(name) for name in "abc"])
+    for name in "cba":
+        (tmp_path / name).touch()
+        assert next(results) == name
 
 
 def test_as_completed_of_many_and_of_refs(shoal_shared: ModuleType) -> None:

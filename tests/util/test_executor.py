@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent import futures
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -42,12 +43,22 @@ def test_errors_are_the_users_own(shoal_shared: ModuleType) -> None:
         assert "missing" in str(caught.value.__cause__)
 
 
-def test_time_out(shoal_shared: ModuleType) -> None:
+def wait_for(path: Path) -> bool:
+    """Whether the file came."""
+    for _ in range(6000):
+        if path.exists():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_time_out(shoal_shared: ModuleType, tmp_path: Path) -> None:
     with Executor() as executor:
-        future = executor.submit(time.sleep, 0.5)
+        future = executor.submit(wait_for, tmp_path / "go")
         with pytest.raises(futures.TimeoutError):
             future.result(timeout=0.05)
-        assert future.result() is None
+        (tmp_path / "go").touch()
+        assert future.result()
 
 
 def test_map(shoal_shared: ModuleType) -> None:
@@ -70,7 +81,7 @@ def test_as_completed_wait_and_callbacks(shoal_shared: ModuleType) -> None:
         assert not rest
         called = threading.Event()
         executor.submit(add, 1).add_done_callback(lambda future: called.set())
-        assert called.wait(10)
+        assert called.wait(60)
 
 
 def test_max_workers_bounds_what_runs(shoal_shared: ModuleType) -> None:
@@ -95,17 +106,19 @@ def test_shutdown(shoal_shared: ModuleType) -> None:
     assert shoal_shared.is_initialized(), "the session goes on"
 
 
-def test_cancel(shoal_shared: ModuleType) -> None:
+def test_cancel(shoal_shared: ModuleType, tmp_path: Path) -> None:
     executor = Executor(max_workers=1)
-    running = executor.submit(time.sleep, 0.3)
+    running = executor.submit(wait_for, tmp_path / "go")
     waiting = executor.submit(add, 1)
     assert waiting.cancel()
     assert waiting.cancelled()
     with pytest.raises(futures.CancelledError):
         waiting.result()
     never = [executor.submit(add, n) for n in range(3)]
-    executor.shutdown(cancel_futures=True)
+    executor.shutdown(wait=False, cancel_futures=True)
     assert all(future.cancelled() for future in never)
+    (tmp_path / "go").touch()
+    executor.shutdown()
     assert running.done()
 
 
