@@ -7,6 +7,7 @@ the test's own, stopped at its end, whatever happened.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("soak", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile(os.environ.get("SHOAL_EXAMPLES", "gate"))
+
+# Ctrl-C means what it means in a terminal, also when the tests were started in the background of a script, which ignores it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_OPTIONS: dict[str, Any] = {"num_cpus": 4, "ignore_reinit_error": True}
 
