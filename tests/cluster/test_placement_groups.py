@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.engine.explanations import comes_to_say
 
 import shoal
-from shoal.exceptions import ActorPlacementGroupRemoved, GetTimeoutError, TaskPlacementGroupRemoved
+from shoal.exceptions import ActorPlacementGroupRemoved, TaskPlacementGroupRemoved
 from shoal.testing import Cluster, ClusterNode
 from shoal.util import get_placement_group, placement_group, placement_group_table, remove_placement_group
 from shoal.util.scheduling_strategies import (
@@ -111,8 +112,7 @@ def test_strategies(three: tuple[Cluster, ClusterNode, ClusterNode]) -> None:
     remove_placement_group(labelled)
     assert never.wait(SOON_S), "a node has joined"
     assert node.node_id in nodes_of(never)
-    with pytest.raises(GetTimeoutError, match="with the labels"):
-        shoal.get(again.ready(), timeout=0.2)
+    comes_to_say(again.ready(), "with the labels")
     remove_placement_group(never)
     remove_placement_group(again)
     all_free(cluster, 6)
