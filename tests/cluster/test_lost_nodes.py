@@ -12,6 +12,8 @@ import pytest
 
 import shoal
 from shoal.exceptions import ObjectReconstructionFailedError
+from shoal.runtime import spares
+from shoal.runtime.core import current
 from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
@@ -85,6 +87,42 @@ def test_a_freed_input_is_made_anew_too(two: tuple[Cluster, ClusterNode], tmp_pa
     replace(cluster, node)
     assert shoal.get(second, timeout=SOON_S)[0] == 11
     assert runs(path, "first") == runs(path, "second") == 2
+
+
+def test_a_chain_begins_again_at_its_spare_copy(
+    two: tuple[Cluster, ClusterNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, node = two
+    path = tmp_path / "runs"
+    runtime = current()
+
+    def follow(ref: Any, count: int) -> Any:
+        for _ in range(count):
+            ref = made.remote(str(path), "link", 1.0, *([ref] if ref is not None else []))
+        shoal.wait([ref], timeout=SOON_S, fetch_local=False)
+        return ref
+
+    monkeypatch.setattr(spares, "is_worth_a_copy", lambda cost_s, size: True)
+    ref = follow(None, 8)
+    deadline = time.monotonic() + SOON_S
+    record = runtime.lineage.records[ref.binary()[:16]]
+    while record.spare is None:
+        assert time.monotonic() < deadline, "no copy was made"
+        time.sleep(0.01)
+        runtime.poll()
+    monkeypatch.setattr(spares, "is_worth_a_copy", lambda cost_s, size: False)
+    assert runtime.spares.bytes == record.spare.size, "of the newest only"
+    ref = follow(ref, 2)
+    del record
+    replace(cluster, node)
+    assert shoal.get(ref, timeout=SOON_S)[0] == 10
+    assert runs(path, "link") == 8 + 2 + 2, "not from the beginning"
+    assert runtime.spares.taken == 1 and runtime.spares.bytes == 0
+    del ref
+    head = cluster.nodes[0]
+    while head.call("node.stats")["store"]["objects"]:
+        assert time.monotonic() < deadline, head.call("node.stored")
+        time.sleep(0.01)
 
 
 def test_a_task_elsewhere_finds_its_argument_lost(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shoal.protocol.messages import Stored
 from shoal.runtime.lineage import RECORD_BYTES, LineageTable
 from shoal.runtime.objects import ObjectEntry
+from shoal.runtime.spares import is_worth_a_copy
 from shoal.runtime.tasks import PendingTask
 
 
@@ -46,7 +47,7 @@ class World:
             if type(args) is Stored:
                 argument = ObjectEntry(args.oid)
                 held.append(argument)
-            template: Any = SimpleNamespace(max_retries=max_retries)
+            template: Any = SimpleNamespace(max_retries=max_retries, estimate_s=0.25)
             task = SimpleNamespace(task_id=name(number), held=held, args=args, template=template)
             self.table.keep(task, entry)  # type: ignore[arg-type]
             entry.value = Stored(entry.oid, 1, 0, 1, 1)
@@ -196,6 +197,73 @@ def test_records_are_what_live_results_were_made_from(data: st.DataObject) -> No
     assert not world.table.records and world.table.bytes == 0
     if not pending:
         assert world.table.statistics()["promised"] == 0
+
+
+def reruns(world: World, number: int) -> set[int]:
+    """What runs again when all that is not spare is lost, and a live result is wanted."""
+    found: set[int] = set()
+    look = [number]
+    while look:
+        each = look.pop()
+        record = world.table.records.get(name(each))
+        if each in found or record is None or record.spare is not None:
+            continue
+        found.add(each)
+        look += world.inputs[each]
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_spares_that_are_superseded_save_nothing(data: st.DataObject) -> None:
+    world = World()
+    freed: list[Any] = []
+    world.table._free_spare = freed.append
+    for number in range(data.draw(st.integers(1, 30))):
+        usable = sorted(world.live)
+        inputs = data.draw(st.lists(st.sampled_from(usable), max_size=3)) if usable else []
+        world.end(number, inputs)
+        record = world.table.records[name(number)]
+        known = [world.table.records[name(each)] for each in inputs]
+        assert record.cost_s == 0.25 + max((0.0 if need.spare else need.cost_s for need in known), default=0.0)
+        if data.draw(st.booleans()):
+            record.spare = Stored(world.entries[number].oid, 1, 0, 1, 1)
+            before = {live: reruns(world, live) for live in world.live}
+            for former in world.table.superseded(record):
+                assert former is not record
+                former.spare = None
+            assert {live: reruns(world, live) for live in world.live} == before
+        for live in data.draw(st.lists(st.sampled_from(sorted(world.live)), max_size=3, unique=True)):
+            world.free(live)
+    spares = [record for record in world.table.records.values() if record.spare is not None]
+    for live in list(world.live):
+        world.free(live)
+    assert all(record in freed for record in spares)
+
+
+def test_a_chain_has_one_spare() -> None:
+    world = World()
+    freed: list[Any] = []
+    world.table._free_spare = freed.append
+    world.end(0, [])
+    for number in range(1, 1000):
+        world.end(number, [number - 1])
+        world.free(number - 1)
+        record = world.table.records[name(number)]
+        if record.cost_s >= 10:
+            record.spare = Stored(world.entries[number].oid, 1, 0, 1, 1)
+            for former in world.table.superseded(record):
+                former.spare = None
+    assert [number for number in range(1000) if world.table.records[name(number)].spare] == [999]
+    assert world.table.records[name(999)].cost_s == 10, "since the one before"
+    world.free(999)
+    assert len(freed) == 1
+
+
+def test_what_is_worth_a_copy() -> None:
+    assert not is_worth_a_copy(0.9, 1000) and is_worth_a_copy(1.0, 1000)
+    assert is_worth_a_copy(1.0, 10_000_000) and not is_worth_a_copy(1.0, 20_000_000)
+    assert is_worth_a_copy(3600.0, 20_000_000_000), "an hour's work"
 
 
 def test_counting_retries() -> None:

@@ -55,9 +55,10 @@ from shoal.runtime.groups import GroupTable
 from shoal.runtime.lineage import LineageTable
 from shoal.runtime.locality import Locality
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
-from shoal.runtime.pulling import Pulling
+from shoal.runtime.pulling import Pulling, Told
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
+from shoal.runtime.spares import Spares
 from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
@@ -137,7 +138,8 @@ class Runtime:
             self._on_unread,
             lambda oid: self.closures.forget(oid),
         )
-        self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse)
+        self.spares = Spares(self)
+        self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse, self.spares.free)
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.remaker = Remaker(self)
@@ -168,7 +170,7 @@ class Runtime:
         self.call_names: CallNames | None = None  #: of a worker that hosts an actor with checkpoints
         self._template_numbers = 0
         self._requests = 0
-        self._answers: dict[int, tuple[Waiter, list[Any]]] = {}
+        self._answers: dict[int, tuple[Waiter | Told, list[Any]]] = {}
         self._since_poll = 0
         self.exports = Exports(self)
         self.groups = GroupTable(self)
@@ -453,7 +455,7 @@ class Runtime:
         elif type(value) is Stored:
             nested = value.nested
             if task is not None:
-                self.lineage.keep(task, entry)
+                self.spares.consider(self.lineage.keep(task, entry), entry, value)
         if nested:
             self.objects.replace_nested(entry, self.objects.adopt_held(nested))
         entry.value = value
@@ -683,6 +685,8 @@ class Runtime:
         if forgotten:
             self.exports.forget()
         self.submitter.tick(now)
+        if self.spares.waiting:
+            self.spares.next()
         if self.store is not None:
             self.store.drain()
 

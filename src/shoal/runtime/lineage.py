@@ -11,7 +11,10 @@ is still there, of a stored one its own record tells how it is made.
     forget(oid)          that result is freed
     evict                beyond `bytes_max` the oldest records keep their name only
 
-What it does not do: run anything (`remaking`), or count references (`objects`).
+A record knows what making its result again would cost (`cost_s`): its task's time and, as they run side by side, that of its dearest input, back to
+inputs of which there is a spare copy (`spares`).
+
+What it does not do: run anything (`remaking`), make copies (`spares`), or count references (`objects`).
 """
 
 from __future__ import annotations
@@ -32,7 +35,19 @@ RECORD_BYTES = 600  #: what a record takes beside its arguments and inputs
 class Record:
     """How to make the results of one finished task again. Written by `LineageTable`, but for `run`."""
 
-    __slots__ = ("argument", "bytes", "entries", "evicted", "inputs", "needed", "needs", "run", "task")
+    __slots__ = (
+        "argument",
+        "bytes",
+        "cost_s",
+        "entries",
+        "evicted",
+        "inputs",
+        "needed",
+        "needs",
+        "run",
+        "spare",
+        "task",
+    )
 
     def __init__(self, task: PendingTask) -> None:
         self.task = task
@@ -49,6 +64,10 @@ class Record:
         self.bytes = RECORD_BYTES
         self.evicted = False
         self.run: Any = None  #: the re-run in progress; written by `remaking`
+        self.cost_s = 0.0  #: time to make it again
+        self.spare: Stored | None = (
+            None  #: a second copy of its one result, on this process's node; written by `spares`
+        )
 
 
 class LineageTable:
@@ -57,9 +76,15 @@ class LineageTable:
     Args:
         bytes_max: what all records may take.
         unuse: ends the use of stored arguments.
+        free_spare: a spare copy is of use to nobody.
     """
 
-    def __init__(self, bytes_max: int, unuse: Callable[[Iterable[ObjectEntry]], None]) -> None:
+    def __init__(
+        self,
+        bytes_max: int,
+        unuse: Callable[[Iterable[ObjectEntry]], None],
+        free_spare: Callable[[Record], None] = lambda record: None,
+    ) -> None:
         self.records: dict[bytes, Record] = {}
         #: those that are not evicted, the oldest first
         self._whole: dict[bytes, Record] = {}
@@ -67,6 +92,7 @@ class LineageTable:
         self.evictions = 0
         self._bytes_max = bytes_max
         self._unuse = unuse
+        self._free_spare = free_spare
         #: tasks that records need, and that have no record (yet): a result nested in arguments may be pending
         self._promised: dict[bytes, int] = {}
 
@@ -91,6 +117,7 @@ class LineageTable:
         if former is not None:
             record.entries.update(former.entries)
             record.needed = former.needed
+            record.spare = former.spare
         else:
             record.needed = self._promised.pop(task_id, 0)
         self.records[task_id] = self._whole[task_id] = record
@@ -119,6 +146,27 @@ class LineageTable:
                 known.needed += 1
             else:
                 self._promised[task_id] = self._promised.get(task_id, 0) + 1
+        self.weigh(record)
+
+    def weigh(self, record: Record) -> None:
+        """Note what making a record's result again costs now."""
+        known = (self.records.get(task_id) for task_id in record.needs)
+        inputs_s = max((need.cost_s for need in known if need is not None and need.spare is None), default=0.0)
+        record.cost_s = record.task.template.estimate_s + inputs_s
+
+    def superseded(self, record: Record) -> list[Record]:
+        """Records behind `record`, of which there is a spare now, whose own spares no other result needs: a re-run would begin here."""
+        found = []
+        behind = list(record.needs)
+        while behind:
+            need = self.records.get(behind.pop())
+            if need is None or need.entries or need.needed != 1:
+                continue
+            if need.spare is not None:
+                found.append(need)  # what lies behind it was looked at when that was made
+            else:
+                behind.extend(need.needs)
+        return found
 
     def forget(self, oid: bytes) -> None:
         """A result that lay in the store is freed."""
@@ -139,6 +187,8 @@ class LineageTable:
             self._whole.pop(record.task.task_id, None)
             self._strip(record, idle, arguments)
             self.bytes -= record.bytes
+            if record.spare is not None:
+                self._free_spare(record)
         if arguments:
             self._unuse(arguments)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PLACES_MAX = 4096  #: of copies that are remembered; the oldest are forgotten
 
 
-class _Call:
+class Told:
     """Stands where a Waiter does, for those who do not wait in a thread: passes the answer on."""
 
     __slots__ = ("then",)
@@ -81,7 +81,10 @@ class Pulling:
             store = runtime.store
             if isinstance(place, Exception):
                 del self.places[stored.oid]
-                raise place
+                try:
+                    raise place
+                finally:
+                    del place  # its traceback refers to this frame, and to those that have the ref
             if place is not None and store is not None:
                 try:
                     return store.read(place)
@@ -189,7 +192,7 @@ class Pulling:
                 runtime.reactor.later.append(then)
 
         with runtime.reactor.lock:
-            number = self._ask(value, _Call(answered), False)
+            number = self._ask(value, Told(answered), False)
             runtime.reactor.attend()
         return False
 

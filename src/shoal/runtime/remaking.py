@@ -197,6 +197,10 @@ class Remaker:
                 run.wanted[oid] = entry
                 self._checked(run, oid)
             return
+        spare = self.runtime.spares.take(record)
+        if spare is not None:
+            self.give(entry, spare)
+            return
         if record is None or _cannot_run(record):
             self.give(entry, self._failed(oid, record, reason))
             return

@@ -11,9 +11,11 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.stored     limit?: int      -> stored: rows of the objects in this node's store
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
     node.recorded   oid: bytes       -> known: bool, whether others know the object; lineage: bytes, how it was made, or empty
+    node.keep_here  stored           -> stored: where this node's own copy of it lies, an original from now on (NotKept, ObjectStoreFull)
     node.ping                        -> {}
 
-How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse.
+How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse. One that answers
+later is put into `later`: (process, body, answered(body, error)).
 
 What it does not do: anything on the path of tasks.
 """
@@ -69,17 +71,23 @@ class Calls:
         self._store = store
         self._statistics = statistics
         self._recorded_of = recorded
+        #: methods that answer later, of a cluster's node
+        self.later: dict[str, Callable[[Process, dict[str, Any], Callable[[Any, list[str]], None]], None]] = {}
         #: batches of trace events sent for each process
         self._event_batches: dict[bytes, int] = {}
 
     def on_call(self, connection: Connection, message: Call) -> None:
         """Answer a call, now or when the GCS has."""
+
+        def answered(body: Any, error: list[str]) -> None:
+            connection.send(Answer(message.request, body, error))
+
         if message.method.startswith("gcs."):
-
-            def answered(body: Any, error: list[str]) -> None:
-                connection.send(Answer(message.request, body, error))
-
             self._gcs.call(message.method, message.body, answered)
+            return
+        later = self.later.get(message.method)
+        if later is not None and connection.peer is not None:
+            later(connection.peer, message.body, answered)
             return
         method = _METHODS.get(message.method)
         error: list[str] = []

@@ -171,6 +171,8 @@ class NodeDaemon:
             self._statistics(),
             self.objects.machine.recorded,
         )
+        if self.cluster is not None:
+            self.calls.later["node.keep_here"] = self.cluster.transfer.keep_here
         self._handlers: dict[type, Callable[[Any, Any], None]] = {kind: find(self) for kind, find in _HANDLERS.items()}
 
     def _join_cluster(self, host: str) -> None:

@@ -33,6 +33,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shoal.node import pull_events as ev
 from shoal.node.io.movers import InLane, Movers, Notice, OutLane, Place
 from shoal.node.io.node_links import UNKNOWN_WAIT_S, NodeLinks
@@ -56,6 +58,7 @@ OUTLETS_PER_NODE_MAX = 16
 IDLE_S = 60.0
 ORPHANED_S = 30.0  #: copies outlive their origin's node so long: others may be getting them
 REDIAL_S = 0.1
+SPARES_FULL_SHARE = 0.5  #: a store that is this full takes no spare copies
 
 Dial = Callable[[str], socket.socket]
 
@@ -118,7 +121,8 @@ class Transfer:
         self._send = send
         self._when_read = when_read
         self._on_lost = on_lost
-        self._pulls = Pulls(store.statistics().capacity_bytes)
+        self._capacity_bytes = store.statistics().capacity_bytes
+        self._pulls = Pulls(self._capacity_bytes)
         self._servings = Servings()
         self._movers = Movers(loop, self._take_notice)
         self._events: deque[Any] = deque()
@@ -212,6 +216,24 @@ class Transfer:
         else:
             self._feed(ev.PullAsked(b"", self._fetches, stored.oid, stored.size, stored.node, priority))
 
+    def keep_here(self, process: Any, body: dict[str, Any], answered: Callable[[Any, list[str]], None]) -> None:
+        """A process wants a spare copy of its value, which lies on another node, if there is plenty of room for it: see `runtime.spares`."""
+        stored = msgspec.convert(body["stored"], Stored)
+        if self._store.resident_bytes + stored.size > SPARES_FULL_SHARE * self._capacity_bytes:
+            answered(None, ["ObjectStoreFull", "there is too little room for spare copies"])
+            return
+
+        def fetched(place: Stored | None, reason: str) -> None:
+            kept = self._store.keep_copy(stored.oid, process.worker_id) if place is not None else None
+            if kept is not None and process.dead:
+                self._store.free([stored.oid])
+            kept_or_why = reason or "it has made room for others"
+            answered(
+                {"stored": kept} if kept is not None else None, [] if kept is not None else ["NotKept", kept_or_why]
+            )
+
+        self.fetch(stored, fetched)
+
     def process_died(self, process_id: bytes) -> None:
         """Nobody waits for what it wanted."""
         self._feed(ev.ProcessGone(process_id))
@@ -238,11 +260,12 @@ class Transfer:
         if effect.process:
             self._send(effect.process, Answer(effect.request, {"stored": place}))
         else:
-            self._fetching.pop(effect.request)(place, "")
+            # Not at once: the store may be in the middle of something.
+            self._loop.call_soon(self._fetching.pop(effect.request), place, "")
 
     def _fail(self, effect: ev.FailPull) -> None:
         if not effect.process:
-            self._fetching.pop(effect.request)(None, effect.reason)
+            self._loop.call_soon(self._fetching.pop(effect.request), None, effect.reason)
         elif effect.request:
             text = f"object {effect.oid.hex()} cannot be brought to this node: {effect.reason}"
             self._send(effect.process, Answer(effect.request, None, [effect.kind, text]))
