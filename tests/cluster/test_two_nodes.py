@@ -78,6 +78,26 @@ def test_nested_tasks(two: tuple[Cluster, ClusterNode]) -> None:
     assert shoal.get(fan_out.remote(50), timeout=SOON_S) <= {node.node_id, cluster.head.node_id}
 
 
+def test_short_nested_tasks_reach_an_idle_neighbour(two: tuple[Cluster, ClusterNode]) -> None:
+    """Their class on the node with the parents is granted a slice every few milliseconds, and still too much waits there."""
+    cluster, node = two
+
+    @shoal.remote
+    def leaf() -> str:
+        time.sleep(0.003)
+        return here()
+
+    @shoal.remote(resources={"two": 1})
+    def parent() -> set[str]:
+        return set(shoal.get([leaf.remote() for _ in range(60)]))
+
+    deadline = time.monotonic() + SOON_S
+    found: set[str] = set()
+    while found != {node.node_id, cluster.head.node_id} and time.monotonic() < deadline:
+        found = set().union(*shoal.get([parent.remote(), parent.remote()], timeout=SOON_S))
+    assert found == {node.node_id, cluster.head.node_id}
+
+
 def test_refs_cross(two: tuple[Cluster, ClusterNode]) -> None:
     @shoal.remote(resources={"two": 0.1})
     def make_refs(count: int) -> list[Any]:

@@ -26,7 +26,8 @@ INLINE_FEW = 8  #: a task with more dependencies is not gathered with others
 SPIN_S = 80e-6  #: longer than one wake-up, so that one side's spinning shows its worth
 SWITCH_INTERVAL_S = 0.0005
 BACKGROUND_TICK_S = 0.005
-QUEUED_WORK_S = 0.0015  #: work kept queued at a worker
+QUEUED_WORK_S = 0.0015  #: work kept queued at a worker; a task that nobody knows is taken to fill a queue
+STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
 FLUSH_TASKS = 32  #: pushes gathered for one send
 REPLY_FLUSH_S = 0.001
 
@@ -34,6 +35,8 @@ REPLY_FLUSH_S = 0.001
 LEASE_IDLE_S = 1.0
 LEASE_SLICE_S = 0.010  #: a lease is revoked after this when others wait
 BLOCKED_AFTER_S = 0.001
+SHORT_TASK_S = 100e-6  #: a task that takes less is not worth a lease on another node
+LONG_TASK_S = 0.05  #: how much longer a task takes matters to nobody who decides where it waits
 RESOURCE_UNIT = 10_000  #: resources are integers in 1/10,000 of a unit
 WORKER_IDLE_S = 5.0  #: surplus idle workers leave after this
 WORKER_SPARES = 2  #: warm workers kept ready beyond the CPUs' own
@@ -110,6 +113,7 @@ MAX_RETRIES_DEFAULT = 3
 ASYNC_CONCURRENCY_DEFAULT = 1000
 
 assert INLINE_ARGUMENT_BYTES_MAX <= INLINE_RESULT_BYTES_MAX < FRAME_BYTES_MAX
+assert SHORT_TASK_S < REPLY_FLUSH_S
 assert REPLY_FLUSH_S <= QUEUED_WORK_S <= LEASE_SLICE_S < LEASE_IDLE_S
 assert 2 * INLINE_TASK_BYTES_MAX < FRAME_BYTES_MAX
 assert CODE_BYTES_MAX < FRAME_BYTES_MAX

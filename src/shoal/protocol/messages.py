@@ -173,6 +173,7 @@ class RequestLeases(Message, tag=22):
 
     A class is all tasks of one sender that any worker granted to it may run: same resources, strategy, environment and depth.
     `demand` is in 1/10,000 units. `environment` names what the worker process must have (variables), empty for none.
+    `task_s` is how long its tasks take on average, 0 when that is not known.
     """
 
     class_no: int
@@ -183,6 +184,7 @@ class RequestLeases(Message, tag=22):
     strategy: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     name: str = ""
+    task_s: float = 0.0
 
 
 class LeaseGranted(Message, tag=23):

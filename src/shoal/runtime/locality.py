@@ -23,6 +23,7 @@ import msgspec
 
 from shoal.protocol.messages import Stored
 from shoal.protocol.strategies import KIND, LOCALITY
+from shoal.runtime import outlook
 from shoal.runtime.abroad import is_abroad
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease
 
@@ -68,11 +69,7 @@ class Locality:
         """How many more leases a class with inputs asks for. Caller holds the lock."""
         if not klass.queue:
             return 0
-        estimate_s = klass.queue[0].template.estimate_s
-        now = perf_counter()
-        for lease in klass.leases.values():
-            if lease.inflight:  # what runs there takes at least so long
-                estimate_s = max(estimate_s, now - lease.progress_at)
+        estimate_s = outlook.estimate_s(klass, perf_counter())
         move_s = max(klass.strategy[LOCALITY].values()) / MOVED_BYTES_S
         waiting = len(klass.queue)
         return max(min(waiting, 1 + int(waiting * estimate_s / move_s)) - len(klass.leases), 0)

@@ -36,6 +36,7 @@ from shoal.protocol.limits import (
     LEASE_IDLE_S,
     PROTOCOL_VERSION,
     QUEUED_WORK_S,
+    STUCK_AFTER_S,
 )
 from shoal.protocol.messages import (
     UNSCHEDULABLE_GROUP_REMOVED,
@@ -55,7 +56,7 @@ from shoal.protocol.messages import (
     WorkerDied,
 )
 from shoal.protocol.strategies import LOCALITY
-from shoal.runtime import unread_errors
+from shoal.runtime import outlook, unread_errors
 from shoal.runtime.abroad import connect_abroad, is_abroad
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.received_refs import ReceivedRefs
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
 PEER_CONNECT_TIMEOUT_S = 2.0
 LAST_REPLIES_WITHIN_S = 2.0  #: after the news of a death on another node its last replies come, or never
 DEATH_TOLD_WITHIN_S = 10.0  #: after the end of a connection the daemon tells of the worker's, long before this
-STUCK_AFTER_S = 0.010  #: a lease without a reply for so long gives its queue to others
 
 
 class Submitter:
@@ -251,8 +251,11 @@ class Submitter:
             elif len(lease.inflight) == 1 and len(is_open) > 1:
                 is_open.rotate(-1)
         self.flush()
-        if not queue and klass.backlog_told:
-            self.request_leases(klass, 0)
+        if not queue:
+            if klass.backlog_told:
+                self.request_leases(klass, 0)
+        elif outlook.is_news(len(queue), queue[0].template.estimate_s, klass.backlog_told, klass.task_s_told):
+            self.request_leases(klass, len(queue))
 
     # ------------------------------------------------------------ replies
 
@@ -408,12 +411,20 @@ class Submitter:
         """Tell the daemon how many tasks of a class wait. Caller holds the lock."""
         if backlog and LOCALITY in klass.strategy:
             backlog = max(self.runtime.locality.leases_wanted(klass), klass.backlog_told)
-        if backlog == klass.backlog_told:
+        task_s = klass.task_s_told
+        if klass.queue:
+            found_s = outlook.estimate_s(klass, perf_counter())
+            if found_s != QUEUED_WORK_S:
+                task_s = found_s
+        if backlog == klass.backlog_told and not outlook.is_news(
+            backlog, task_s or QUEUED_WORK_S, backlog, klass.task_s_told
+        ):
             return
         daemon = self.reactor.causal
         if daemon is None:
             return
         klass.backlog_told = backlog
+        klass.task_s_told = task_s
         if klass.queue:
             klass.name = klass.queue[0].template.wire.name
         daemon.send_now(
@@ -426,6 +437,7 @@ class Submitter:
                 klass.strategy,
                 klass.environment,
                 klass.name,
+                task_s,
             )
         )
         if backlog:
@@ -683,8 +695,8 @@ class Submitter:
         for klass in list(self._busy):
             if not klass.leases and not klass.queue and not klass.backlog_told:
                 del self._busy[klass]
-            elif klass.queue and LOCALITY in klass.strategy:
-                self.request_leases(klass, len(klass.queue))  # its tasks may take longer than thought
+            elif klass.queue:
+                self._tell_outlook(klass, now)
             for lease in list(klass.leases.values()):
                 if not lease.inflight:
                     if now - lease.idle_since > LEASE_IDLE_S and not lease.ending:
@@ -694,6 +706,14 @@ class Submitter:
                 elif len(lease.inflight) > 1 and now - lease.progress_at > STUCK_AFTER_S:
                     lease.progress_at = now
                     lease.connection.send(RecallTasks(lease.lease_id))
+
+    def _tell_outlook(self, klass: SchedulingClass, now: float) -> None:
+        """Tasks of a class wait, and those before them may take longer than thought. Caller holds the lock."""
+        waiting = len(klass.queue)
+        if LOCALITY in klass.strategy or outlook.is_news(
+            waiting, outlook.estimate_s(klass, now), klass.backlog_told, klass.task_s_told
+        ):
+            self.request_leases(klass, waiting)
 
     def return_idle_leases(self) -> None:
         """This worker has nothing to do: others may need what its tasks had leased."""
@@ -711,10 +731,15 @@ class Submitter:
             daemon.send(ReturnLease(lease.lease_id))
 
     def is_quiet(self) -> bool:
-        """Whether every lease runs one task at most and nothing stands to be sent: only replies can change anything."""
-        return not self._unsent and all(
-            len(lease.inflight) <= 1 for klass in list(self._busy) for lease in list(klass.leases.values())
-        )
+        """Whether every lease runs one task at most and nothing stands to be sent or told: only replies can change anything."""
+        if self._unsent:
+            return False
+        for klass in list(self._busy):
+            if klass.queue and klass.leases and outlook.may_grow(klass.task_s_told):
+                return False
+            if any(len(lease.inflight) > 1 for lease in list(klass.leases.values())):
+                return False
+        return True
 
     def is_active(self) -> bool:
         """Whether replies are expected or leases held."""

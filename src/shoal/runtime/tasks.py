@@ -132,6 +132,7 @@ class SchedulingClass:
         "open",
         "queue",
         "strategy",
+        "task_s_told",
         "unschedulable",
     )
 
@@ -156,6 +157,7 @@ class SchedulingClass:
         #: leases with room, the one to fill next first
         self.open: deque[WorkerLease] = deque()
         self.backlog_told = 0
+        self.task_s_told = 0.0  #: how long its tasks take, as the daemon knows; 0: it was told nothing
         self.unschedulable = ""
         self.group_removed = False  #: that is why
 

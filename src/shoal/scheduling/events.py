@@ -55,6 +55,7 @@ class LeasesRequested:
     strategy: dict[str, Any] = field(default_factory=dict)
     environment: Environment = field(default_factory=dict)
     name: str = ""
+    task_s: float = 0.0  #: how long one takes on average; 0: not known
 
 
 @dataclass(slots=True)

@@ -91,6 +91,7 @@ from shoal.scheduling.grant_policy import (
     count_lacking_workers,
 )
 from shoal.scheduling.invariants import check_invariants
+from shoal.scheduling.offers import WaitingTasks, side_by_side
 from shoal.scheduling.request_queue import (
     ACTOR_CLASS_NO,
     ACTOR_DEPTH,
@@ -192,6 +193,7 @@ class LocalScheduler:
         known = self._classes.get(key)
         if known is not None:
             if known.keeps == event.demand and known.depth == event.depth and known.environment == event.environment:
+                known.task_s = event.task_s
                 self._set_backlog(known, event.backlog, now)
                 return
             self._set_backlog(known, 0, now)  # its leases end by themselves; the number now means something else
@@ -212,6 +214,7 @@ class LocalScheduler:
             event.environment,
             event.strategy,
             event.name,
+            task_s=event.task_s,
         )
         self._enter(waiter, bundle, event.backlog, now)
 
@@ -743,9 +746,21 @@ class LocalScheduler:
         """Who holds nothing and was granted nothing for `after_s`: (what `explain` takes, job, seconds), longest first."""
         return self._queue.empty_handed(now, after_s)
 
-    def overdue(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], int]]:
-        """Classes that were granted nothing for `after_s`, with their backlogs."""
-        return self._queue.overdue(now, after_s)
+    def waiting_tasks(self, now: float) -> list[WaitingTasks]:
+        """Classes of tasks that wait outside of placement groups, in the order in which they would be served if everything fitted."""
+        total = self._view.total
+        return [
+            WaitingTasks(
+                each.key,
+                each.backlog,
+                each.task_s,
+                side_by_side(each.need, total),
+                each.leases - each.blocked,
+                now - each.waiting_since,
+            )
+            for each in self._queue.in_order()
+            if each.is_task and not each.group_id
+        ]
 
     def demands(self, limit: int) -> list[tuple[Resources, int]]:
         """What the first `limit` who wait ask for, and how often."""

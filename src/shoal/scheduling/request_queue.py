@@ -87,6 +87,7 @@ class SchedulingClass:
     strategy: dict[str, Any]
     name: str
     incarnation: int = -1  #: of the actor; -1 for tasks
+    task_s: float = 0.0  #: how long its tasks take; 0: not known
     backlog: int = 0  #: leases wanted in addition to those held
     leases: int = 0  #: held now
     blocked: int = 0  #: of these, blocked
@@ -220,16 +221,6 @@ class RequestQueue:
                 break  # they stand in the order of `waiting_since`
             if not waiter.leases:
                 found.append((key, waiter.job.job_id, waited_s))
-        return found
-
-    def overdue(self, now: float, after_s: float) -> list[tuple[tuple[bytes, int], int]]:
-        """Classes of tasks that were granted nothing for `after_s`, with their backlogs."""
-        found = []
-        for key, waiter in self.waiting.items():
-            if now - waiter.waiting_since < after_s:
-                break  # they stand in the order of `waiting_since`
-            if waiter.is_task:
-                found.append((key, waiter.backlog))
         return found
 
     def demands(self, limit: int) -> list[tuple[Resources, int]]:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shoal.node.io.foreign_leases import LOOK_S, OVERDUE_S
+from shoal.node.io.foreign_leases import LOOK_S
 from shoal.protocol import messages
 from shoal.protocol.gcs_messages import (
     Acknowledged,
@@ -40,6 +40,7 @@ from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.scheduling.local_scheduler import LocalScheduler
+from shoal.scheduling.offers import Offers
 from shoal.simulator.actors import ActorShell, CallQueue, Life
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.world import Channel, Station, World
@@ -61,6 +62,7 @@ class Node:
         self.station = Station(world, place, "node daemon")
         self.machine = LocalScheduler(resources)
         self.forwarding = Forwarding(node_id)
+        self.offers = Offers()
         self.forwarding.join_cluster()
         self.actors = ActorShell(self)
         self.dead = False
@@ -128,6 +130,8 @@ class Node:
             self._on_cluster(message)
         elif kind is LeasesPlaced:
             placements = [(node, count) for node, count in message.placements]
+            if placements:
+                self.offers.placed((message.process, message.class_no))
             self.forward(forwarding.Placed(message.process, message.class_no, placements, message.refused))
         elif kind is HeartbeatAcknowledged:
             self.actors.leash.acknowledged(message.count)
@@ -393,7 +397,7 @@ class Node:
         self.feed(
             events.LeasesRequested(
                 effect.process, request.class_no, request.job_id, request.demand, request.depth, backlog,
-                request.strategy, request.environment, request.name,
+                request.strategy, request.environment, request.name, request.task_s,
             )
         )  # fmt: skip
 
@@ -406,9 +410,10 @@ class Node:
         self._looks = False
         if self.dead:
             return
-        for (process, class_no), backlog in self.machine.overdue(self.world.now, OVERDUE_S):
+        now = self.world.now
+        for (process, class_no), count in self.offers.look(self.machine.waiting_tasks(now), now):
             if process in self.processes:
-                self.forward(forwarding.Overdue(process, class_no, backlog))
+                self.forward(forwarding.Overdue(process, class_no, count))
         if self.machine.is_waited_for():
             self._look_later()
 

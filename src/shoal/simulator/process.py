@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from shoal.protocol.limits import BLOCKED_AFTER_S, LEASE_IDLE_S, QUEUED_WORK_S, REPLY_FLUSH_S
+from shoal.protocol.limits import BLOCKED_AFTER_S, LEASE_IDLE_S, QUEUED_WORK_S, REPLY_FLUSH_S, STUCK_AFTER_S
 from shoal.protocol.messages import LeaseGranted, LeasesUnschedulable, RequestLeases, ReturnLease, WorkerDied
+from shoal.runtime.outlook import is_news, lasting_s
 from shoal.simulator.tasks import Task
 from shoal.simulator.world import Channel, Station, World
 
@@ -20,14 +21,23 @@ if TYPE_CHECKING:
     from shoal.simulator.actors import CallQueue, Life
     from shoal.simulator.node import Node
 
-STUCK_AFTER_S = 0.010
 TICK_S = 0.005
 
 
 class TaskClass:
     """Tasks of one submitter that need the same."""
 
-    __slots__ = ("backlog_told", "demand", "depth", "estimate_s", "leases", "number", "queue", "strategy")
+    __slots__ = (
+        "backlog_told",
+        "demand",
+        "depth",
+        "estimate_s",
+        "leases",
+        "number",
+        "queue",
+        "strategy",
+        "task_s_told",
+    )
 
     def __init__(self, number: int, task: Task) -> None:
         self.number = number
@@ -35,6 +45,7 @@ class TaskClass:
         self.queue: deque[Task] = deque()
         self.leases: dict[int, HeldLease] = {}
         self.backlog_told = 0
+        self.task_s_told = 0.0
         self.estimate_s = QUEUED_WORK_S
 
 
@@ -95,11 +106,14 @@ class Process:
             self._request(klass, waiting)
 
     def _request(self, klass: TaskClass, backlog: int) -> None:
-        if backlog == klass.backlog_told:
+        task_s = self._estimate_s(klass)
+        if task_s == QUEUED_WORK_S:
+            task_s = klass.task_s_told
+        if backlog == klass.backlog_told and not is_news(backlog, task_s or QUEUED_WORK_S, backlog, klass.task_s_told):
             return
-        klass.backlog_told = backlog
+        klass.backlog_told, klass.task_s_told = backlog, task_s
         request = RequestLeases(
-            klass.number, self.job_id, klass.demand, klass.depth, backlog, klass.strategy, {}, "task"
+            klass.number, self.job_id, klass.demand, klass.depth, backlog, klass.strategy, {}, "task", task_s
         )
         self.world.after(self.world.costs.added_scheduling_s, self._to_daemon, request)
 
@@ -115,8 +129,19 @@ class Process:
             if lease.open and len(lease.inflight) < room:
                 count = min(room - len(lease.inflight), len(klass.queue))
                 self._push(lease, [klass.queue.popleft() for _ in range(count)])
-        if not klass.queue and klass.backlog_told:
-            self._request(klass, 0)
+        if not klass.queue:
+            if klass.backlog_told:
+                self._request(klass, 0)
+        else:
+            self._tell_outlook(klass)
+
+    def _estimate_s(self, klass: TaskClass) -> float:
+        runs = [self.world.now - lease.progress_at for lease in klass.leases.values() if lease.inflight]
+        return lasting_s(klass.estimate_s, max(runs, default=0.0))
+
+    def _tell_outlook(self, klass: TaskClass) -> None:
+        if is_news(len(klass.queue), self._estimate_s(klass), klass.backlog_told, klass.task_s_told):
+            self._request(klass, len(klass.queue))
 
     def _push(self, lease: HeldLease, tasks: list[Task]) -> None:
         if not lease.inflight:
@@ -236,6 +261,8 @@ class Process:
         now, active = self.world.now, False
         for klass in self._by_number:
             active = active or bool(klass.queue or klass.leases)
+            if klass.queue:
+                self._tell_outlook(klass)
             for lease in list(klass.leases.values()):
                 if not lease.inflight:
                     if now - lease.idle_since > LEASE_IDLE_S:

@@ -38,6 +38,7 @@ from shoal.protocol.resources import fits
 from shoal.protocol.strategies import GLOBAL_KINDS, KIND, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
+from shoal.scheduling.offers import Offers
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,8 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.node")
 
-OVERDUE_S = 0.02  #: a class that was granted nothing for so long is offered to other nodes
-LOOK_S = 0.02
+LOOK_S = 0.02  #: between looks at what waits here
 
 
 class ForeignLeases:
@@ -69,6 +69,7 @@ class ForeignLeases:
         kill: Callable[[Worker, str], None],
     ) -> None:
         self.machine = Forwarding(node_id)
+        self._offers = Offers()
         self._node_id = node_id
         self._leases = leases
         self._table = table
@@ -193,6 +194,8 @@ class ForeignLeases:
 
     def on_placed(self, message: LeasesPlaced) -> None:
         """The global scheduler names nodes."""
+        if message.placements:
+            self._offers.placed((message.process, message.class_no))
         self._feed(
             forwarding.Placed(
                 message.process,
@@ -260,9 +263,10 @@ class ForeignLeases:
     def _look(self) -> None:
         self._looking = False
         machine = self._leases.machine
-        for (process, class_no), backlog in machine.overdue(self._loop.time(), OVERDUE_S):
+        now = self._loop.time()
+        for (process, class_no), count in self._offers.look(machine.waiting_tasks(now), now):
             if process in self._table.by_id:
-                self._feed(forwarding.Overdue(process, class_no, backlog))
+                self._feed(forwarding.Overdue(process, class_no, count))
         if machine.is_waited_for():
             self._look_later()
 

@@ -178,6 +178,7 @@ class Leases:
                 message.strategy,
                 message.environment,
                 message.name,
+                message.task_s,
             )
         )
 
