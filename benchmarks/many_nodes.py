@@ -38,10 +38,9 @@ def child(number: int, actor: Any, seconds: float) -> tuple[int, str]:
 
 
 @shoal.remote(num_cpus=1)
-def parent(number: int, actors: list[Any], seconds: float) -> tuple[int, Counter[str]]:
+def parent(number: int, actor: Any, seconds: float) -> tuple[int, Counter[str]]:
     """The sum of what its children return, and where they and it ran."""
-    handle = actors[number // 10 % len(actors)] if actors and number % 10 == 0 else None
-    results = shoal.get([child.remote(number + index, handle, seconds) for index in range(CHILDREN)])
+    results = shoal.get([child.remote(number + index, actor, seconds) for index in range(CHILDREN)])
     places = Counter(place for _, place in results)
     places[shoal.get_runtime_context().get_node_id()] += 1
     return sum(value for value, _ in results), places
@@ -73,10 +72,10 @@ def work(tasks: int, actors: int, leaf_s: float) -> dict[str, Any]:
     tallies = [Tally.options(scheduling_strategy="SPREAD").remote() for _ in range(actors)]
     homes = set(shoal.get([tally.where.remote() for tally in tallies], timeout=TIMEOUT_S))
     parents = tasks // (CHILDREN + 1)
-    shared = shoal.put(tallies)
     begun = time.perf_counter()
     places: Counter[str] = Counter()
-    refs = [parent.remote(number, shared, leaf_s) for number in range(parents)]
+    of_tenth = {number: tallies[number // 10 % actors] for number in range(0, parents, 10) if tallies}
+    refs = [parent.remote(number, of_tenth.get(number), leaf_s) for number in range(parents)]
     for number, (total, ran) in enumerate(shoal.get(refs, timeout=TIMEOUT_S)):
         assert total == sum(2 * (number + index) for index in range(CHILDREN)), number
         places += ran

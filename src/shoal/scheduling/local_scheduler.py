@@ -91,7 +91,7 @@ from shoal.scheduling.grant_policy import (
     count_lacking_workers,
 )
 from shoal.scheduling.invariants import check_invariants
-from shoal.scheduling.offers import WaitingTasks, side_by_side
+from shoal.scheduling.offers import WaitingTasks
 from shoal.scheduling.request_queue import (
     ACTOR_CLASS_NO,
     ACTOR_DEPTH,
@@ -721,9 +721,7 @@ class LocalScheduler:
     def explain(self, process: bytes, class_no: int = ACTOR_CLASS_NO) -> str:
         """Why a class (or the actor with the id `process`) waits now: a sentence for the user, "" when it does not wait."""
         waiter = self._queue.waiting.get((process, class_no))
-        if waiter is None:
-            return ""
-        return explain_waiting(waiter, self._view, self._leases, self._pool)
+        return "" if waiter is None else explain_waiting(waiter, self._view, self._leases, self._pool)
 
     def kind_of(self, process: bytes, class_no: int) -> str:
         """What waiters that a user takes for the same have in common: name and need."""
@@ -748,19 +746,7 @@ class LocalScheduler:
 
     def waiting_tasks(self, now: float) -> list[WaitingTasks]:
         """Classes of tasks that wait outside of placement groups, in the order in which they would be served if everything fitted."""
-        total = self._view.total
-        return [
-            WaitingTasks(
-                each.key,
-                each.backlog,
-                each.task_s,
-                side_by_side(each.need, total),
-                each.leases - each.blocked,
-                now - each.waiting_since,
-            )
-            for each in self._queue.in_order()
-            if each.is_task and not each.group_id
-        ]
+        return self._queue.waiting_tasks(self._view.total, now)
 
     def demands(self, limit: int) -> list[tuple[Resources, int]]:
         """What the first `limit` who wait ask for, and how often."""

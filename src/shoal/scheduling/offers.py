@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from shoal.protocol.limits import LEASE_SLICE_S, SHORT_TASK_S
 from shoal.protocol.resources import Resources
 
-LEASE_ABROAD_S = (
-    0.005  #: what a lease on another node costs until its first task begins, a busy machine taken into account
-)
+#: a lease elsewhere costs a tenth of it on a quiet machine, and may be taken back after it
+LEASE_ABROAD_S = LEASE_SLICE_S
 OVERDUE_S = 0.02
 STARVING_S = 0.1  #: more than the turns of others take, whose leases are slices of LEASE_SLICE_S
 PAUSE_MIN_S = 0.04

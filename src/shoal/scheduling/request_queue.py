@@ -26,6 +26,7 @@ from typing import Any
 from shoal.protocol.resources import ACCELERATOR_RESOURCES, CPU, Resources
 from shoal.scheduling.bundles import ANY_BUNDLE, Bundle, BundleKey, base_name
 from shoal.scheduling.events import Environment
+from shoal.scheduling.offers import WaitingTasks, side_by_side
 from shoal.scheduling.worker_pool import EnvironmentPool
 
 ACTOR_DEPTH = 1 << 30  #: actors stand before all tasks of their job
@@ -204,6 +205,21 @@ class RequestQueue:
             lanes = [lane.entries for lane in job.lanes.values()]
             for entry in lanes[0] if len(lanes) == 1 else merge(*lanes):
                 yield entry[3]
+
+    def waiting_tasks(self, total: Resources, now: float) -> list[WaitingTasks]:
+        """The classes of tasks outside of placement groups, in the order of service, on a node that has `total`."""
+        return [
+            WaitingTasks(
+                each.key,
+                each.backlog,
+                each.task_s,
+                side_by_side(each.need, total),
+                each.leases - each.blocked,
+                now - each.waiting_since,
+            )
+            for each in self.in_order()
+            if each.is_task and not each.group_id
+        ]
 
     def jobs_in_order(self) -> list[JobQueue]:
         """Jobs with waiting classes: those that hold the fewest CPUs first, then those served longest ago."""
