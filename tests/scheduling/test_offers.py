@@ -21,6 +21,7 @@ from shoal.scheduling.offers import (
     SIDE_BY_SIDE_MAX,
     STARVING_S,
     Offers,
+    Waiting,
     WaitingTasks,
     over,
     side_by_side,
@@ -34,6 +35,10 @@ def tasks(
     number: int, backlog: int, task_s: float, *, running: int = 1, waited_s: float = 0.0, side: int = 2
 ) -> WaitingTasks:
     return WaitingTasks((P, number), backlog, task_s, side, running, waited_s)
+
+
+def these(waiting: list[WaitingTasks]) -> Waiting:
+    return lambda now, waited_s: [each for each in waiting if each.waited_s >= waited_s]
 
 
 def test_what_a_node_can_run_side_by_side() -> None:
@@ -99,7 +104,7 @@ def test_the_rule_against_a_queue_of_single_tasks(drawn: list[tuple[int, float, 
 def test_questions_in_vain_become_rare_and_a_placement_ends_that() -> None:
     offers, now, asked, times = Offers(), 100.0, 0, []
     for _ in range(200):  # backlogs that are served at home before anybody else has room
-        found = offers.look([tasks(asked, 50, 0.001)], now)
+        found = offers.look(these([tasks(asked, 50, 0.001)]), now)
         if found:
             assert found == [((P, asked), 3)]
             times.append(now)
@@ -110,23 +115,25 @@ def test_questions_in_vain_become_rare_and_a_placement_ends_that() -> None:
     assert sorted(pauses) == pytest.approx(pauses)
     assert PAUSE_MAX_S <= pauses[-1] <= 2 * PAUSE_MAX_S
     offers.placed((P, asked))
-    assert offers.look([tasks(asked, 50, 0.001)], now) == [((P, asked), 3)]
+    assert offers.look(these([tasks(asked, 50, 0.001)]), now) == [((P, asked), 3)]
 
 
 def test_in_a_pause_the_starving_are_offered() -> None:
     offers = Offers()
-    offers.look([tasks(0, 50, 0.001)], 1.0)
+    offers.look(these([tasks(0, 50, 0.001)]), 1.0)
     waiting = [tasks(1, 50, 0.001), tasks(2, 3, 0.0, waited_s=OVERDUE_S)]
-    assert offers.look(waiting, 1.02) == [((P, 2), 3)]
-    assert dict(offers.look(waiting, 1.02 + PAUSE_MIN_S)) == {(P, 1): 3, (P, 2): 3}
+    assert offers.look(these(waiting), 1.02) == [((P, 2), 3)]
+    assert dict(offers.look(these(waiting), 1.02 + PAUSE_MIN_S)) == {(P, 1): 3, (P, 2): 3}
 
 
 def test_a_look_offers_the_largest_and_keeps_what_it_has_offered() -> None:
     offers = Offers()
     waiting = [tasks(number, 100 + number, 0.005) for number in range(NEW_MAX + 3)]
-    first = offers.look(waiting, 1.0)
+    first = offers.look(these(waiting), 1.0)
     assert sorted(key[1] for key, _ in first) == list(range(3, NEW_MAX + 3))
-    assert len(offers.look(waiting, 1.02)) == NEW_MAX + 3  # those of before, with what they want now, and new ones
+    assert (
+        len(offers.look(these(waiting), 1.02)) == NEW_MAX + 3
+    )  # those of before, with what they want now, and new ones
 
 
 def test_the_local_scheduler_says_who_waits_and_for_how_long() -> None:
@@ -142,6 +149,7 @@ def test_the_local_scheduler_says_who_waits_and_for_how_long() -> None:
     first, second = machine.waiting_tasks(3.0)
     assert first == WaitingTasks((P, 1), 7, 0.0, 2, 0, 1.0)  # deeper: served first
     assert second == WaitingTasks((P, 0), 3, 0.001, 2, 2, 2.0)
+    assert machine.waiting_tasks(3.0, 1.5) == [second]
     machine.handle(LeasesRequested(P, 0, b"job1", {"CPU": 10_000}, 1, 2, task_s=0.25), 3.0)
     assert machine.waiting_tasks(3.0)[1].task_s == 0.25
 

@@ -91,6 +91,8 @@ class NodeTable:
         self._suspects: dict[bytes, tuple[int, float]] = {}
         #: last heartbeats of connected nodes
         self._loads: dict[bytes, NodeLoad] = {}
+        #: what others are told of each node, as long as that is true: whoever joins is told of all
+        self._entries: dict[bytes, NodeEntry] = {}
 
     # ------------------------------------------------------------ start
 
@@ -125,7 +127,13 @@ class NodeTable:
 
     def entries(self) -> list[NodeEntry]:
         """What a node that joins is told: all that live and those that died lately."""
-        return [record.entry() for record in self._rows.values()]
+        known = self._entries
+        return [known.get(node_id) or self.entry(record) for node_id, record in self._rows.items()]
+
+    def entry(self, record: NodeRecord) -> NodeEntry:
+        """What other nodes are told of one."""
+        entry = self._entries[record.node.node_id] = record.entry()
+        return entry
 
     def load_of(self, node_id: bytes) -> NodeLoad | None:
         """A connected node's last heartbeat."""
@@ -220,6 +228,8 @@ class NodeTable:
             return ""
         if node.node_no:
             return "it was declared dead long ago, or belongs to another cluster: start it again, as a new node"
+        if not node.name and not node.is_head:
+            return ""
         for record in self._rows.values():
             if not record.alive:
                 continue
@@ -292,8 +302,10 @@ class NodeTable:
         if len(self._dead) > NODES_DEAD_MAX:
             forgotten = self._dead.popleft()
             del self._rows[forgotten]
+            self._entries.pop(forgotten, None)
             writes.append(Write(self.TABLE, forgotten, None))
         return record
 
     def _store(self, record: NodeRecord, writes: list[Write]) -> None:
+        self._entries.pop(record.node.node_id, None)
         writes.append(Write(self.TABLE, record.node.node_id, _encode(record)))

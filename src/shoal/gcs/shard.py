@@ -373,7 +373,7 @@ class GcsShard:
         effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, self.nodes.shards() or [])))
         record = self.nodes.get(node_id)
         assert record is not None, "it has just registered"
-        self._tell_nodes([record.entry()], now, effects, but=number)
+        self._tell_nodes([self.nodes.entry(record)], now, effects, but=number)
         effects.append(Send(number, ClusterNodes(self._nodes_version, self.nodes.entries())))
         self._schedule(NodeUp(node_id, record.shown(), message.resources, message.labels), now, effects)
         if record.draining:
@@ -420,7 +420,7 @@ class GcsShard:
         record = self.nodes.get(node_id)
         assert record is not None, "it is known"
         effects.extend(writes)
-        self._tell_nodes([record.entry()], now, effects)
+        self._tell_nodes([self.nodes.entry(record)], now, effects)
         self._schedule(NodeDrains(node_id), now, effects)
 
     def _on_place_leases(self, number: int, message: PlaceLeases, now: float, effects: list[Effect]) -> None:
@@ -502,7 +502,7 @@ class GcsShard:
         if number is not None:
             self._connections[number].node_id = b""
             effects.append(CloseConnection(number, f"this node was declared dead: {cause}"))
-        self._tell_nodes([record.entry()], now, effects)
+        self._tell_nodes([self.nodes.entry(record)], now, effects)
         self.answers.forget(node_id)
         # Jobs first: their actors shall not be restarted elsewhere. What this sends to the lost node goes nowhere.
         for job_id in self.jobs.running_on(node_id):

@@ -744,9 +744,9 @@ class LocalScheduler:
         """Who holds nothing and was granted nothing for `after_s`: (what `explain` takes, job, seconds), longest first."""
         return self._queue.empty_handed(now, after_s)
 
-    def waiting_tasks(self, now: float) -> list[WaitingTasks]:
-        """Classes of tasks that wait outside of placement groups, in the order in which they would be served if everything fitted."""
-        return self._queue.waiting_tasks(self._view.total, now)
+    def waiting_tasks(self, now: float, waited_s: float = 0.0) -> list[WaitingTasks]:
+        """Classes of tasks that wait outside of placement groups: all, in the order of service, or who was granted nothing for `waited_s`."""
+        return self._queue.waiting_tasks(self._view.total, now, waited_s)
 
     def demands(self, limit: int) -> list[tuple[Resources, int]]:
         """What the first `limit` who wait ask for, and how often."""

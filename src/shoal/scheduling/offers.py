@@ -22,7 +22,7 @@ What it does not do: know nodes (`gcs.global_scheduler` does), remember what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.protocol.limits import LEASE_SLICE_S, SHORT_TASK_S
@@ -53,6 +53,10 @@ class WaitingTasks:
     side_by_side: int  #: how many of its tasks fit on the node
     running: int  #: leases that it has and that are not blocked
     waited_s: float  #: since it began to wait, or was granted something
+
+
+#: who waits: (now, 0) all in the order of service; (now, seconds) those that were granted nothing for so long
+Waiting = Callable[[float, float], Sequence[WaitingTasks]]
 
 
 def side_by_side(need: Resources, total: Resources) -> int:
@@ -94,8 +98,11 @@ class Offers:
         self._pause_s = 0.0
         self._quiet_until = 0.0
 
-    def look(self, waiting: Sequence[WaitingTasks], now: float) -> list[tuple[Key, int]]:
-        """What is offered now, of what waits in the order of service: (class, leases in all that are asked of others)."""
+    def look(self, waiting_tasks: Waiting, now: float) -> list[tuple[Key, int]]:
+        """What is offered now: (class, leases in all that are asked of others)."""
+        if now < self._quiet_until:
+            return starving(waiting_tasks(now, OVERDUE_S))
+        waiting = waiting_tasks(now, 0.0)
         found = dict(starving(waiting))
         here = {each.key for each in waiting}
         served = [key for key in self._offered if key not in here]
@@ -104,17 +111,17 @@ class Offers:
         if served:
             self._pause_s = min(PAUSE_MAX_S, max(PAUSE_MIN_S, 2 * self._pause_s))
             self._quiet_until = now + self._pause_s
-        if now >= self._quiet_until:
-            room = NEW_MAX
-            for key, count in sorted(over(waiting), key=lambda each: -each[1]):
-                if key in found:
+            return list(found.items())
+        room = NEW_MAX
+        for key, count in sorted(over(waiting), key=lambda each: -each[1]):
+            if key in found:
+                continue
+            if key not in self._offered:
+                if not room:
                     continue
-                if key not in self._offered:
-                    if not room:
-                        continue
-                    room -= 1
-                    self._offered[key] = None
-                found[key] = count
+                room -= 1
+                self._offered[key] = None
+            found[key] = count
         return list(found.items())
 
     def placed(self, key: Key) -> None:

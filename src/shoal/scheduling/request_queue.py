@@ -18,9 +18,10 @@ What it does not do: know what is free (`grant_policy` compares), or change anyt
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
+from itertools import takewhile
 from typing import Any
 
 from shoal.protocol.resources import ACCELERATOR_RESOURCES, CPU, Resources
@@ -206,8 +207,12 @@ class RequestQueue:
             for entry in lanes[0] if len(lanes) == 1 else merge(*lanes):
                 yield entry[3]
 
-    def waiting_tasks(self, total: Resources, now: float) -> list[WaitingTasks]:
-        """The classes of tasks outside of placement groups, in the order of service, on a node that has `total`."""
+    def waiting_tasks(self, total: Resources, now: float, waited_s: float) -> list[WaitingTasks]:
+        """The classes of tasks outside of placement groups that wait on a node that has `total`: all in the order of service, or those that were
+        granted nothing for `waited_s`, longest first."""
+        chosen: Iterable[SchedulingClass] = self.in_order()
+        if waited_s:  # they stand in the order of `waiting_since`
+            chosen = takewhile(lambda each: now - each.waiting_since >= waited_s, self.waiting.values())
         return [
             WaitingTasks(
                 each.key,
@@ -217,7 +222,7 @@ class RequestQueue:
                 each.leases - each.blocked,
                 now - each.waiting_since,
             )
-            for each in self.in_order()
+            for each in chosen
             if each.is_task and not each.group_id
         ]
 

@@ -411,7 +411,7 @@ class Node:
         if self.dead:
             return
         now = self.world.now
-        for (process, class_no), count in self.offers.look(self.machine.waiting_tasks(now), now):
+        for (process, class_no), count in self.offers.look(self.machine.waiting_tasks, now):
             if process in self.processes:
                 self.forward(forwarding.Overdue(process, class_no, count))
         if self.machine.is_waited_for():

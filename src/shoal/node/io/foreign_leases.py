@@ -264,7 +264,7 @@ class ForeignLeases:
         self._looking = False
         machine = self._leases.machine
         now = self._loop.time()
-        for (process, class_no), count in self._offers.look(machine.waiting_tasks(now), now):
+        for (process, class_no), count in self._offers.look(machine.waiting_tasks, now):
             if process in self._table.by_id:
                 self._feed(forwarding.Overdue(process, class_no, count))
         if machine.is_waited_for():
