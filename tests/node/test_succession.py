@@ -108,6 +108,16 @@ def test_what_had_ended_is_published_and_not_run() -> None:
     assert node.tell(ResolveAsked(B, [X])) == [SendResolved(B, X, b"value")]
 
 
+def test_what_a_dead_owner_had_told_may_be_told_again() -> None:
+    """A worker tells what its submitter may not have read; that had read it, told it, and died."""
+    node = Node(A, B, C)
+    node.tell(Escaped(A, [X], b"task 1"), Held(B, [X]), Published(A, X, b"value"), ProcessDied(A, "killed", [C]))
+    assert node.tell(Published(C, X, b"value"), Claimed(C, A, [])) == []
+    assert node.tell(ResolveAsked(B, [X])) == [SendResolved(B, X, b"value")]
+    assert node.tell(Released(B, [X])) == [] and node.settle() == []
+    assert empty(node) and specs(node) == NOTHING
+
+
 def test_a_runner_that_dies_has_a_successor_too() -> None:
     node = Node(A, B, C)
     node.tell(Escaped(A, [X], b"task 1"), Held(B, [X]), Held(C, [X]))
@@ -268,6 +278,8 @@ class World:
         self.wanted: dict[bytes, set[bytes]] = {name: set() for name in self.names}
         self.answers: dict[tuple[bytes, bytes], Any] = {}
         self.settled: set[bytes] = set()
+        #: tasks that have ended, and whose replies may not have been read: executor -> submitter -> oids
+        self.unread: dict[bytes, dict[bytes, list[bytes]]] = {name: {} for name in self.names}
         self.claimed: set[bytes] = set()  #: whoever runs these holds nothing for them
         self.made = 0
         for name in self.names:
@@ -288,6 +300,8 @@ class World:
                     for o, (submitter, executor) in self.tasks.items()
                     if executor == effect.worker and submitter == effect.process
                 ]
+                for told in self.unread[effect.worker].pop(effect.process, ()):
+                    self.out[effect.worker].append(Published(effect.worker, told, self.values[told]))
                 self.out[effect.worker].append(Claimed(effect.worker, effect.process, mine))
                 for o in [o for o in self.tasks if o[:16] in mine]:
                     self.tasks[o][0] = effect.worker
@@ -363,6 +377,7 @@ class World:
             return
         del self.tasks[task]
         self.values[task] = b"v" if self.dice.random() < 0.5 else stored(task)
+        self.unread[executor].setdefault(submitter, []).append(task)
         self.out[submitter].append(Published(submitter, task, self.values[task]))
         for need in self.needs[task] if task not in self.claimed else ():
             self.out[submitter].append(Released(submitter, [need]))
@@ -400,7 +415,10 @@ class World:
             self.perform(self.out[name].pop(0))
         self.live.remove(name)
         self.holds[name] = {}
-        executors = sorted({e for s, e in self.tasks.values() if s == name and e in self.live})
+        executors = sorted(
+            {e for s, e in self.tasks.values() if s == name and e in self.live}
+            | {e for e in self.live if name in self.unread[e]}
+        )
         for task in [task for task, (s, e) in self.tasks.items() if s == name and e not in executors]:
             del self.tasks[task]
         self.perform(ProcessDied(name, "killed", executors))
