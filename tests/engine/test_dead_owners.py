@@ -65,6 +65,16 @@ def work(path: str, name: str, seconds: float, *inputs: Any) -> Any:
 
 
 @shoal.remote(num_cpus=0)
+def gated(path: str, name: str, gate: str) -> Any:
+    """Ends when there is a file `gate`."""
+    note(path, name)
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    note(path, name + "-done")
+    return name
+
+
+@shoal.remote(num_cpus=0)
 def large(path: str, name: str, seconds: float, size: int = BIG) -> Any:
     note(path, name)
     time.sleep(seconds)
@@ -151,15 +161,18 @@ def test_what_has_ended_and_was_not_read_is_not_run_again(tmp_path: Path, freed:
 
 
 def test_nobody_adopts_from_a_stopped_owner(tmp_path: Path, freed: None) -> None:
-    path = tmp_path / "runs"
+    path, gate = tmp_path / "runs", tmp_path / "gate"
     owner = Owner.remote()
     [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 0.0), timeout=60)
-    [late] = shoal.get(owner.submit.remote(work, str(path), "late", 1.2), timeout=60)
+    assert shoal.get(ref, timeout=60) == "a"
+    [late] = shoal.get(owner.submit.remote(gated, str(path), "late", str(gate)), timeout=60)
     pid = shoal.get(owner.pid.remote(), timeout=60)
     until(path, "late")
     os.kill(pid, signal.SIGSTOP)
-    assert shoal.get(ref, timeout=60) == "a"
-    assert shoal.wait([late], timeout=1.0)[0] == []
+    gate.touch()
+    until(path, "late-done")
+    assert shoal.get(ref, timeout=60) == "a", "what it had told is known"
+    assert shoal.wait([late], timeout=0.5)[0] == []
     os.kill(pid, signal.SIGCONT)
     assert shoal.get(late, timeout=60) == "late"
     assert runs(path, "a") == runs(path, "late") == 1

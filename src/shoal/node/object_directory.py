@@ -341,7 +341,9 @@ class ObjectDirectory:
             self._candidates[oid] = None
         row.known = True
         self._asked.pop(oid, None)
-        self._pay(oid, row)
+        self._owed.get(row.owner, {}).pop(
+            oid, None
+        )  # the owner may be dead, and a worker tell once more what it had told
         row.resident = True
         row.value = value
         self._succession.published(oid, value, effects)
@@ -362,10 +364,6 @@ class ObjectDirectory:
             self._uncontain(former, self._candidates)
         if row.waiters is not None:
             self._answer_waiters(oid, row, value, effects)
-
-    def _pay(self, oid: bytes, row: ObjectRow) -> None:
-        """The owner of an object, if it lives, owes the value no longer. (It may be dead, and somebody else tell once more what it had told.)"""
-        self._owed.get(row.owner, {}).pop(oid, None)
 
     def _contain(self, oids: list[bytes], effects: list[Effect]) -> None:
         for oid in oids:
@@ -523,7 +521,7 @@ class ObjectDirectory:
         self._asked.pop(oid, None)
         self._succession.freed(oid, row.value)
         self._copies.freed(oid, effects)
-        self._pay(oid, row)
+        self._owed.get(row.owner, {}).pop(oid, None)
         if row.waiters is not None:
             self._answer_waiters(oid, row, self._lost(oid, f"object {oid.hex()} was released while asked for"), effects)
         if oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
