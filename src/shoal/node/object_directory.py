@@ -341,9 +341,8 @@ class ObjectDirectory:
             self._candidates[oid] = None
         row.known = True
         self._asked.pop(oid, None)
-        self._owed.get(row.owner, {}).pop(
-            oid, None
-        )  # the owner may be dead, and a worker tell once more what it had told
+        # The owner may be dead, and a worker tell once more what that had told.
+        self._owed.get(row.owner, {}).pop(oid, None)
         row.resident = True
         row.value = value
         self._succession.published(oid, value, effects)

@@ -90,7 +90,7 @@ class Connection:
                     self._watch_later()
                     return
             if reactor.leash is not None and reactor.leash.is_silenced():
-                reactor.silenced[self] = None
+                self._be_silent()
                 return
             if reactor.unconfirmed and self.withholds:
                 self._flush_confirmed()
@@ -122,7 +122,7 @@ class Connection:
         if self.closed:
             return
         if reactor.leash is not None and reactor.leash.is_silenced():
-            reactor.silenced[self] = None
+            self._be_silent()
             return
         marks = self.marks
         if marks is None:
@@ -153,6 +153,13 @@ class Connection:
             self.stalled = not self.stalled
             reactor.watch(self)
         reactor.withheld[self] = None
+
+    def _be_silent(self) -> None:
+        """Write nothing until the actor may speak again, nor wait for room to write."""
+        self.reactor.silenced[self] = None
+        if self.stalled:
+            self.stalled = False
+            self.reactor.watch(self)
 
     def _watch_later(self) -> None:
         if not self.dirty:

@@ -10,6 +10,8 @@ answers:
     runs, or is queued  claimed (calls of an actor are kept, queued tasks are not): what they make is published when they have ended
     streams             not claimed: they stop, as their consumer is gone
 
+An actor that must be silent (`node/io/leash.py`) does all this when it may speak again.
+
 What it does not do: decide what happens to the rest (`node.succession`).
 """
 
@@ -52,7 +54,10 @@ class OrphanTasks:
         self._gone.append(connection)
 
     def _on_submitter_died(self, daemon: Connection, message: SubmitterDied) -> None:
-        process = message.process
+        # What an actor has answered to the dead it answers to others now: not while it must be silent.
+        self._reactor.unless_silenced(lambda: self._tell(daemon, message.process))
+
+    def _tell(self, daemon: Connection, process: bytes) -> None:
         for connection in list(self._reactor.connections.values()):
             if _peer_is(connection, process):
                 self._reactor.drain(connection)
@@ -81,6 +86,9 @@ class OrphanTasks:
 
     def publish(self, replies: list[tuple[int, Value | Many]], task_ids: list[bytes], told: bool = False) -> None:
         """Results that their submitter cannot take. With `told` the refs inside were held in its name, which is of no use. Caller holds the lock."""
+        self._reactor.unless_silenced(lambda: self._publish(replies, task_ids, told))
+
+    def _publish(self, replies: list[tuple[int, Value | Many]], task_ids: list[bytes], told: bool) -> None:
         daemon = self._reactor.causal
         if daemon is None:
             return

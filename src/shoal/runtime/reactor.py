@@ -116,8 +116,9 @@ class Reactor:
         self._confirmation: list[Waiter] = []
         #: of an actor that could be restarted elsewhere: the page that says until when it may speak
         self.leash: ProcessPage | None = None
-        #: connections that wait until it may speak again
+        #: connections that wait until it may speak again, and other things to be done then
         self.silenced: dict[Connection, None] = {}
+        self._silenced_steps: list[Callable[[], None]] = []
         #: called under the lock before the leader or a follower sleeps, and at every background tick
         self.before_sleep: list[Callable[[], None]] = []
         self.on_tick: list[Callable[[float], None]] = []
@@ -223,9 +224,24 @@ class Reactor:
 
     def on_may_answer(self) -> None:
         """This actor is the one that lives. Caller holds the lock."""
+        steps, self._silenced_steps = self._silenced_steps, []
+        for step in steps:
+            self.unless_silenced(step)
         silenced, self.silenced = self.silenced, {}
         for connection in silenced:
             connection.flush()
+
+    @property
+    def is_silenced(self) -> bool:
+        """Whether this is an actor that may live elsewhere by now: nothing that it says may leave."""
+        return self.leash is not None and self.leash.is_silenced()
+
+    def unless_silenced(self, step: Callable[[], None]) -> None:
+        """Do something that answers others by another way than a connection; later, when this process is silenced. Caller holds the lock."""
+        if self.is_silenced:
+            self._silenced_steps.append(step)
+        else:
+            step()
 
     # ------------------------------------------------------------ waiting
 

@@ -1,0 +1,130 @@
+"""What an actor that may live elsewhere by now has to say stays with it, by whichever way it would leave, and comes out whole and in order later."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shoal.protocol.messages import Answer, Call, Claims, Publish, SubmitterDied, ToDaemon
+from shoal.runtime.jobs import SubmitterPeer
+from shoal.runtime.orphans import OrphanTasks
+from shoal.runtime.reactor import Connection, Reactor
+from shoal.wire.framing import FrameDecoder
+
+
+class Page:
+    """The word of the status page that counts here."""
+
+    silenced = False
+
+    def is_silenced(self) -> bool:
+        return self.silenced
+
+
+class Far:
+    """The other end of a connection: what has come so far."""
+
+    def __init__(self, reactor: Reactor, expected: Any, causal: bool = False) -> None:
+        mine, self.sock = socket.socketpair()
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.sock.setblocking(False)
+        self.connection = reactor.add(mine, lambda connection: None, causal=causal)
+        self._decoder: FrameDecoder[Any] = FrameDecoder(expected)
+        self.came: list[Any] = []
+
+    def look(self) -> list[Any]:
+        while True:
+            try:
+                data = self.sock.recv(1 << 16)
+            except BlockingIOError:
+                return self.came
+            if not data:
+                return self.came
+            self.came.extend(self._decoder.receive_data(data))
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    reactor = Reactor()
+    reactor.leash = Page()  # type: ignore[assignment]
+    yield reactor
+    reactor.stop()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_leaves_while_it_is_silent(reactor: Reactor, seed: int) -> None:
+    dice = random.Random(seed)
+    page: Any = reactor.leash
+    daemon, peers = Far(reactor, ToDaemon, causal=True), [Far(reactor, Answer) for _ in range(3)]
+    for peer in peers:
+        peer.connection.withholds = True
+    said: dict[Connection, int] = dict.fromkeys([peer.connection for peer in peers], 0)
+
+    def speak() -> None:
+        connection = dice.choice(peers).connection
+        said[connection] += 1
+        answer = Answer(said[connection], "x" * dice.choice((1, 10, 3000)))
+        (connection.send_now if dice.random() < 0.5 else connection.send)(answer)
+
+    def hold() -> None:
+        daemon.connection.send(Call(1, "a hold on another node's object", {}))
+        reactor.await_confirmation()
+
+    def toggle() -> None:
+        page.silenced = not page.silenced
+        if not page.silenced:
+            reactor.on_may_answer()
+
+    steps = [speak, speak, speak, hold, toggle, reactor.flush_dirty]
+    steps.append(lambda: reactor.on_holds_confirmed(dice.randint(reactor.holds_confirmed, reactor.holds_written)))
+    steps.append(lambda: reactor._dispatch(reactor.epoll.poll(0)))  # room to write, perhaps
+    for _ in range(300):
+        if dice.random() < 0.5:
+            for peer in peers:
+                peer.look()
+        before = {peer: len(peer.look()) for peer in peers} if page.silenced else {}
+        with reactor.lock:
+            dice.choice(steps)()
+            if page.silenced:
+                assert all(len(peer.look()) == count for peer, count in before.items())
+        daemon.look()
+    if page.silenced:
+        toggle()
+    reactor.on_holds_confirmed(reactor.holds_written)
+    for _ in range(1000):
+        reactor.flush_dirty()
+        reactor._dispatch(reactor.epoll.poll(0))
+        if all(len(peer.look()) == said[peer.connection] for peer in peers):
+            break
+    for peer in peers:
+        assert [answer.request for answer in peer.came] == list(range(1, said[peer.connection] + 1))
+
+
+def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:
+    """What it would tell its daemon for a dead caller goes to all who hold the ref, on whichever node."""
+    page: Any = reactor.leash
+    daemon, caller = Far(reactor, ToDaemon, causal=True), Far(reactor, Answer)
+    executor: Any = SimpleNamespace(reactor=reactor, queue=[], running=None, actor=None)
+    orphans = OrphanTasks(executor)
+    peer = caller.connection.attachment = SubmitterPeer()
+    peer.worker_id = b"c" * 16
+    peer.unread.append(([(1, b"told")], [b"t" * 16]))
+    orphans.note_gone(caller.connection)
+    page.silenced = True
+    with reactor.lock:
+        reactor.handlers[SubmitterDied](daemon.connection, SubmitterDied(peer.worker_id))
+        orphans.publish([(2, b"later")], [b"u" * 16])
+        reactor.flush_dirty()
+    assert daemon.look() == []
+    page.silenced = False
+    with reactor.lock:
+        reactor.on_may_answer()
+        reactor.flush_dirty()
+    told, claims, later = daemon.look()
+    assert (type(told), told.value, type(later), later.value) == (Publish, b"told", Publish, b"later")
+    assert type(claims) is Claims and claims.process == peer.worker_id
