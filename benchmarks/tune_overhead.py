@@ -1,9 +1,11 @@
-"""What a search costs beyond its trials, and what ASHA saves.
+"""What a search costs beyond its trials, beside Ray Tune, and what ASHA saves.
 
-    python benchmarks/tune_overhead.py [--trials 1000] [--samples 36]
+    python benchmarks/tune_overhead.py [--trials 1000] [--samples 36] [--ray .venv-ray/bin/python]
 
-1. 1,000 trials of 50 ms on 2 CPUs; ideal is 25 s. 2. A network for scikit-learn's digits, 27 epochs at most: the time to the best accuracy with
-FIFO and with ASHA on the same configurations. Prints a JSON line for each.
+1. 1,000 trials of 50 ms on 2 CPUs; ideal is 25 s. 2. The same, shorter, and empty trials, beside Ray Tune in the same run (`--ray` names the
+Python of an environment with `ray[tune]==2.60.*`): processes used again for trial after trial, and a process for each. 3. A network for
+scikit-learn's digits, 27 epochs at most: the time to the best accuracy with FIFO and with ASHA on the same configurations. Prints a JSON line for
+each.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,14 @@ import shoal
 from shoal import tune
 
 CPUS, TRIAL_S, EPOCHS, SEED = 2, 0.05, 27, 3
+BESIDE_RAY = 200  #: trials
+RAY_TIMEOUT_S = 400
 
 
-def sleep(config: dict[str, Any]) -> dict[str, Any]:
+def sleep(config: dict[str, Any]) -> None:
     """A trial of a known length."""
-    time.sleep(TRIAL_S)
-    return {"value": config["x"]}
+    time.sleep(config["seconds"])
+    tune.report({"value": config["x"]})
 
 
 def train(config: dict[str, Any], data: list[Any]) -> None:
@@ -56,50 +62,67 @@ def run(trainable: Any, space: dict[str, Any], storage: str, name: str, **config
     return grid, time.perf_counter() - begin
 
 
+def sleeps(storage: str, figure: str, trials: int, seconds: float, reuse: bool = True) -> None:
+    """One figure of trials that only wait."""
+    space = {"x": tune.uniform(0, 1), "seconds": seconds}
+    name = f"{figure} {trials}"
+    grid, took = run(sleep, space, storage, name, metric="value", num_samples=trials, reuse_actors=reuse)
+    assert grid.num_terminated == trials
+    line = {"system": "Shoal", "figure": figure, "trials": trials, "seconds": took}
+    line["of_ideal"] = trials * seconds / CPUS / took
+    print(json.dumps({**line, "ms_a_trial": took / trials * 1000, "load": os.getloadavg()[0]}), flush=True)
+
+
+def digits(storage: str, samples: int) -> None:
+    """The same configurations with FIFO and with ASHA."""
+    images, labels = load_digits(return_X_y=True)
+    data = train_test_split(images / 16, labels, test_size=0.3, random_state=0)
+    space = {
+        "units": tune.choice([16, 32, 64]),
+        "rate": tune.loguniform(1e-5, 3e-1),
+        "alpha": tune.loguniform(1e-5, 1e-1),
+    }
+    trainable = tune.with_parameters(train, data=data)
+    found = {}
+    asha = tune.ASHAScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=3)
+    for name, scheduler in (("FIFO", tune.FIFOScheduler()), ("ASHA", asha)):
+        grid, seconds = run(
+            trainable, space, storage, name, metric="accuracy", num_samples=samples, scheduler=scheduler
+        )
+        best = grid.get_best_result(scope="all")
+        accuracy = max(row["accuracy"] for row in best.history)
+        epochs = sum(len(result.history) for result in grid)
+        found[name] = {"seconds": seconds, "accuracy": accuracy, "epochs": epochs, "errors": grid.num_errors}
+    ratio = found["ASHA"]["seconds"] / found["FIFO"]["seconds"]
+    print(json.dumps({"figure": "digits", **found, "time_of_ASHA_by_FIFO": ratio, "load": os.getloadavg()[0]}))
+
+
 def main() -> None:
-    """Both measurements."""
+    """All measurements."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--trials", type=int, default=1000)
     arguments.add_argument("--samples", type=int, default=36)
+    arguments.add_argument("--ray", help="Python of an environment with ray[tune]")
     options = arguments.parse_args()
     storage = tempfile.mkdtemp(prefix="shoal-tune-benchmark-")
     shoal.init(num_cpus=CPUS)
-    load = os.getloadavg()[0]
-    if options.trials:
-        grid, seconds = run(
-            sleep, {"x": tune.uniform(0, 1)}, storage, "sleep", metric="value", num_samples=options.trials
-        )
-        ideal = options.trials * TRIAL_S / CPUS
-        line = {
-            "figure": "trials of 50 ms",
-            "trials": grid.num_terminated,
-            "seconds": seconds,
-            "of_ideal": ideal / seconds,
-        }
-        print(json.dumps({**line, "load": load}))
-    if options.samples:
-        images, labels = load_digits(return_X_y=True)
-        data = train_test_split(images / 16, labels, test_size=0.3, random_state=0)
-        space = {
-            "units": tune.choice([16, 32, 64]),
-            "rate": tune.loguniform(1e-5, 3e-1),
-            "alpha": tune.loguniform(1e-5, 1e-1),
-        }
-        trainable = tune.with_parameters(train, data=data)
-        found = {}
-        asha = tune.ASHAScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=3)
-        for name, scheduler in (("FIFO", tune.FIFOScheduler()), ("ASHA", asha)):
-            grid, seconds = run(
-                trainable, space, storage, name, metric="accuracy", num_samples=options.samples, scheduler=scheduler
-            )
-            best = grid.get_best_result(scope="all")
-            accuracy = max(row["accuracy"] for row in best.history)
-            epochs = sum(len(result.history) for result in grid)
-            found[name] = {"seconds": seconds, "accuracy": accuracy, "epochs": epochs, "errors": grid.num_errors}
-        ratio = found["ASHA"]["seconds"] / found["FIFO"]["seconds"]
-        print(json.dumps({"figure": "digits", **found, "time_of_ASHA_by_FIFO": ratio, "load": os.getloadavg()[0]}))
-    shoal.shutdown()
-    shutil.rmtree(storage, ignore_errors=True)
+    try:
+        if options.trials:
+            sleeps(storage, "warm-up", 4, 0.0)
+            sleeps(storage, "trials of 50 ms", options.trials, TRIAL_S)
+            beside = min(options.trials, BESIDE_RAY)
+            sleeps(storage, "empty trials", beside, 0.0)
+            sleeps(storage, "trials of 50 ms, fewer", beside, TRIAL_S)
+            sleeps(storage, "empty trials, a process each", 12, 0.0, reuse=False)
+        if options.samples:
+            digits(storage, options.samples)
+    finally:
+        shoal.shutdown()
+        shutil.rmtree(storage, ignore_errors=True)
+    if options.ray and options.trials:
+        script = Path(__file__).with_name("tune_ray.py")
+        beside = min(options.trials, BESIDE_RAY)
+        subprocess.run([options.ray, str(script), "--trials", str(beside)], timeout=RAY_TIMEOUT_S, check=True)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,38 @@ def test_population_based_training_improves_the_worst(tmp_path) -> None:
     assert len(grid) == 6 and all(one.metrics["training_iteration"] == 18 for one in grid)
 
 
+def test_events_on_a_storage_that_cannot_append_are_written_before_they_have_effects(tmp_path) -> None:
+    def objective(config):
+        for step in range(3):
+            parts = sorted(Path(config["folder"]).glob("journal.jsonl.*"))
+            tune.report({"loss": step, "known": "".join(part.read_text() for part in parts).count("TrialReported")})
+
+    folder = tmp_path / "search"
+    grid = search(objective, {"folder": str(folder)}, f"local://{tmp_path}").fit()
+    assert [row["known"] for row in grid[0].history] == [0, 1, 2], grid.errors
+    assert len(list(folder.glob("journal.jsonl.*"))) == 1
+    assert len(tune.Tuner.restore(f"local://{folder}", objective).get_results()[0].history) == 3
+    assert len(sorted((folder / grid[0].path.rpartition("/")[2]).glob("result.json.*"))) == 1
+
+
+def test_a_callback_that_fails_harms_nobody(tmp_path, capsys) -> None:
+    class Fails(tune.Callback):
+        def on_trial_result(self, *args, **info):
+            raise OSError("no space left")
+
+    class Counts(tune.Callback):
+        results = 0
+
+        def on_trial_result(self, *args, **info):
+            self.results += 1
+
+    counts = Counts()
+    grid = search(parabola, {"x": 1}, tmp_path, run={"callbacks": [Fails(), counts]}).fit()
+    assert grid.num_errors == 0 and counts.results == 3
+    told = capsys.readouterr().err
+    assert told.count("the callback Fails failed in on_trial_result") == 1 and "no space left" in told
+
+
 def test_what_can_never_run_is_told_at_once(tmp_path) -> None:
     grid = search(tune.with_resources(parabola, {"cpu": 64}), {"x": 1}, tmp_path).fit()
     assert "asks for 64 CPU" in str(grid[0].error)
@@ -299,3 +331,20 @@ def test_a_killed_driver_loses_nothing(tmp_path) -> None:
     unkilled = tune.BasicVariantGenerator(random_state=5)
     unkilled.set_search_properties("x", "max", {"x": tune.uniform(0, 1)}, kill_driver.TRIALS)
     assert [one.config for one in grid] == [unkilled.suggest("", index) for index in range(kill_driver.TRIALS)]
+
+
+def test_two_trials_share_a_gpu(tmp_path, shoal_start) -> None:
+    shoal_start(num_cpus=2, num_gpus=1)
+
+    def objective(config):
+        begin = time.monotonic()
+        Path(config["folder"], f"{tune.get_context().get_trial_id()}").touch()
+        while len(list(Path(config["folder"]).iterdir())) < 2 and time.monotonic() < begin + 10:
+            time.sleep(0.01)  # for the other one
+        return {"loss": 0, "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "waited": time.monotonic() - begin}
+
+    (tmp_path / "here").mkdir()
+    trainable = tune.with_resources(objective, {"cpu": 0.25, "gpu": 0.5})
+    grid = search(trainable, {"folder": str(tmp_path / "here")}, tmp_path, num_samples=2).fit()
+    assert [one.metrics["gpu"] for one in grid] == ["0", "0"], grid.errors
+    assert max(one.metrics["waited"] for one in grid) < 10

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from shoal import tune
 from shoal.tune import experiment as events
@@ -14,7 +14,7 @@ from shoal.tune.checkpoint import check_complete, store_checkpoint
 from shoal.tune.experiment import Experiment, Rules
 from shoal.tune.journal import Journal
 from shoal.tune.progress import ProgressReporter
-from shoal.tune.storage import Storage
+from shoal.tune.storage import PART_BYTES, Storage
 
 
 @pytest.fixture(params=["folder", "fsspec"])
@@ -32,8 +32,16 @@ def test_files_streams_and_folders(storage, tmp_path) -> None:
         storage.flush()
     again = Storage(storage.location)
     again.append("j", b"3\n")
+    again.flush("j")
+    again.append("j", b"4" * PART_BYTES + b"\n")
     again.flush()
-    assert again.read_lines("j") == [b"0", b"1", b"2", b"3"]
+    again.append("j", b"torn, as by a kill")
+    again.flush()
+    last = Storage(storage.location)
+    assert last.read_lines("j") == [b"0", b"1", b"2", b"3", b"4" * PART_BYTES]
+    last.append("j", b"5\n")
+    last.flush()
+    assert last.read_lines("j")[-1] == b"5"
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "x").write_text("xx")
@@ -80,14 +88,64 @@ def test_table_and_journal_through_fsspec(tmp_path) -> None:
     again = fresh()
     journal.replay(again)
     assert again.trials == machine.trials
-    console = Console(file=io.StringIO(), width=120)
-    ProgressReporter(1, console).update(machine, final=True)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = shown(machine, verbose=1)
     assert (
         "25 trials: 24 TERMINATED, 1 RUNNING" in text
         and "and 5 more" in text
         and text.index("e_00003") < text.index("e_00000")
     )
-    silent = Console(file=io.StringIO())
-    ProgressReporter(None, silent).update(machine, final=True)
-    assert silent.file.getvalue() == ""  # type: ignore[attr-defined]
+    assert shown(machine, verbose=None) == "" and shown(machine, verbose=0, terminal=True) == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(machine: Experiment, verbose: int | None, terminal: bool = False) -> str:
+    stream = Terminal() if terminal else io.StringIO()
+    reporter = ProgressReporter(verbose, stream)
+    reporter.update(machine)
+    reporter.update(machine, final=True)
+    return stream.getvalue()
+
+
+def failing() -> Experiment:
+    searcher = tune.BasicVariantGenerator(random_state=0)
+    searcher.set_search_properties("loss", "min", {"[b]x": tune.uniform(0, 1)}, 2)
+    machine = Experiment(searcher, tune.FIFOScheduler(), Rules("loss", "min"), "e")
+    for _ in range(2):
+        event = machine.create()
+        assert event is not None
+        machine.handle(event)
+    machine.handle(events.TrialFailed("e_00000", "Traceback ...\nKeyError: '<no> [such] column'", fatal=True))
+    return machine
+
+
+def test_a_table_on_a_terminal_says_what_failed(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("TERM", "xterm")
+    text = shown(failing(), verbose=None, terminal=True)
+    assert text.count("2 trials: 1 ERROR, 1 PENDING") >= 2 and "\x1b[" in text  # drawn twice, in place
+    assert "[b]x" in text and "e_00000 failed: KeyError: '<no> [such] column'" in text
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    assert "e_00000 failed: KeyError" in shown(failing(), verbose=None, terminal=True)  # plain, without rich
+
+
+def test_a_table_in_a_notebook_is_replaced_in_place() -> None:
+    outputs: list[str] = []
+
+    def display(text):
+        outputs.append(text)
+        return lambda text: outputs.__setitem__(-1, text)
+
+    reporter = ProgressReporter(display=display)
+    reporter.update(failing())
+    reporter.update(failing(), final=True)
+    assert len(outputs) == 1 and outputs[0].count("<tr") == 3
+    assert "KeyError: &#x27;&lt;no&gt; [such] column&#x27;" in outputs[0]
+
+    def broken(text):
+        raise OSError("the kernel is gone")
+
+    ProgressReporter(display=broken).update(failing())  # is no reason to end a search

@@ -15,10 +15,12 @@ The names are those of Ray Tune. Reading order: `tuner` (the front door), `exper
 
 from __future__ import annotations
 
+from shoal.tune import plots
 from shoal.tune.callbacks import Callback, CSVLoggerCallback, JsonLoggerCallback, LoggerCallback
 from shoal.tune.checkpoint import Checkpoint, CheckpointError
 from shoal.tune.context import TrialContext, get_checkpoint, get_context, report
 from shoal.tune.hyperband import HyperBandScheduler, SuccessiveHalvingScheduler
+from shoal.tune.loggers import MLflowLoggerCallback, TBXLoggerCallback
 from shoal.tune.optuna_search import OptunaSearch
 from shoal.tune.results import Result, ResultGrid, TrialError
 from shoal.tune.schedulers import (
@@ -65,6 +67,7 @@ __all__ = [
     "HyperBandScheduler",
     "JsonLoggerCallback",
     "LoggerCallback",
+    "MLflowLoggerCallback",
     "MaximumIterationStopper",
     "MedianStoppingRule",
     "OptunaSearch",
@@ -75,6 +78,7 @@ __all__ = [
     "Searcher",
     "Stopper",
     "SuccessiveHalvingScheduler",
+    "TBXLoggerCallback",
     "TimeoutStopper",
     "Trainable",
     "TrialContext",
@@ -89,6 +93,7 @@ __all__ = [
     "grid_search",
     "lograndint",
     "loguniform",
+    "plots",
     "qlograndint",
     "qloguniform",
     "qrandint",

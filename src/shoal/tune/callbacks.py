@@ -17,7 +17,11 @@ from shoal.tune.trial import Trial
 
 
 class Callback:
-    """Override what you want to hear of. `trials` are all trials, `iteration` counts the controller's turns."""
+    """Override what you want to hear of. `trials` are all trials, `iteration` counts the controller's turns.
+
+    A callback that raises in `setup` ends the search before it begins. One that raises later is told no more, and a warning says so: the search
+    goes on.
+    """
 
     def setup(self, storage: Storage, **info: Any) -> None:
         """Before the first trial; `storage` is the experiment's folder."""

@@ -11,7 +11,9 @@ process when the whole search ends.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from shoal.tune.trial import ERROR, PAUSED, PENDING, TERMINATED, UNFINISHED, Tri
 
 TURN_S = 0.5  #: the longest sleep of the loop: the table, time budgets and stoppers want attention
 SNAPSHOT_S = 10.0
+RESOURCES_S = 2.0  #: nodes join and leave
 KILL_GRACE_S = 5.0
 
 
@@ -80,10 +83,11 @@ class Controller:
         self._slots: list[Slot] = []
         self._calls: dict[Any, tuple[Slot, str]] = {}  #: ref -> (slot, "result" or "release")
         self._total = shoal.cluster_resources()
+        self._ever = dict(self._total)  #: the most there was of each resource: a node that is away may come back
         self._target = shoal.put(plan.trainable.target)
         self._parameters = {name: shoal.put(value) for name, value in plan.trainable.parameters.items()}
         self._actor_class = shoal.remote(Runner)
-        self._next_snapshot = 0.0
+        self._next_snapshot = self._next_count = 0.0
 
     def run(self) -> None:
         """Until every trial has ended, or time is over."""
@@ -114,8 +118,14 @@ class Controller:
     def _attend(self) -> None:
         """Between two results: the table and the snapshot."""
         self.turns += 1
+        self.journal.commit()
         self.reporter.update(self.experiment)
         now = time.monotonic()
+        if now >= self._next_count:
+            self._total = shoal.cluster_resources()
+            for name, amount in self._total.items():
+                self._ever[name] = max(amount, self._ever.get(name, 0.0))
+            self._next_count = now + RESOURCES_S
         if now >= self._next_snapshot:
             self.journal.snapshot(self.experiment)
             self._next_snapshot = now + SNAPSHOT_S
@@ -131,8 +141,7 @@ class Controller:
                 with contextlib.suppress(Exception):
                     shoal.get(ref)
             self._calls.clear()
-        for callback in self.callbacks:
-            callback.on_experiment_end(list(self.experiment.trials.values()))
+        self._call_back("on_experiment_end", list(self.experiment.trials.values()))
         self.journal.snapshot(self.experiment)
         self.reporter.update(self.experiment, final=True)
 
@@ -186,8 +195,8 @@ class Controller:
         resources = self.plan.trainable.resources
         options = actor_options(resources(trial.config) if callable(resources) else resources)
         for name, amount in demand_of(options).items():
-            if amount > self._total.get(name, 0.0):
-                raise ValueError(f"a trial asks for {amount:g} {name}, the cluster has {self._total.get(name, 0.0):g}")
+            if amount > self._ever.get(name, 0.0):
+                raise ValueError(f"a trial asks for {amount:g} {name}, the cluster has {self._ever.get(name, 0.0):g}")
         return options
 
     def _may_place(self) -> bool:
@@ -196,7 +205,7 @@ class Controller:
         if callable(resources) or any(slot.trial_id is None for slot in self._slots):
             return True
         demand = demand_of(actor_options(resources))
-        return self._has_room(demand) or any(amount > self._total.get(name, 0.0) for name, amount in demand.items())
+        return self._has_room(demand) or any(amount > self._ever.get(name, 0.0) for name, amount in demand.items())
 
     def _place(self, options: dict[str, Any]) -> Slot | None:
         """An idle runner with these resources: a known one or a new one; None if there is no room."""
@@ -249,6 +258,7 @@ class Controller:
             checkpoint_frequency=plan.checkpoint_frequency or experiment.scheduler.checkpoint_frequency(),
             checkpoint_at_end=plan.checkpoint_at_end,
         )
+        self.journal.commit()
         self._calls[slot.actor.run.remote(assignment)] = (slot, "result")
         self._tell("on_trial_start", trial)
 
@@ -343,6 +353,7 @@ class Controller:
 
     def _perform(self, effects: list[Effect], slot: Slot) -> None:
         """Do what the experiment wants of a trial's runner."""
+        self.journal.commit()
         for effect in effects:
             if isinstance(effect, Proceed):
                 self._calls[slot.actor.proceed.remote()] = (slot, "result")
@@ -363,9 +374,21 @@ class Controller:
 
     def _tell(self, hook: str, trial: Trial, **more: Any) -> None:
         """Call a hook of every callback."""
-        trials = list(self.experiment.trials.values()) if self.callbacks else []
-        for callback in self.callbacks:
-            getattr(callback, hook)(self.turns, trials, trial, **more)
+        if self.callbacks:
+            self._call_back(hook, self.turns, list(self.experiment.trials.values()), trial, **more)
+
+    def _call_back(self, hook: str, *arguments: Any, **more: Any) -> None:
+        """Call a hook of every callback; one that fails is called no more."""
+        for callback in list(self.callbacks):
+            try:
+                getattr(callback, hook)(*arguments, **more)
+            except Exception:
+                self.callbacks.remove(callback)
+                print(
+                    f"the callback {type(callback).__name__} failed in {hook} and is told no more; the search goes on\n"
+                    f"{traceback.format_exc()}",
+                    file=sys.stderr,
+                )
 
     def _prune(self, trial: Trial) -> None:
         """Delete checkpoints beyond `num_to_keep`, but never the newest, nor one that a trial is to start from."""
@@ -379,4 +402,5 @@ class Controller:
             candidates.sort(key=lambda one: sign * one.result.get(name, float("-inf") * sign))
         for record in candidates[: len(trial.checkpoints) - keep]:
             self._apply(events.CheckpointDeleted(trial.trial_id, record.path))
+            self.journal.commit()
             self.storage.remove(record.path)

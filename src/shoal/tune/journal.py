@@ -1,7 +1,8 @@
 """The experiment's memory on disk: a line for every event, and a snapshot for people.
 
-Design: `journal.jsonl` is the truth. An event is written before its effects are performed, so a driver killed at any moment resumes with
-everything it had been told. `experiment_state.json` is replaced atomically now and then; nothing reads it but people and their tools.
+Design: `journal.jsonl` is the truth. An event is written, and committed, before its effects are performed, so a driver killed at any moment
+resumes with everything it had acted upon; on a local folder also with what it had only been told. `experiment_state.json` is replaced atomically
+now and then; nothing reads it but people and their tools.
 """
 
 from __future__ import annotations
@@ -77,6 +78,10 @@ class Journal:
     def write(self, event: Event) -> None:
         """Remember an event."""
         self.storage.append(JOURNAL, encode(event))
+
+    def commit(self) -> None:
+        """What was written survives this process from here on."""
+        self.storage.flush(JOURNAL)
 
     def replay(self, experiment: Experiment) -> None:
         """Let a fresh experiment live through everything that was written."""

@@ -1,4 +1,4 @@
-"""Optuna as a searcher: TPE by default, CMA-ES, or any of its samplers.
+"""Optuna as a searcher: TPE by default, CMA-ES, Gaussian processes, or any other of its samplers.
 
 Design: the study lives in memory and is rebuilt from the trials when an experiment is resumed: Optuna takes ended trials as they were.
 Optuna is imported when a search begins, not with this module.
@@ -6,13 +6,16 @@ Optuna is imported when a search begins, not with this module.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
 from shoal.tune import space as spaces
 from shoal.tune.search import FINISHED, Searcher
 
-SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "random": "RandomSampler"}
+SAMPLERS = {"tpe": "TPESampler", "cmaes": "CmaEsSampler", "gp": "GPSampler", "random": "RandomSampler"}
+#: what a sampler needs beside Optuna
+NEEDED = {"cmaes": ("cmaes",), "gp": ("scipy", "torch")}
 
 
 def _optuna() -> Any:
@@ -23,6 +26,16 @@ def _optuna() -> Any:
         raise ImportError("OptunaSearch needs Optuna: pip install 'shoal[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def _check_installed(sampler: Any) -> None:
+    """ImportError, now and not in the midst of a search, if a sampler lacks a package."""
+    name = next((key for key, kind in SAMPLERS.items() if sampler == key or type(sampler).__name__ == kind), "")
+    missing = [package for package in NEEDED.get(name, ()) if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"OptunaSearch(sampler={name!r}) needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
 
 
 def distribution_of(name: str, domain: Any) -> Any:
@@ -51,7 +64,7 @@ class OptunaSearch(Searcher):
         space: the search space; `param_space` of the Tuner if not given.
         metric, mode: what to optimize; from `TuneConfig` if not given.
         points_to_evaluate: (partial) configurations to try first, by parameter name (`"model/units"` for nested ones).
-        sampler: "tpe", "cmaes", "random", or a sampler object of Optuna's (`GPSampler()`, which needs torch, and others).
+        sampler: "tpe", "cmaes", "gp" (Gaussian processes, for few and dear trials; needs torch and scipy), "random", or a sampler object of Optuna's.
         seed: for samplers given by name.
     """
 
@@ -81,6 +94,9 @@ class OptunaSearch(Searcher):
         if self.metric is None:
             raise ValueError("OptunaSearch needs to know what to optimize: TuneConfig(metric=..., mode=...)")
         self.space = self.space or space
+        spaces.check(self.space)
+        _optuna()
+        _check_installed(self.sampler)
         self._total = samples
         self._domains = {"/".join(map(str, path)): (path, node) for path, node in spaces.leaves(self.space)}
         self._distributions = {
@@ -111,7 +127,7 @@ class OptunaSearch(Searcher):
         for name, value in point.items():
             if name not in self._distributions:
                 raise ValueError(
-                    f"points_to_evaluate: no parameter {name!r}; there are {', '.join(self._distributions)}"
+                    f"points_to_evaluate: no parameter {name!r} to search over; there are {', '.join(self._distributions)}"
                 )
             node = self._domains[name][1]
             values[name] = node.categories.index(value) if isinstance(node, spaces.Categorical) else value

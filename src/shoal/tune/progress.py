@@ -1,88 +1,127 @@
-"""The table of trials in the terminal.
+"""Shows a search while it runs.
 
-Design: on a terminal (and in a notebook) one live table that is redrawn in place; elsewhere, if asked for, the table now and then. The best
-trials come first, so that a search of thousands fits a screen.
+Design: on a terminal one live table that is redrawn in place (with rich), in a notebook one output that is replaced, elsewhere, if asked for, the
+table now and then. Nothing of it decides anything: without rich, or with a display that fails, the search goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections import Counter
-from typing import Any
+from typing import Any, TextIO
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
+from shoal.tune.board import Board, board_of, html_table, plain_table, rich_table
 from shoal.tune.experiment import Experiment
-from shoal.tune.space import flattened
-from shoal.tune.trial import ERROR, RUNNING, Trial
 
-ROWS_MAX = 20
-COLUMNS_MAX = 5  #: of the configuration
 REDRAW_S = 0.5
-LINE_S = 30.0
+LINES_S = 30.0
 
 
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:24]
+def notebook_display() -> Any:
+    """IPython's display of HTML if this program is the kernel of a notebook: `display(html) -> update`; None otherwise."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import HTML, display
+
+    def show(text: str) -> Any:
+        output = display(HTML(text), display_id=True)
+        return lambda text: output.update(HTML(text))
+
+    return show
 
 
-def trial_table(experiment: Experiment, elapsed_s: float) -> Table:
-    """The best and the running trials."""
-    rules = experiment.rules
-    trials = list(experiment.trials.values())
-    counts = Counter(trial.status for trial in trials)
-    title = f"{elapsed_s:.0f} s, {len(trials)} trials: " + ", ".join(f"{n} {status}" for status, n in counts.items())
-    sign = -1 if rules.mode == "min" else 1
+class _Lines:
+    """The table now and then, beneath what was printed before."""
 
-    def rank(trial: Trial) -> tuple[bool, float]:
-        value = trial.last_result.get(rules.metric or "")
-        good = isinstance(value, (int, float)) and value == value
-        return trial.status != RUNNING, -sign * value if good and value is not None else float("inf")
+    every_s = LINES_S
 
-    shown = sorted(trials, key=rank)[:ROWS_MAX]
-    names = list(dict.fromkeys(name for trial in shown for name in flattened(trial.config)))[:COLUMNS_MAX]
-    table = Table(title=title, title_justify="left")
-    for column in ("trial", "status", *names, "iteration", "seconds", *([rules.metric] if rules.metric else [])):
-        table.add_column(column)
-    for trial in shown:
-        config, last = flattened(trial.config), trial.last_result
-        cells = [trial.trial_id, f"[red]{ERROR}[/red]" if trial.status == ERROR else trial.status]
-        cells += [_shown(config.get(name, "")) for name in names]
-        cells += [str(last.get("training_iteration", "")), _shown(last.get("time_total_s", ""))]
-        if rules.metric:
-            cells.append(_shown(last.get(rules.metric, "")))
-        table.add_row(*cells)
-    if len(trials) > len(shown):
-        table.caption = f"and {len(trials) - len(shown)} more"
-    return table
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, board: Board) -> None:
+        print(plain_table(board), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+
+class _Terminal:
+    """A live table; the cursor and what others print are looked after by rich."""
+
+    every_s = REDRAW_S
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(file=stream), auto_refresh=False)
+
+    def show(self, board: Board) -> None:
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(rich_table(board), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class _Notebook:
+    """One output of a cell."""
+
+    every_s = REDRAW_S
+
+    def __init__(self, display: Any) -> None:
+        self._display = display
+        self._update: Any = None
+
+    def show(self, board: Board) -> None:
+        text = html_table(board)
+        if self._update is None:
+            self._update = self._display(text)
+        else:
+            self._update(text)
+
+    def close(self) -> None:
+        """The last table stays."""
 
 
 class ProgressReporter:
-    """Shows an experiment while it runs. `verbose` 0: nothing; 1: a table; None: a table if somebody looks."""
+    """Shows an experiment. `verbose` 0: nothing; 1: a table; None: a table if somebody looks. `display`: of a notebook (found by itself)."""
 
-    def __init__(self, verbose: int | None = None, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout)
-        watched = self.console.is_terminal or self.console.is_jupyter
-        self.shows = watched if verbose is None else verbose > 0
-        self._live = Live(console=self.console, auto_refresh=False) if self.shows and watched else None
+    def __init__(self, verbose: int | None = None, stream: TextIO | None = None, display: Any = None) -> None:
+        self._view: _Lines | _Terminal | _Notebook | None = None
         self._begin = time.monotonic()
         self._next = 0.0
+        stream = stream or sys.stdout
+        display = display or notebook_display()
+        if verbose == 0:
+            return
+        if display is not None:
+            self._view = _Notebook(display)
+        elif stream.isatty():
+            try:
+                self._view = _Terminal(stream)
+            except ImportError:  # rich
+                self._view = _Lines(stream)
+        elif verbose:
+            self._view = _Lines(stream)
 
     def update(self, experiment: Experiment, final: bool = False) -> None:
         """Draw, if it is time to."""
         now = time.monotonic()
-        if not self.shows or (now < self._next and not final):
+        if self._view is None or (now < self._next and not final):
             return
-        self._next = now + (REDRAW_S if self._live is not None else LINE_S)
-        table = trial_table(experiment, now - self._begin)
-        if self._live is None:
-            self.console.print(table)
-            return
-        if not self._live.is_started:
-            self._live.start()
-        self._live.update(table, refresh=True)
-        if final:
-            self._live.stop()
+        self._next = now + self._view.every_s
+        board = board_of(experiment.trials.values(), experiment.rules, now - self._begin)
+        try:
+            self._view.show(board)
+            if final:
+                self._view.close()
+        except Exception as error:  # a terminal that is gone, a kernel that ends: not the search's business
+            with contextlib.suppress(Exception):
+                self._view.close()
+            self._view = None
+            print(f"the table of the search is shown no more: {type(error).__name__}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoal.tune.board import board_of, html_table
 from shoal.tune.checkpoint import Checkpoint
 from shoal.tune.experiment import Experiment
 from shoal.tune.space import flattened
@@ -88,6 +89,7 @@ class ResultGrid:
     def __init__(self, experiment: Experiment, storage: Storage) -> None:
         self._results = [result_of(trial, storage) for trial in experiment.trials.values()]
         self._rules = experiment.rules
+        self._board = board_of(experiment.trials.values(), experiment.rules)
         self.experiment_path = storage.location
 
     def __len__(self) -> int:
@@ -101,6 +103,20 @@ class ResultGrid:
 
     def __repr__(self) -> str:
         return f"ResultGrid({len(self)} trials, {self.num_terminated} terminated, {self.num_errors} errors, in {self.experiment_path})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return html_table(self._board)
+
+    @property
+    def metric(self) -> str | None:
+        """That of `TuneConfig`."""
+        return self._rules.metric
+
+    @property
+    def mode(self) -> str | None:
+        """That of `TuneConfig`."""
+        return self._rules.mode
 
     @property
     def errors(self) -> list[BaseException]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from shoal.tune.space import draw, grid_size
+from shoal.tune.space import check, draw, grid_size, is_grid, merged
 
 FINISHED = "finished"
 
@@ -62,6 +62,10 @@ class BasicVariantGenerator(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, space: dict[str, Any], samples: int) -> None:
         """See `Searcher`."""
         super().set_search_properties(metric, mode, space, samples)
+        check(space)
+        without_grids = {name: None if is_grid(node) else node for name, node in space.items()}
+        for point in self.points:
+            merged(without_grids, point)  # says what a point has wrong before the first trial
         self._space = space
         self._combinations = grid_size(space)
         self._total = -1 if samples < 0 else samples * self._combinations
@@ -72,7 +76,7 @@ class BasicVariantGenerator(Searcher):
             return FINISHED
         config = draw(self._space, index % self._combinations, random.Random(f"{self.seed}/{index}"))
         if index < len(self.points):
-            config.update(self.points[index])
+            config = merged(config, self.points[index])
         return config
 
 

@@ -10,8 +10,10 @@ How to extend: a `Domain` needs `sample(dice)`; `optuna_search.distribution_of` 
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +212,55 @@ def leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from leaves(value, (*path, position))
 
 
+#: functions that make domains, to be recognized where they were not called
+_MAKERS = (
+    uniform, quniform, loguniform, qloguniform, randn, qrandn, randint, qrandint, lograndint, qlograndint, choice, sample_from, grid_search
+)  # fmt: skip
+_LOOKS_LIKE_A_DOMAIN = re.compile(rf"\s*(tune\.)?({'|'.join(one.__name__ for one in _MAKERS)})\s*\(")
+_FOREIGN = ("ray.tune", "optuna.distributions", "scipy.stats", "hyperopt")
+
+
+def check(space: Any, path: Path = ()) -> None:
+    """ValueError, with the parameter's name, for what was meant as a domain and is none: a trial would get it as a value."""
+    where = "/".join(map(str, path)) or "param_space"
+    if isinstance(space, Domain):
+        return
+    if space in _MAKERS if callable(space) else False:
+        raise ValueError(f"{where}: tune.{space.__name__} was not called: write tune.{space.__name__}(...)")
+    if isinstance(space, str) and _LOOKS_LIKE_A_DOMAIN.match(space):
+        raise ValueError(f"{where}: {space!r} is text; without the quotes it would be something to search over")
+    if type(space).__module__.startswith(_FOREIGN):
+        raise ValueError(
+            f"{where}: {space!r} is of {type(space).__module__}, which shoal.tune does not know; use tune.uniform and its relatives"
+        )
+    if is_grid(space):
+        if not isinstance(space[GRID_KEY], list) or not space[GRID_KEY]:
+            raise ValueError(f"{where}: a grid is a list of values, {{'grid_search': [1, 2]}}, not {space[GRID_KEY]!r}")
+    elif isinstance(space, dict):
+        typo = difflib.get_close_matches(GRID_KEY, [key for key in space if isinstance(key, str)], 1, 0.75)
+        if typo:
+            reason = "stands alone in its dict" if typo == [GRID_KEY] else f"is spelt 'grid_search', not {typo[0]!r}"
+            raise ValueError(f"{where}: a grid {reason}: tune.grid_search([...])")
+        for key, value in space.items():
+            check(value, (*path, key))
+    elif isinstance(space, (list, tuple)):
+        for position, value in enumerate(space):
+            check(value, (*path, position))
+
+
+def merged(config: dict[str, Any], point: dict[str, Any], path: Path = ()) -> dict[str, Any]:
+    """`config` with the values of a (partial, nested) `point`; ValueError for a name that it does not have."""
+    result = dict(config)
+    for key, value in point.items():
+        if key not in config:
+            close = difflib.get_close_matches(str(key), list(map(str, config)), 1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(map(str, config)) or 'none'}"
+            raise ValueError(f"points_to_evaluate: no parameter {'/'.join(map(str, (*path, key)))!r}{hint}")
+        inner = isinstance(value, dict) and isinstance(config[key], dict)
+        result[key] = merged(config[key], value, (*path, key)) if inner else value
+    return result
+
+
 def grid_size(space: Any) -> int:
     """How many combinations the grids of a space have (1 without grids)."""
     return math.prod(len(node[GRID_KEY]) for _, node in leaves(space) if is_grid(node))
@@ -231,7 +282,13 @@ def place(space: Any, values: dict[Path, Any]) -> dict[str, Any]:
     functions = [(path, node) for path, node in leaves(space) if isinstance(node, Function) and path not in values]
     config = _copied(space, {**values, **{path: None for path, _ in functions}})
     for path, node in functions:
-        values = {**values, path: node.function(config)}
+        try:
+            values = {**values, path: node.function(config)}
+        except Exception as error:
+            name = "/".join(map(str, path))
+            raise ValueError(
+                f"{name}: its sample_from raised {type(error).__name__}: {error}; it was given {config}"
+            ) from error
         config = _copied(space, {**{p: None for p, _ in functions}, **values})
     assert isinstance(config, dict)
     return config

@@ -1,8 +1,9 @@
 """The folder of an experiment, on this machine or wherever fsspec reaches.
 
-Design: a path without a scheme is a local folder, written by the operating system's own atomic rename and append; anything else goes
-through fsspec. What a line of `append` said survives the death of the process on a local folder at once, elsewhere with the next `flush`
-(object stores cannot append: a stream is a row of numbered parts there).
+Design: a path without a scheme is a local folder, written by the operating system's own atomic rename and append; anything else goes through
+fsspec. What a line of `append` said survives the death of the process on a local folder at once, elsewhere with the next `flush`. Object stores
+cannot append: there a stream is a row of numbered parts, the last of which is replaced by a longer one until it is large enough. A process never
+touches the parts of another.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TORN_SUFFIX = ".partial"
+PART_BYTES = 64 * 1024  #: of a stream in an object store
 
 
 class Storage:
@@ -27,7 +29,7 @@ class Storage:
         self._fs: Any = None
         self._root = self.location
         self._pending: dict[str, list[bytes]] = {}
-        self._parts: dict[str, int] = {}
+        self._tails: dict[str, tuple[int, bytes]] = {}  #: stream -> (number, content) of the part that still grows
         if not self.is_local:
             try:
                 import fsspec
@@ -85,15 +87,17 @@ class Storage:
         finally:
             os.close(file)
 
-    def flush(self) -> None:
-        """What `append` holds back is written."""
-        for path, lines in self._pending.items():
-            part = self._parts.get(path)
-            if part is None:
-                part = len(self._part_names(path))
-            self.write(f"{path}.{part:06d}", b"".join(lines))
-            self._parts[path] = part + 1
-        self._pending.clear()
+    def flush(self, path: str | None = None) -> None:
+        """What `append` holds back of a stream (by default of all) is written."""
+        for name in list(self._pending) if path is None else [path]:
+            lines = self._pending.get(name)
+            if not lines:
+                continue
+            part, content = self._tails.get(name) or (len(self._part_names(name)), b"")
+            content += b"".join(lines)
+            self.write(f"{name}.{part:06d}", content)
+            del self._pending[name]
+            self._tails[name] = (part, content) if len(content) < PART_BYTES else (part + 1, b"")
 
     def _part_names(self, path: str) -> list[str]:
         """The parts of a stream, in order."""
@@ -107,7 +111,9 @@ class Storage:
     def read_lines(self, path: str) -> list[bytes]:
         """The whole lines of a stream. A last line that a killed writer left torn is cut off, also on disk."""
         if not self.is_local:
-            return b"".join(self._fs.cat_file(part) for part in self._part_names(path)).splitlines()
+            parts = [self._fs.cat_file(part) for part in self._part_names(path)]
+            # Where writes are not atomic a killed one leaves half a line at the end of its part.
+            return [line for part in parts for line in part[: part.rfind(b"\n") + 1].splitlines()]
         content = self.read(path) or b""
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
@@ -120,11 +126,11 @@ class Storage:
             shutil.copytree(folder, self._inner(path), dirs_exist_ok=True)
             return
         for name in sorted(os.listdir(folder)):
-            source = os.path.join(folder, name)
+            source, target = os.path.join(folder, name), posixpath.join(path, name)
             if os.path.isdir(source):
-                self.upload(source, f"{path}/{name}")
+                self.upload(source, target)
             else:
-                self.write(f"{path}/{name}", Path(source).read_bytes())
+                self.write(target, Path(source).read_bytes())
 
     def download(self, path: str, folder: str) -> None:
         """Copy what is at `path` into a local folder."""

@@ -97,10 +97,32 @@ def bound(trainable: Any) -> BoundTrainable:
     return BoundTrainable(trainable)
 
 
+def check_parameters(trainable: BoundTrainable, partly: bool = False) -> None:
+    """TypeError if a trial could not be called with the parameters that are bound. `partly`: more of them may come."""
+    target: Any = trainable.target
+    if isinstance(target, type):
+        target = target.setup  # type: ignore[attr-defined]
+    try:
+        signature = inspect.signature(target)
+    except ValueError:  # a builtin without one
+        return
+    positional = ("self", "config") if isinstance(trainable.target, type) else ("config",)
+    try:
+        (signature.bind_partial if partly else signature.bind)(*positional, **trainable.parameters)
+    except TypeError as error:
+        name = f"{trainable.name}.setup" if isinstance(trainable.target, type) else trainable.name
+        raise TypeError(
+            f"{name}{signature}: {error}; a trial calls it with a config and with what tune.with_parameters has bound "
+            f"({', '.join(trainable.parameters) or 'nothing'})"
+        ) from None
+
+
 def with_parameters(trainable: Any, **parameters: Any) -> BoundTrainable:
     """The trainable with further arguments. Each value lies once in the object store, not once for a trial; classes get them in `setup`."""
     one = bound(trainable)
-    return replace(one, parameters={**one.parameters, **parameters})
+    result = replace(one, parameters={**one.parameters, **parameters})
+    check_parameters(result, partly=True)
+    return result
 
 
 def with_resources(trainable: Any, resources: Any) -> BoundTrainable:

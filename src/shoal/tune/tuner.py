@@ -19,9 +19,10 @@ from shoal.tune.progress import ProgressReporter
 from shoal.tune.results import ResultGrid
 from shoal.tune.schedulers import FIFOScheduler, TrialScheduler
 from shoal.tune.search import BasicVariantGenerator, Searcher
+from shoal.tune.space import check as check_space
 from shoal.tune.stoppers import stopper_of
 from shoal.tune.storage import Storage
-from shoal.tune.trainable import BoundTrainable, bound
+from shoal.tune.trainable import BoundTrainable, bound, check_parameters
 from shoal.tune.trial import ERROR
 
 STORAGE_DEFAULT = "~/shoal_results"
@@ -56,6 +57,14 @@ class TuneConfig:
     def __post_init__(self) -> None:
         if self.mode not in (None, "min", "max"):
             raise ValueError(f'TuneConfig: mode must be "min" or "max", not {self.mode!r}')
+        if self.search_alg is not None and not isinstance(self.search_alg, Searcher):
+            raise TypeError(
+                f"TuneConfig: search_alg must be a tune.Searcher such as OptunaSearch(), not {self.search_alg!r}"
+            )
+        if self.scheduler is not None and not isinstance(self.scheduler, TrialScheduler):
+            raise TypeError(
+                f"TuneConfig: scheduler must be a tune.TrialScheduler such as ASHAScheduler(), not {self.scheduler!r}"
+            )
         if self.num_samples < 1 and self.num_samples != -1:
             raise ValueError(f"TuneConfig: num_samples must be at least 1, or -1 for no end, not {self.num_samples}")
 
@@ -133,7 +142,9 @@ class Tuner:
     ) -> None:
         if param_space is not None and not isinstance(param_space, dict):
             raise TypeError(f"param_space must be a dict, not {type(param_space).__name__}")
+        check_space(param_space or {})
         self._trainable: BoundTrainable = bound(trainable)
+        check_parameters(self._trainable)
         self._space = param_space or {}
         self._tune = tune_config or TuneConfig()
         self._run = run_config or RunConfig()
