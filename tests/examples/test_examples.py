@@ -92,13 +92,22 @@ ids are hex strings: 8 32
 """,
     "10_tune.py": r"""
 best of the grid: \{'x': 3, 'offset': 0\.5\} of 4
-16 trials, 0 errors; above 0\.9: True
+16 trials, 0 errors; above 0\.85: True
 some ended early: True
+epochs of the best: 9 - its units: True
 as a table: 16 rows with \['config/units', 'config/rate'\]
-epochs of the best: 9 - a three is a 3
+what mattered most: rate
+TensorBoard: 16 event files
 can be restored: True
 nothing is done twice: True
 Optuna is closer than 0\.5: True
+steps by pace: \{1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 3, 8: 3, 9: 9\}
+who stood still took over: True
+failed: raises - TaskError\(KeyError\)
+failed: dies - ActorDiedError
+failed: typo - ValueError
+3 errors; the best: \{'case': 'works'\}
+x: tune\.uniform was not called: write tune\.uniform\(\.\.\.\)
 """,
     "11_cluster.py": r"""
 nodes: \['lab', 'office'\] with 3\.0 CPUs
@@ -149,7 +158,7 @@ NEEDS = {
     "02_objects.py": ["numpy"],
     "03_actors.py": ["numpy"],
     "08_utilities.py": ["joblib", "numpy", "sklearn"],
-    "10_tune.py": ["sklearn", "optuna", "pandas"],
+    "10_tune.py": ["sklearn", "optuna", "pandas", "torch", "tensorboardX", "matplotlib"],
     "14_rl.py": ["gymnasium", "torch"],
     "15_train.py": ["torch"],
 }

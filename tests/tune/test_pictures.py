@@ -61,7 +61,8 @@ def test_plots(tmp_path) -> None:
     labels = [panel.get_xlabel() for panel in effects.axes]
     assert labels[0] == "model/rate" and sorted(labels[1:]) == ["model/kind", "seed"]
     assert effects.axes[0].get_xscale() == "log"
-    for number, figure in enumerate((curves, parallel, effects)):
+    assert effects._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
+    for number, figure in enumerate((curves, parallel)):
         figure.savefig(tmp_path / f"{number}.png", dpi=40)
         assert (tmp_path / f"{number}.png").stat().st_size > 3000
     with pytest.raises(ValueError, match="no trial has reported a finite 'los'"):

@@ -11,6 +11,8 @@ How to extend: `_points` gives configurations and values; draw on `_figure`.
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import statistics
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 LEGEND_MAX = 10  #: trials that a legend names
 PANELS_MAX = 6
+MARKS = 5  #: on an axis of numbers
 BINS = 5  #: of a parameter's values, when their effect is estimated
 
 GOOD, PALE = "viridis", "0.8"
@@ -37,7 +40,15 @@ def _figure(width: float, height: float) -> Any:
         raise ImportError("plots need matplotlib: pip install 'shoal[tune]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]  # a notebook asks for it
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    """The picture as a file's content."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _metric_of(grid: ResultGrid, metric: str | None, mode: str | None) -> tuple[str, int]:
@@ -104,7 +115,9 @@ def learning_curves(
         handles[::-1], labels[::-1], fontsize="small", title="best first", loc="upper left", bbox_to_anchor=(1.01, 1)
     )
     if all(isinstance(time, int) for _, _, times, _ in curves for time in times):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        from matplotlib.ticker import MaxNLocator
+
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     return figure
 
@@ -127,6 +140,7 @@ class _Axis:
         self.is_log = self.is_number and min(numbers) > 0 and max(numbers) / min(numbers) >= 100
         if self.is_number:
             self.low, self.high = self._scaled(min(numbers)), self._scaled(max(numbers))
+            self.distinct = sorted(set(numbers))
         else:
             self.categories = sorted({str(value) for value in values})
 
@@ -143,11 +157,13 @@ class _Axis:
         """Heights with what to write there."""
         if not self.is_number:
             return [((i + 0.5) / len(self.categories), text[:16]) for i, text in enumerate(self.categories)]
-        marks = []
-        for position in range(5):
-            scaled = self.low + (self.high - self.low) * position / 4
-            marks.append((position / 4, f"{10**scaled if self.is_log else scaled:.3g}"))
-        return marks
+        if len(self.distinct) <= MARKS:
+            return [(self.height(value), f"{value:.3g}") for value in self.distinct]
+        scaled = [self.low + (self.high - self.low) * position / (MARKS - 1) for position in range(MARKS)]
+        return [
+            (position / (MARKS - 1), f"{10**value if self.is_log else value:.3g}")
+            for position, value in enumerate(scaled)
+        ]
 
 
 def parallel_coordinates(grid: ResultGrid, metric: str | None = None, mode: str | None = None) -> Figure:
