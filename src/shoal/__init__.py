@@ -81,8 +81,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`shoal.util` and `shoal.exceptions` are imported at their first use, so that `import shoal` stays fast."""
-    if name in ("util", "exceptions", "actor", "tune"):
+    """`shoal.util`, `shoal.exceptions` and the libraries are imported at their first use, so that `import shoal` stays fast."""
+    if name in ("util", "exceptions", "actor", "tune", "train", "rl"):
         import importlib
 
         return importlib.import_module(f"shoal.{name}")

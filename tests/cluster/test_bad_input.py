@@ -58,11 +58,26 @@ def test_names_are_unique(start_cluster: StartCluster) -> None:
     cluster = start_cluster(name="first")
     cluster.add_node(name="second")
     for name in ("first", "second"):
-        with pytest.raises(NodeStartError, match=rf"the node name '{name}' is taken by a node at .*choose another one"):
+        with pytest.raises(
+            NodeStartError, match=rf"the node name '{name}' is taken by a node at .*choose another one[^\n]*$"
+        ):
             cluster.add_node(name=name)
     cluster.remove_node(cluster.nodes[1], kill=True)
     cluster.wait_for_nodes(1)
     cluster.add_node(name="second")
+
+
+@pytest.mark.parametrize(
+    ("storage", "says"),
+    [("sqlite:/no/such/folder/gcs.db", r"/no/such/folder/gcs\.db"), ("redis://127.0.0.1:1", r"redis://127\.0\.0\.1:1")],
+)
+def test_a_storage_that_is_not_there(storage: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if storage.startswith("redis"):
+        monkeypatch.setattr(pytest.importorskip("shoal.gcs.storage.redis"), "RETRY_S", 0.05)
+        pytest.importorskip("redis")
+    with pytest.raises(NodeStartError, match=f"the GCS cannot use its storage: .*{says}"):
+        start_head(HeadOptions(num_cpus=1, parent_dir=str(tmp_path), settings={"gcs_storage": storage}))
+    assert not list(tmp_path.iterdir()), "nothing was started"
 
 
 def test_modules_beside_a_program(start_cluster: StartCluster, tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def test_names_that_are_not_there(name: str) -> None:
         exec(f"from shoal import {name}")
 
 
+@pytest.mark.parametrize("name", ["tune", "train", "rl", "util", "exceptions"])
+def test_libraries_come_at_their_first_use(name: str) -> None:
+    assert shoal.__getattr__(name) is importlib.import_module(f"shoal.{name}")
+
+
 @pytest.mark.parametrize("name", ["state", "metrics"])
 def test_names_of_util_that_are_not_there(name: str) -> None:
     with pytest.raises(AttributeError, match="not part of this release"):

@@ -239,3 +239,17 @@ class GcsClient(asyncio.BufferedProtocol):
                 future.set_exception(GcsLostError(reason))
         if self._on_lost is not None:
             self._on_lost(reason)
+
+
+def try_storage(storage: str) -> None:
+    """Open the storage of this name as a GCS server would, read from it and close it again.
+
+    Raises:
+        ConnectionError: it cannot be used; the text says why.
+    """
+    from shoal.gcs.storage.backend import StorageError, try_backend
+
+    try:
+        try_backend(storage)
+    except StorageError as error:
+        raise ConnectionError(str(error)) from None

@@ -43,6 +43,10 @@ from shoal.system.start_plan import (
 from shoal.wire.tcp import listening_socket
 
 
+class StartRefusedError(Exception):
+    """The node cannot start, and the text says all: nobody needs a traceback to understand it."""
+
+
 def main(plan: dict[str, Any]) -> NoReturn:
     """Entry of the node process; `plan` is what `nodes.start_head` or `nodes.start_node` wrote."""
     set_process_title("shoal:node")
@@ -56,9 +60,11 @@ def main(plan: dict[str, Any]) -> NoReturn:
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except StartRefusedError as refusal:
+        _tell(ready_fd, str(refusal))
     except BaseException as error:
         traceback.print_exc()
-        _tell(ready_fd, error)
+        _tell(ready_fd, f"{type(error).__name__}: {error}")
     finally:
         # After a normal end there is nothing left to do here.
         kill_children()
@@ -74,7 +80,7 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
     driver_fd = _watch_driver(plan["driver_pid"])
     session_dir, options = plan["session_dir"], plan["options"]
     # Before anything is started: an address that cannot be had is the likeliest error.
-    listen_fd = listening_socket(*options["gcs_listen"]).detach() if options.get("gcs_listen") else -1
+    listen_fd = _listen(*options["gcs_listen"]) if options.get("gcs_listen") else -1
     public_fd = -1
     if listen_fd >= 0 and options.get("tls_folder"):
         public_fd, listen_fd = listen_fd, listening_unix_socket(os.path.join(session_dir, TLS_GCS_SOCKET)).detach()
@@ -107,6 +113,13 @@ def _start_children(plan: dict[str, Any]) -> DaemonStart:
         gcs_listen_fd=listen_fd,
         gcs_public_fd=public_fd,
     )
+
+
+def _listen(host: str, port: int) -> int:
+    try:
+        return listening_socket(host, port).detach()
+    except OSError as error:
+        raise StartRefusedError(error.strerror or str(error)) from None
 
 
 def _import_all(names: list[str]) -> None:
@@ -184,11 +197,11 @@ def _or(value: float | None, detect: Any) -> float:
     return float(detect() if value is None else value)
 
 
-def _tell(ready_fd: int, error: BaseException) -> None:
+def _tell(ready_fd: int, error: str) -> None:
     """Tell the starter, if it still listens; otherwise the log has it."""
     import json
 
-    line = json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n"
+    line = json.dumps({"error": error}) + "\n"
     try:
         os.write(ready_fd, line.encode())
     except OSError:

@@ -202,9 +202,10 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
     Raises:
         UnsupportedSystemError: not this operating system, or not with so few open files.
         PermissionError: the folder for sessions is another user's, or others may read the token.
-        NodeStartError: the node died or did not listen in time; or its port is taken.
+        NodeStartError: the node died or did not listen in time; or its port is taken, or the GCS's storage cannot be used.
     """
     settings: dict[str, Any] = {}
+    _try_storage(options.settings.get("gcs_storage"))
     if options.listen:
         settings = {"gcs_listen": [options.listen, options.port]}
         if options.token_path:
@@ -279,6 +280,18 @@ def _start(options: NodeOptions, settings: dict[str, Any], meanwhile: Callable[[
     finally:
         os.close(ready_read)
     return StartedNode(pid, pidfd, alive_read, log_fd, session_dir, ready)
+
+
+def _try_storage(storage: str | None) -> None:
+    """A storage outside of the session that is not there is told before a process is started, as a wrong address is."""
+    if storage is None or storage in ("memory", "sqlite"):
+        return
+    from shoal.gcs.client import try_storage
+
+    try:
+        try_storage(storage)
+    except ConnectionError as error:
+        raise NodeStartError(f"the GCS cannot use its storage: {error}") from None
 
 
 def _make_folder(parent: str) -> tuple[str, int]:
@@ -364,7 +377,9 @@ def _wait_ready(ready_fd: int, pid: int, pidfd: int, log_fd: int, timeout_s: flo
         line += piece
     ready: dict[str, Any] = json.loads(line)
     if "error" in ready:
-        raise NodeStartError(f"the node could not start: {ready['error']}{_log_text(log_fd)}")
+        tail = _tail(log_fd)
+        more = "" if not tail or ("\n" not in tail and ready["error"] in tail) else _log_text(log_fd)
+        raise NodeStartError(f"the node could not start: {ready['error']}{more}")
     return ready
 
 

@@ -6,10 +6,9 @@ How to extend: remove a name when its counterpart is there.
 from __future__ import annotations
 
 _TOP = """air autoscaler cluster_utils cpp_function cross_language dag dashboard data experimental java_actor_class java_function
-    job_submission LoggingConfig rllib runtime_env serve train widgets workflow"""
-_UTIL = """accelerators annotations client client_connect collective dask debug debugpy disconnect get_current_placement_group
-    get_placement_group horovod iter lightgbm log_once metrics pdb placement_group placement_group_table remove_placement_group rpdb
-    scheduling_strategies spark state tracing xgboost"""
+    job_submission LoggingConfig rllib runtime_env serve widgets workflow"""
+_UTIL = """accelerators annotations client client_connect collective debug debugpy disconnect horovod iter lightgbm log_once metrics
+    pdb rpdb spark state tracing xgboost"""
 _NAMES = {"shoal": frozenset(_TOP.split()), "shoal.util": frozenset(_UTIL.split())}
 
 

@@ -37,7 +37,7 @@ from shoal.gcs.shard import (
     Send,
     TimePassed,
 )
-from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
+from shoal.gcs.storage.backend import SESSION_TABLE, Backend, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
 from shoal.protocol.limits import FRAME_BYTES_MAX
 from shoal.system.janitor import remove_session
@@ -53,9 +53,7 @@ TIMER_MIN_S = 0.01
 PROBE_TIMEOUT_S = 1.0
 PROBE_PAUSES_S = (0.02, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 PROBE_REFUSALS = 2  #: in a row
-#: one row: which session the tables are of
-SESSION_TABLE = "session"
-#: and one: which shard of how many
+#: in SESSION_TABLE, too: which shard of how many
 SHARDS_KEY = b"shards"
 
 

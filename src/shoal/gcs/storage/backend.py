@@ -13,7 +13,9 @@ What it does not do: know what is in a row.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +24,8 @@ from shoal.protocol.storage_names import check_storage
 
 #: the file of "sqlite" without a path, in the session's folder
 SESSION_FILE = "gcs.sqlite"
+#: one row: which session the tables are of
+SESSION_TABLE = "session"
 
 
 @dataclass(slots=True)
@@ -85,3 +89,31 @@ def open_backend(storage: str, folder: str = ".", shard: int = 0) -> Backend:
     from shoal.gcs.storage.redis import RedisBackend
 
     return RedisBackend(storage, suffix)
+
+
+def try_backend(storage: str) -> None:
+    """Open what `storage` names, read from it and close it again. In a thread: the caller may have a loop that runs.
+
+    Raises:
+        StorageError: it cannot be used.
+    """
+    failures: list[BaseException] = []
+
+    async def read() -> None:
+        backend = open_backend(storage)
+        try:
+            await backend.get(SESSION_TABLE, b"")
+        finally:
+            await backend.close()
+
+    def run() -> None:
+        try:
+            asyncio.run(read())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # Ctrl-C does not wait for it
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
