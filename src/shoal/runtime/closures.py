@@ -88,7 +88,7 @@ class Closures:
     ) -> tuple[bytes, list[ObjectEntry], list[bytes], bytes]:
         template = task.template
         klass, queue = template.klass, task.queue
-        deps = None
+        deps: list[tuple[int | str, bytes, Value | None]] | None = None
         inline = set()
         if task.deps is not None:
             deps = []
@@ -104,15 +104,20 @@ class Closures:
             needs.append(argument)
         if template.exported is not None:
             needs.extend(template.exported.held)
+        same: Any = template.encoded
+        if same is None:
+            of_class = (klass.demand, klass.strategy, klass.environment) if klass is not None else ({}, {}, {})
+            wire, demand, strategy, environment = (msgspec.Raw(_encode(part)) for part in (template.wire, *of_class))
+            same = template.encoded = (wire, demand, strategy, environment)
         lineage = TaskLineage(
             task.task_id,
             task.attempt,
-            template.wire,
+            same[0],
             task.args,
             deps,
-            klass.demand if klass is not None else {},
-            klass.strategy if klass is not None else {},
-            klass.environment if klass is not None else {},
+            same[1],
+            same[2],
+            same[3],
             template.max_retries,
             task.retries_left,
             (queue.actor_id, queue.class_name, queue.in_order, queue.home) if queue is not None else None,

@@ -26,6 +26,7 @@ class Template:
 
     __slots__ = (
         "code",
+        "encoded",
         "estimate_s",
         "exported",
         "gone",
@@ -57,6 +58,8 @@ class Template:
         self.exported: Any = None  #: the exported code, which lives as long as a template does
         #: for tasks whose inputs lie on one node: see `locality`
         self.variants: dict[tuple[bytes, int], Template] | None = None
+        #: what is the same in the lineage of all its tasks, encoded: the template itself, demand, strategy and environment
+        self.encoded: tuple[Any, Any, Any, Any] | None = None
         self.gone = gone  #: of its submitter: the numbers that are not used any more
 
     def __del__(self) -> None:
