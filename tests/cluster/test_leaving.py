@@ -88,6 +88,44 @@ def test_draining_ends_at_its_deadline(start_cluster: StartCluster) -> None:
     assert shoal.get(actor.where.remote(), timeout=SOON_S) == cluster.head.node_id
 
 
+def test_a_node_that_drains_leaves_what_it_has_made(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """Its objects go to their owners' nodes, so it can leave, and nothing is made again."""
+    cluster = start_cluster(num_cpus=2, resources={"home": 1})
+    node = cluster.add_node(num_cpus=2, resources={"two": 2})
+    cluster.connect(log_to_driver=False)
+
+    @shoal.remote(resources={"two": 1})
+    def make(number: int) -> bytes:
+        with (tmp_path / "runs").open("a") as file:
+            file.write(f"{number} ")
+        return bytes([number]) * 300_000
+
+    @shoal.remote(num_cpus=0)
+    class Keeper:
+        def keep(self, refs: list[shoal.ObjectRef]) -> None:
+            self.refs = refs
+
+        def read(self) -> int:
+            return int(shoal.get(self.refs[0])[0])
+
+    keeper = Keeper.options(resources={"home": 1}).remote()
+    refs = [make.remote(number) for number in range(6)]
+    shoal.wait(refs, num_returns=6, timeout=SOON_S, fetch_local=False)
+    shoal.get(keeper.keep.remote(refs[:1]), timeout=SOON_S)
+    cluster.remove_node(node, timeout=SOON_S)
+    row = next(row for row in cluster.head.call("gcs.nodes")["nodes"] if row["node_id"].hex() == node.node_id)
+    assert "not empty" not in row["cause"], "it waited for its deadline"
+    assert [int(shoal.get(ref, timeout=SOON_S)[0]) for ref in refs] == list(range(6))
+    assert shoal.get(keeper.read.remote(), timeout=SOON_S) == 0
+    assert sorted((tmp_path / "runs").read_text().split()) == [str(number) for number in range(6)]
+    del refs
+    shoal.kill(keeper)
+    deadline = time.monotonic() + SOON_S
+    while left := cluster.head.call("node.stored")["stored"]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 def test_draining_many_tasks(start_cluster: StartCluster) -> None:
     """A stream of tasks goes on elsewhere; none is lost, none is charged a retry."""
     cluster = start_cluster(num_cpus=1)

@@ -517,6 +517,13 @@ class KeepCopies(Message, tag=45):
     number: int
 
 
+class Relocated(Message, tag=46):
+    """To an owner: an object of its, which lay on `node`, lies here at `stored` too, for that node leaves. The owner frees the one or the other."""
+
+    stored: Stored
+    node: bytes
+
+
 class FreeBlocks(Message, tag=58):
     """To a writer: blocks of its segment that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their
     pages and their budget."""
@@ -721,6 +728,7 @@ PeerMessage = (
 #: what a node daemon sends to the processes of its node
 FromDaemon = (
     Registered
+    | Relocated
     | MayAnswer
     | LeaseGranted
     | LeasesUnschedulable

@@ -184,6 +184,12 @@ class FreeStored(Message, tag=144):
     oids: list[bytes]
 
 
+class MoveStored(Message, tag=155):
+    """From a node that drains: processes of the receiver own these objects of its store and are to have them there; items are (owner, place)."""
+
+    items: list[tuple[bytes, Stored]]
+
+
 class FreeCopies(Message, tag=145):
     """The originals of these copies in the receiver's store are gone."""
 
@@ -284,6 +290,7 @@ BetweenNodes = (
     | OpenTransfer
     | MirrorLineage
     | DropMirrors
+    | MoveStored
     | KeepCopy
     | CopyKept
     | ForeignLeases

@@ -30,10 +30,12 @@ from shoal.protocol.messages import (
     NUM_RETURNS_STREAMING,
     BeingRemade,
     Failed,
+    FreeObjects,
     Many,
     NotMade,
     Publish,
     Release,
+    Relocated,
     Remake,
     Stored,
     Value,
@@ -97,6 +99,7 @@ class Remaker:
         self._stepping = False
         runtime.reactor.handlers[Remake] = self.on_remake
         runtime.reactor.handlers[BeingRemade] = self._on_being_remade
+        runtime.reactor.handlers[Relocated] = self.on_relocated
 
     # ------------------------------------------------------------ asked
 
@@ -104,10 +107,7 @@ class Remaker:
         """The daemon says that an object of ours is lost."""
         oid = message.oid
         objects = self.runtime.objects
-        entry = objects.table.get(oid)
-        if entry is None:
-            record = self.runtime.lineage.records.get(oid[: ids.TASK_ID_BYTES])
-            entry = record.entries.get(oid) if record is not None else None
+        _, entry = self._known(oid)
         if entry is None:
             # Freed here meanwhile, or never known by its name: who asked for it is told.
             connection.send(Publish(oid, self._failed(oid, None, message.reason)))
@@ -126,6 +126,30 @@ class Remaker:
             self.request(entry, message.reason)
         else:
             objects.publish(entry)
+
+    def _known(self, oid: bytes) -> tuple[Record | None, ObjectEntry | None]:
+        """What this process knows of an object that it owns or has owned."""
+        record = self.runtime.lineage.records.get(oid[: ids.TASK_ID_BYTES])
+        entry = self.runtime.objects.table.get(oid)
+        if entry is None and record is not None:
+            entry = record.entries.get(oid)
+        return record, entry
+
+    def on_relocated(self, connection: Connection, message: Relocated) -> None:
+        """An object of ours lies on this node as well, for the node where it lay leaves."""
+        place = message.stored
+        record, entry = self._known(place.oid)
+        value = entry.value if entry is not None else None
+        place.node = self.runtime.node_id
+        if entry is not None and type(value) is Stored and value.node == message.node:
+            self.runtime.spares.take(record)  # if there is one, it is this one
+            place.nested = value.nested
+            entry.value = place
+            if entry.shared is not None and entry.shared.escaped:
+                self.runtime.objects.publish(entry)
+            connection.send(FreeObjects([place.oid], message.node))
+        elif (record is None or record.spare is None) and not (type(value) is Stored and value.node == place.node):
+            connection.send(FreeObjects([place.oid]))  # freed meanwhile, or it lies on yet another node
 
     def report_lost(self, entry: ObjectEntry, place: Stored, reason: str) -> None:
         """A value that lay on another node cannot be had: the owner makes it anew, others ask its home."""

@@ -21,6 +21,7 @@ from shoal.node.io.foreign_leases import ForeignLeases
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.leash import Leash
+from shoal.node.io.moving import Moving
 from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from shoal.node.io.gcs_shards import GcsShards
+    from shoal.node.io.store_shell import StoreShell
     from shoal.node.io.tls_gateway import TlsGateway
 
 WAITING_TOLD_MAX = 100
@@ -58,7 +60,7 @@ class Cluster:
     Args:
         host, port: where to listen for other nodes; port 0 for any that is free.
         token: the cluster's; bytes.
-        store_used: how many bytes of the store are in use.
+        store: of this node.
         on_process_gone: called with the id of a process of another node that is dead, and why.
         kill: ends a worker, with a reason.
         gateway: None in a cluster without TLS.
@@ -76,7 +78,7 @@ class Cluster:
         leases: Leases,
         table: ProcessTable,
         gcs: GcsLink,
-        store_used: Callable[[], int],
+        store: StoreShell,
         on_process_gone: Callable[[bytes, str], None],
         kill: Callable[[Worker, str], None],
         transfer: Transfer,
@@ -85,7 +87,7 @@ class Cluster:
         self._loop = loop
         self._leases = leases
         self._gcs = gcs
-        self._store_used = store_used
+        self._store = store
         self.token = token
         self.transfer = transfer
         transfer.use(self.dial)
@@ -100,6 +102,7 @@ class Cluster:
         links.use(self.dial)
         self.foreign = ForeignLeases(node_id, leases, table, links, gcs, loop, on_process_gone, kill)
         gcs.on_lost = self.foreign.on_gcs_lost
+        self.moving = Moving(loop, node_id, links, table, store, transfer, self.foreign.node_of)
         routes = Routes(table, self.foreign)
         #: what takes connections, by their first frame
         self.takers: dict[type, Callable[[socket.socket, Any], None]] = {
@@ -151,7 +154,7 @@ class Cluster:
             machine.total(),
             machine.demands(WAITING_TOLD_MAX),
             machine.lease_time_s,
-            self._store_used(),
+            self._store.resident_bytes,
             self.draining is not None,
             machine.actors(),
         )
@@ -168,7 +171,12 @@ class Cluster:
         if self.draining is not None:
             self.draining.hurry(message.deadline_s)
             return
-        self.draining = Draining(self._loop, message.reason, message.deadline_s, left, end)
+
+        def left_now() -> str:
+            self.moving.empty()
+            return left()
+
+        self.draining = Draining(self._loop, message.reason, message.deadline_s, left_now, end)
         self._leases.handle(NodeDrains(message.reason))
         self.load_changed()
 

@@ -209,7 +209,7 @@ class NodeDaemon:
             self.leases,
             self.table,
             self.gcs,
-            lambda: self.store.resident_bytes,
+            self.store,
             self._on_foreign_process_gone,
             self.pool.kill,
             transfer,
@@ -688,7 +688,7 @@ class NodeDaemon:
             "actors": statistics.actors,
             "programs": len(self.table.drivers()),
             "refs that other nodes have to objects here": self.objects.machine.needed_abroad(),
-            "objects in its store that others need": self.store.kept_for_others(self.table.by_id),
+            "objects in its store that others need": len(self.store.kept_for_others(self.table.by_id)),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 

@@ -2,13 +2,13 @@
 
 Purpose: `shoal drain`, and whoever takes a machine out of service: no task fails for it, and nothing is lost that somebody still refers to.
 
-Design: the scheduler refuses what waits (others are asked for it) and ends leases after their current task. Then the node waits until it has no
-leases, actors and drivers, and other nodes refer to nothing that lies here; or until the deadline, when it leaves all the same: then tasks are
-retried and actors restarted elsewhere, as after a death.
+Design: the scheduler refuses what waits (others are asked for it) and ends leases after their current task. What lies in the store and belongs to
+processes of other nodes is taken over by these (`moving`). Then the node waits until it has no leases, actors and drivers, and other nodes refer to
+nothing that lies here; or until the deadline, when it leaves all the same: then tasks are retried and actors restarted elsewhere, as after a death.
 
 Actors with checkpoints leave at once (`actors.leave`): their log is in the GCS, and their next life goes on elsewhere. Others stay until they end.
 
-What it does not do: move objects; decide where anything goes.
+What it does not do: move objects (`moving`); decide where anything goes.
 """
 
 from __future__ import annotations

@@ -257,9 +257,11 @@ class StoreShell:
         shown = ("oid", "size", "state", "owner", "copy_of", "version")
         return [{name: getattr(row, name) for name in shown} for row in self._table.rows()[:limit]]
 
-    def kept_for_others(self, processes: Container[bytes]) -> int:
-        """How many objects lie here that others than `processes` own; copies of what lies elsewhere do not count."""
-        return sum(not row.copy_of and row.owner not in processes and row.state != DYING for row in self._table.rows())
+    def kept_for_others(self, processes: Container[bytes]) -> list[ObjectRow]:
+        """The objects that lie here and that others than `processes` own, without copies of what lies elsewhere; to be read only."""
+        return [
+            row for row in self._table.rows() if not row.copy_of and row.owner not in processes and row.state != DYING
+        ]
 
     @property
     def resident_bytes(self) -> int:
