@@ -17,7 +17,7 @@ import shoal
 from shoal.cli import main
 from shoal.cli.status import size
 from shoal.launch.observer import Observer, SessionUnreachableError
-from shoal.system.janitor import live_sessions
+from shoal.runtime import core
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_a_daemon_that_is_silent_or_gone_is_an_error_not_a_hang(
 
 
 def test_a_refused_call_says_why(shoal_shared: ModuleType) -> None:
-    with Observer(live_sessions()[0]) as observer, pytest.raises(RuntimeError, match="no method"):
+    with Observer(core.current().session_dir) as observer, pytest.raises(RuntimeError, match="no method"):
         observer.call("node.nonsense")
 
 

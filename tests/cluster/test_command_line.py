@@ -111,7 +111,7 @@ def test_a_cluster_from_the_shell(shell: Shell, monkeypatch: pytest.MonkeyPatch)
         "first": {},
         "second": {"zone": "b", "rack": "7"},
     }
-    impossible = shoal.remote(lambda: time.sleep(60)).options(resources={"two": 2.5})
+    impossible = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 2.5})
     waiting = [impossible.options(name="greedy").remote() for _ in range(2)]
     deadline = time.monotonic() + SOON_S
     # The text below wants one of them to run.
@@ -136,7 +136,7 @@ def test_stop_ends_all_or_one_cluster_and_no_program(shell: Shell) -> None:
     one, two = shell.start_head(), shell.start_head()
     shell.run("start", f"--address={one}")
     program = subprocess.Popen(
-        [sys.executable, "-c", "import shoal, time; shoal.init(num_cpus=1); print('up', flush=True); time.sleep(60)"],
+        [sys.executable, "-c", "import shoal, time; shoal.init(num_cpus=1); print('up', flush=True); time.sleep(600)"],
         env=shell.environment,
         stdout=subprocess.PIPE,
         text=True,

@@ -45,7 +45,7 @@ def test_what_the_cluster_has(start_cluster: StartCluster) -> None:
     assert f"{second['NodeManagerAddress']}:{second['NodeManagerPort']}" != cluster.address
     until(lambda: shoal.available_resources().get("two") == 3, "all of it is free in the end")
 
-    holder = shoal.remote(resources={"two": 2})(lambda: time.sleep(60)).remote()
+    holder = shoal.remote(resources={"two": 2})(lambda: time.sleep(600)).remote()
     until(lambda: shoal.available_resources().get("two") == 1, "a task has two of three")
     shoal.cancel(holder, force=True)
     until(lambda: shoal.available_resources().get("two") == 3, "all of it is free again")
@@ -98,7 +98,7 @@ rows = shoal.get([far.remote(number) for number in range(100)])
 assert [row[0] for row in rows] == list(range(100))
 print("JOB", *sorted({row[1] for row in rows}), *{row[2] for row in rows}, flush=True)
 refs = [far.remote(number) for number in range(100)]
-time.sleep(60)
+time.sleep(600)
 """
     first = program.replace("ADDRESS", repr(cluster.address)).replace("NAMESPACE", "'first'")
     other = program.replace("ADDRESS", repr(second.node_socket)).replace("NAMESPACE", "'other'")

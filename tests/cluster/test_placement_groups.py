@@ -217,7 +217,7 @@ goes = placement_group([{"CPU": 1}] * 2, name="goes", strategy="STRICT_SPREAD")
 never = placement_group([{"CPU": 50}], name="never")
 assert stays.wait(60) and goes.wait(60)
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

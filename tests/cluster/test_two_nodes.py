@@ -133,7 +133,7 @@ def test_a_node_that_dies_costs_a_retry(start_cluster: StartCluster, tmp_path: A
     def once(number: int) -> str:
         (marks / f"{number}.{os.getpid()}").touch()
         if len(list(marks.glob(f"{number}.*"))) == 1:
-            time.sleep(60)
+            time.sleep(600)
         return here()
 
     refs = [once.remote(number) for number in range(2)]
