@@ -33,10 +33,10 @@ BESIDE_RAY = 200  #: trials
 RAY_TIMEOUT_S = 400
 
 
-def sleep(config: dict[str, Any]) -> None:
+def sleep(config: dict[str, Any]) -> dict[str, Any]:
     """A trial of a known length."""
     time.sleep(config["seconds"])
-    tune.report({"value": config["x"]})
+    return {"value": config["x"]}
 
 
 def train(config: dict[str, Any], data: list[Any]) -> None:
@@ -67,7 +67,7 @@ def sleeps(storage: str, figure: str, trials: int, seconds: float, reuse: bool =
     space = {"x": tune.uniform(0, 1), "seconds": seconds}
     name = f"{figure} {trials}"
     grid, took = run(sleep, space, storage, name, metric="value", num_samples=trials, reuse_actors=reuse)
-    assert grid.num_terminated == trials
+    assert grid.num_terminated == trials, grid.errors
     line = {"system": "Shoal", "figure": figure, "trials": trials, "seconds": took}
     line["of_ideal"] = trials * seconds / CPUS / took
     print(json.dumps({**line, "ms_a_trial": took / trials * 1000, "load": os.getloadavg()[0]}), flush=True)

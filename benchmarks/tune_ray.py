@@ -21,10 +21,10 @@ from ray import tune
 CPUS = 2
 
 
-def sleep(config: dict[str, Any]) -> None:
+def sleep(config: dict[str, Any]) -> dict[str, Any]:
     """A trial of a known length."""
     time.sleep(config["seconds"])
-    tune.report({"value": config["x"]})
+    return {"value": config["x"]}
 
 
 def run(storage: str, trials: int, seconds: float, reuse: bool) -> float:

@@ -137,7 +137,7 @@ def test_a_failed_trial_goes_on_from_its_checkpoint_and_fails_for_good() -> None
 
 
 def test_an_unreadable_checkpoint_gives_way_to_the_one_before() -> None:
-    machine = make(max_failures=2)
+    machine = make(max_failures=1)
     one = begin(machine)
     machine.handle(reported(one, 1, "c1"))
     machine.handle(reported(one, 2, "c2"))
@@ -145,6 +145,12 @@ def test_an_unreadable_checkpoint_gives_way_to_the_one_before() -> None:
     machine.handle(events.TrialStarted(one.trial_id))
     machine.handle(events.TrialFailed(one.trial_id, "torn", lost_checkpoint=True))
     assert one.restore_from is not None and one.restore_from.path == "c1"
+    machine.handle(events.TrialStarted(one.trial_id))
+    machine.handle(events.TrialFailed(one.trial_id, "torn too", lost_checkpoint=True))
+    assert one.status == PENDING and one.restore_from is None and one.history == []
+    machine.handle(events.TrialStarted(one.trial_id))
+    machine.handle(events.TrialFailed(one.trial_id, "now it is the trial's", lost_checkpoint=True))
+    assert one.status == ERROR
 
 
 def test_stop_rule_and_pause() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def test_grid_results_files_and_frame(tmp_path) -> None:
     assert {one["status"] for one in state["trials"]} == {"TERMINATED"}
 
 
+class Odd(Exception):
+    """Cannot be pickled with its argument."""
+
+
+def not_here():
+    raise OSError("not here")
+
+
+class Unreadable:
+    """Can be pickled, but not read back."""
+
+    def __reduce__(self):
+        return not_here, ()
+
+
 def test_failures_are_told_and_harm_nobody(tmp_path) -> None:
     def objective(config):
         if config["x"] == 1:
@@ -58,10 +74,18 @@ def test_failures_are_told_and_harm_nobody(tmp_path) -> None:
             return {"loss": math.nan}
         if config["x"] == 5:
             sys.exit(1)
+        if config["x"] == 6:
+            return {"loss": 0.0, "lock": threading.Lock()}
+        if config["x"] == 7:
+            raise Odd(threading.Lock())
+        if config["x"] == 8:
+            return {"loss": 0.0, "odd": Unreadable()}
         return {"loss": 1.0}
 
-    grid = search(objective, {"x": tune.grid_search(list(range(6)))}, tmp_path).fit()
-    assert grid.num_errors == 4 and grid.num_terminated == 2
+    grid = search(objective, {"x": tune.grid_search(list(range(9)))}, tmp_path).fit()
+    assert grid.num_errors == 7 and grid.num_terminated == 2
+    assert "lock" in str(grid[6].error) and "Odd" in str(grid[7].error)
+    assert "the result of the trial cannot be read: not here" in Path(grid[8].path, "error.txt").read_text()
     assert isinstance(grid[1].error, KeyError)
     assert "process of the trial died" in Path(grid[2].path, "error.txt").read_text()
     assert "reported no 'loss'" in str(grid[3].error)
@@ -90,7 +114,7 @@ def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path) -> Non
     marks = tmp_path / "marks"
     marks.mkdir()
     run = {
-        "failure_config": tune.FailureConfig(max_failures=2),
+        "failure_config": tune.FailureConfig(max_failures=1),
         "checkpoint_config": tune.CheckpointConfig(num_to_keep=2),
     }
     grid = search(objective, {"marks": str(marks)}, tmp_path, run=run).fit()

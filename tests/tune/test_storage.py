@@ -149,3 +149,15 @@ def test_a_table_in_a_notebook_is_replaced_in_place() -> None:
         raise OSError("the kernel is gone")
 
     ProgressReporter(display=broken).update(failing())  # is no reason to end a search
+
+
+def test_a_damaged_experiment_says_what_is_damaged(tmp_path) -> None:
+    searcher = tune.BasicVariantGenerator(random_state=0)
+    searcher.set_search_properties("loss", "min", {}, 1)
+    storage = Storage(str(tmp_path))
+    storage.append("journal.jsonl", b'["ExperimentStopped", "x"]\n["TrialSta\n')
+    with pytest.raises(ValueError, match=r"journal\.jsonl: event number 2 cannot be read"):
+        Journal(storage).replay(Experiment(searcher, tune.FIFOScheduler(), Rules(), "e"))
+    storage.write("tuner.pkl", b"torn")
+    with pytest.raises(ValueError, match=r"tuner\.pkl cannot be read: it is damaged"):
+        tune.Tuner.restore(str(tmp_path), lambda config: None)

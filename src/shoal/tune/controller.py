@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import shoal
-from shoal.exceptions import ActorError, TaskError, WorkerCrashedError
+from shoal.exceptions import ShoalError, TaskError
 from shoal.tune import experiment as events
 from shoal.tune.callbacks import Callback
 from shoal.tune.checkpoint import CheckpointError
@@ -271,15 +271,19 @@ class Controller:
         trial = self.experiment.trials[slot.trial_id]
         try:
             answer = shoal.get(ref)
-        except (ActorError, WorkerCrashedError) as error:
-            if slot in self._slots:
-                self._discard(slot)
-            if kind == "result":
-                self._fail(trial, f"the process of the trial died: {error}", error)
-            return
         except TaskError as error:
             self._idle(slot)
-            self._fail(trial, str(error), error, lost_checkpoint=isinstance(error, CheckpointError))
+            # What is not written will not be there the next time either.
+            fatal = kind == "release" and isinstance(error, NotImplementedError)
+            self._fail(trial, str(error), error, fatal, lost_checkpoint=isinstance(error, CheckpointError))
+            return
+        except Exception as error:
+            # Its process or its node died, or what it said cannot be read here: in any case this runner is of no further use.
+            self._discard(slot)
+            if kind == "result":
+                died = isinstance(error, ShoalError)
+                reason = "the process of the trial died" if died else "the result of the trial cannot be read"
+                self._fail(trial, f"{reason}: {error}", error, fatal=not died)
             return
         if kind == "release":
             ended, checkpoint = answer
@@ -334,9 +338,14 @@ class Controller:
         if trial.status not in UNFINISHED:
             return
         trial.error = error
-        if lost_checkpoint and trial.restore_from in trial.checkpoints and trial.restore_from is not None:
-            self.storage.remove(trial.restore_from.path)
+        lost = trial.restore_from if lost_checkpoint else None
         self._apply(events.TrialFailed(trial.trial_id, text, fatal, lost_checkpoint))
+        if lost is not None and trial.status == PENDING:
+            self.journal.commit()
+            if lost.path.startswith(f"{trial.folder}/"):
+                self.storage.remove(lost.path)
+            begin = trial.restore_from.path if trial.restore_from else "the beginning"
+            print(f"trial {trial.trial_id} goes on from {begin}: {text.strip().splitlines()[-1]}", file=sys.stderr)
         if trial.status == ERROR:
             self.storage.write(f"{trial.folder}/error.txt", text.encode(), durable=False)
             self._tell("on_trial_error", trial)

@@ -321,7 +321,11 @@ class Experiment:
         trial = self.trials[event.trial_id]
         trial.error_text = event.text
         if event.lost_checkpoint and trial.restore_from is not None:
-            trial.checkpoints = [one for one in trial.checkpoints if one.path != trial.restore_from.path]
+            # Not the trial's fault, and it comes to an end: with each there is one checkpoint less.
+            lost = trial.restore_from.path
+            trial.checkpoints = [one for one in trial.checkpoints if one.path != lost]
+            self._rewind(trial)
+            return []
         trial.failures += 1
         may_retry = self.rules.max_failures < 0 or trial.failures <= self.rules.max_failures
         if may_retry and not event.fatal and not self.rules.fail_fast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,7 +178,12 @@ class Tuner:
         definition = storage.read(DEFINITION)
         if definition is None:
             raise ValueError(f"{path} is no folder of a search: it has no {DEFINITION}")
-        saved = cloudpickle.loads(definition)
+        try:
+            saved = cloudpickle.loads(definition)
+        except Exception as error:
+            raise ValueError(
+                f"{path}/{DEFINITION} cannot be read: it is damaged, or needs a module that is not here ({type(error).__name__}: {error})"
+            ) from error
         tuner = cls(trainable, param_space=saved["space"], tune_config=saved["tune"], run_config=saved["run"])
         tuner._identity = saved["identity"]
         tuner._storage = storage
@@ -200,7 +206,11 @@ class Tuner:
         self._restored = True  # a second `fit` goes on with the first one's experiment
         callbacks: list[Callback] = [JsonLoggerCallback(), CSVLoggerCallback(), *self._run.callbacks]
         reporter = ProgressReporter(self._run.verbose)
-        Controller(experiment, storage, self._plan(storage), callbacks, reporter).run()
+        try:
+            Controller(experiment, storage, self._plan(storage), callbacks, reporter).run()
+        except KeyboardInterrupt:
+            print(f"interrupted; Tuner.restore({storage.location!r}, trainable).fit() goes on with it", file=sys.stderr)
+            raise
         grid = ResultGrid(experiment, storage)
         if self._run.failure_config.fail_fast == "raise" and grid.errors:
             raise grid.errors[0]
