@@ -33,6 +33,8 @@ class Plan:
         self.items = 0
         self.backpressure = -1
         self.cancelled = False
+        self.gives = False  #: it returns the refs of its children, and waits for none
+        self.fuses: list[int] = []  #: after so many writes of a run its worker is killed, the last number first
         self.owner: Process | None = None
         self.is_call = False
         self.result: Any = None
@@ -55,6 +57,8 @@ def run_script(number: int, *deps: Any) -> Any:
     if plan.items or plan.kind == "stream":
         return make_items(plan, process, context)
     act(plan, process, context)
+    if plan.gives:
+        return [world.submit(world.plans[child], process) for child in plan.children]
     if plan.kind == "multiple":
         return number * 10, number * 10 + 1, number * 10 + 2
     return number * 10
@@ -71,7 +75,7 @@ def act(plan: Plan, process: Worker, context: Any) -> None:
     world = process.world
     for _ in range(plan.pauses):
         process.pause("code")
-    if plan.children:
+    if plan.children and not plan.gives:
         refs = [world.submit(world.plans[child], process) for child in plan.children]
         values = process.runtime.get(refs)
         assert values == [child * 10 for child in plan.children]

@@ -443,7 +443,9 @@ class World:
         dead.buried = True
         self.read(dead)
         lease_id, seq = dead.page.started
+        untaken = list(dead.page.kept)
         if dead.lease_id and lease_id != dead.lease_id:
+            untaken.append((lease_id, seq))
             lease_id, seq = dead.lease_id, 0
         concerned = dict(dead.subscribers)
         if dead.actor is not None:
@@ -451,7 +453,9 @@ class World:
         for process in concerned:
             if not process.dead:
                 process.from_daemon(
-                    messages.WorkerDied(dead.worker_id, lease_id, seq, f"worker {dead.number} was killed", -9)
+                    messages.WorkerDied(
+                        dead.worker_id, lease_id, seq, f"worker {dead.number} was killed", -9, untaken=untaken
+                    )
                 )
         lease = self.leases.pop(dead.lease_id, None)
         if lease is not None and not lease.revoked and lease.submitter is not None:
