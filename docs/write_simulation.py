@@ -70,9 +70,13 @@ def evolution(rows: list[dict[str, Any]]) -> None:
     """Paper figure 14a, in shape."""
     figure, axes = pyplot.subplots(figsize=(6, 3.4))
     cores = [row["cores"] for row in rows]
-    axes.loglog(cores, [row["virtual_s"] for row in rows], "o-", label="a generation of 100,000 episodes of 0.1 s")
-    axes.loglog(cores, [10_000 / each for each in cores], "k:", label="ideal")
-    axes.set(xlabel="cores", ylabel="seconds")
+    axes.loglog(
+        cores, [row["virtual_s"] for row in rows], "o-", label=f"simulated: {rows[0]['tasks']:,} episodes of Humanoid"
+    )
+    axes.loglog(cores, [row["work_s"] / row["cores"] for row in rows], "k:", label="ideal")
+    for row in rows:
+        axes.annotate(f"{row['ideal_share']:.0%}", (row["cores"], row["virtual_s"]), (3, 6), textcoords="offset points")
+    axes.set(xlabel="cores", ylabel="seconds", xlim=(50, 14_000), ylim=(1, 400))
     save(figure, axes, "simulation_evolution")
 
 

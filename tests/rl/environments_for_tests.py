@@ -65,3 +65,23 @@ class Dying(Corridor):
         except FileExistsError:
             return super().step(action)
         os._exit(1)
+
+
+def once(marker: Path, trouble: type[Corridor]) -> Corridor:
+    """The first to be reset makes `marker` and is in trouble; all others are well."""
+
+    class Troubled(Corridor):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            try:
+                marker.touch(exist_ok=False)
+                self._troubled = trouble()
+                self._troubled.reset()
+            except FileExistsError:
+                pass
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            troubled = getattr(self, "_troubled", None)
+            return super().step(action) if troubled is None else troubled.step(action)
+
+    return Troubled()

@@ -13,6 +13,14 @@ from tests.rl.environments_for_tests import Corridor, Dying, Hanging, Raising
 pytest.importorskip("gymnasium")
 from shoal import rl  # noqa: E402
 
+try:
+    import imageio  # noqa: F401
+    import mujoco  # noqa: F401
+
+    NO_MUJOCO = ""
+except ImportError as error:
+    NO_MUJOCO = f"{error}: pip install 'shoal[mujoco]'"
+
 SMALL = {"hidden": (8,), "pairs": 8, "evaluations": 4, "noise_size": 10_000, "sigma": 0.3}
 
 
@@ -77,3 +85,19 @@ def test_a_dead_aggregator_is_replaced(shoal_shared: ModuleType) -> None:
     trainer.train()
     shoal_shared.kill(trainer._root, no_restart=False)
     assert trainer.train().generation == 2
+
+
+@pytest.mark.skipif(bool(NO_MUJOCO), reason=NO_MUJOCO)
+def test_humanoid_is_played(shoal_shared: ModuleType) -> None:
+    config = rl.tuned.evolution("Humanoid-v5", pairs=2, evaluations=2, noise_size=100_000, aggregators=1)
+    trainer = rl.EvolutionStrategies(config)
+    result = trainer.train()
+    assert result.failures == [] and result.reward > 50 and result.steps >= 6 * 10
+    assert trainer.act(np.zeros(trainer.seen.total.size)).shape == (17,)
+
+
+def test_tuned_settings_can_be_changed_and_are_named_when_there_are_none() -> None:
+    assert rl.tuned.evolution("CartPole-v1", pairs=3).pairs == 3
+    assert rl.tuned.ppo("Pendulum-v1", seed=7).seed == 7
+    with pytest.raises(KeyError, match=r"no tuned settings for 'Tetris', only for CartPole-v1"):
+        rl.tuned.ppo("Tetris")

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tests.rl.environments_for_tests import Corridor, Dying, Hanging, Raising
+from tests.rl.environments_for_tests import Corridor, Dying, Hanging, Raising, once
 
 pytest.importorskip("torch")
 from shoal import rl  # noqa: E402
@@ -58,14 +58,29 @@ def test_continuous_actions_and_scales(shoal_shared: ModuleType) -> None:
     trainer.close()
 
 
-def test_environments_that_raise_or_hang_end_the_training(shoal_shared: ModuleType) -> None:
-    trainer = rl.PPO(rl.PPOConfig(Raising, **SMALL))
-    with pytest.raises(rl.EnvironmentFailed, match=r"Raising.*lost a wheel"):
+def test_environments_that_raise_or_hang_end_the_training_when_they_are_many(shoal_shared: ModuleType) -> None:
+    trainer = rl.PPO(rl.PPOConfig(Raising, **SMALL, failures_max=0))
+    with pytest.raises(rl.EnvironmentFailed, match=r"1 players .* more than 0 .*last: Raising .*lost a wheel"):
         trainer.train()
     trainer.close()
-    trainer = rl.PPO(rl.PPOConfig(Hanging, **SMALL, rollout_timeout_s=2))
+    trainer = rl.PPO(rl.PPOConfig(Hanging, **SMALL, rollout_timeout_s=1, failures_max=0))
     with pytest.raises(rl.EnvironmentFailed, match="rollout_timeout_s"):
         trainer.train()
+    trainer.close()
+
+
+def test_an_environment_that_fails_costs_its_player(shoal_shared: ModuleType, tmp_path: Path) -> None:
+    settings = {**SMALL, "environments": 1, "steps": 16, "failures_max": 2}
+    trainer = rl.PPO(rl.PPOConfig(functools.partial(once, tmp_path / "failed", Raising), **settings))
+    result = trainer.train()
+    assert result.steps == 16 and len(result.failures) == 1 and "lost a wheel" in result.failures[0]
+    # One that has not answered for so long is given up as well; here its rollout is made to look old.
+    ((ref, (number, asked_at)),) = trainer._under_way.items()
+    before = trainer._players[number]
+    trainer._under_way[ref] = number, asked_at - 1000
+    trainer._give_up_the_late()
+    assert trainer._players[number] is not before and "rollout_timeout_s" in trainer._failures[-1]
+    assert len(trainer._under_way) == 1 and ref not in trainer._under_way
     trainer.close()
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +142,16 @@ def test_campaigns_find_lost_resources(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scenario_with_a_wrong_option_says_so() -> None:
     found = run("scenario", "evolution", "--nodes", "3")
     assert found.returncode == 2 and "evolution takes no --nodes" in found.stderr
+
+
+def test_a_generation_takes_the_times_that_were_measured(tmp_path: Path) -> None:
+    (tmp_path / "times.json").write_text("[0.5]")
+    found = run("scenario", "evolution", "--tasks", "256", "--times", str(tmp_path / "times.json"))
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert rows[0]["cores"] == 64 and rows[0]["work_s"] == 128.0 and 2.0 <= rows[0]["virtual_s"] < 2.6
+    (tmp_path / "times.json").write_text('["long"]')
+    found = run("scenario", "evolution", "--times", str(tmp_path / "times.json"))
+    assert found.returncode == 2 and "a list of seconds is wanted" in found.stderr
 
 
 def test_two_lives_of_an_actor_never_both_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@
         pass
 
 Reading order: `environments`, `evolution` (with `noise`, `networks`), then `ppo` (with `advantages`, `rollouts`, `torch_policy`), `serving`.
+`tuned` has settings.
 Only the public API of Shoal is used. Names load when they are first used, so that evolution strategies do without torch.
 docs/guide/14_rl.md says what is there.
 """
@@ -17,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.rl import tuned
     from shoal.rl.environments import EnvironmentFailed
     from shoal.rl.evolution import ESConfig, ESResult, EvolutionStrategies
     from shoal.rl.ppo import PPO, PPOConfig, PPOResult
@@ -45,10 +47,13 @@ __all__ = [
     "PPOResult",
     "PolicyServer",
     "StateDamaged",
+    "tuned",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tuned":
+        return importlib.import_module(f"{__name__}.tuned")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

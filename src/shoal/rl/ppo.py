@@ -9,8 +9,9 @@ Design: a batch is complete when enough fragments have come, whoever they are fr
 with weights one update old, which the clipped ratio accounts for. With `asynchronous=False` each batch has one fragment of every
 player, in order, all of the newest weights: then a seed gives the same curve each time, and slow players are waited for.
 
-A player whose process dies is restarted by the system, and its rollout asked for again; an environment that raises or hangs ends the training
-with `EnvironmentFailed`, after what was learned has been kept (`save`).
+A player whose process dies is restarted by the system, and its rollout asked for again. One whose environment raises or hangs is replaced, with
+environments of other seeds; the others play on. After `failures_max` of those the training ends with `EnvironmentFailed`; what was learned is still
+there (`save`).
 
 What it does not do: recurrent policies, images, several learners.
 """
@@ -56,6 +57,7 @@ class PPOConfig:
         asynchronous: see the module's text.
         num_gpus: of the learner.
         rollout_timeout_s: a rollout that takes longer means an environment that hangs.
+        failures_max: players that are replaced because an environment raised or hung.
         seed: of everything.
     """
 
@@ -79,6 +81,7 @@ class PPOConfig:
     asynchronous: bool = True
     num_gpus: float = 0
     rollout_timeout_s: float = 120.0
+    failures_max: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -222,7 +225,10 @@ class Learner:
 
 @dataclass(slots=True)
 class PPOResult:
-    """One update. `reward` is the mean return of the last 100 episodes (NaN before the first is over); `steps` were taken in all."""
+    """One update. `reward` is the mean return of the last 100 episodes (NaN before the first is over); `steps` were taken in all.
+
+    `failures` says why players were replaced during this update.
+    """
 
     update: int
     reward: float
@@ -230,6 +236,7 @@ class PPOResult:
     steps: int
     seconds: float
     learner: dict[str, float]
+    failures: list[str]
 
 
 class PPO:
@@ -259,7 +266,9 @@ class PPO:
         self._weights: Any = None
         self.weights: dict[str, np.ndarray] = shoal.get(self._learner.state.remote())["weights"]
         self._players = [self._player(number, 0) for number in range(config.players)]
-        self._under_way: dict[Any, int] = {}
+        #: rollouts that were asked for: the player's number, and when
+        self._under_way: dict[Any, tuple[int, float]] = {}
+        self._failures: list[str] = []
 
     def _player(self, number: int, lives: int) -> Any:
         config = self.config
@@ -270,17 +279,20 @@ class PPO:
         """Have a player play with the newest weights."""
         if self._weights is None:
             self._weights = shoal.put(self.weights)
-        self._under_way[self._players[number].play.remote(self._weights, self.update)] = number
+        ref = self._players[number].play.remote(self._weights, self.update)
+        self._under_way[ref] = number, time.monotonic()
 
     def train(self) -> PPOResult:
         """Gather a batch and learn from it.
 
         Raises:
-            EnvironmentFailed: an environment raised, or did not answer within `rollout_timeout_s`.
+            EnvironmentFailed: more than `failures_max` players had an environment that raised, or did not answer within `rollout_timeout_s`.
         """
         config, began = self.config, time.perf_counter()
+        failed_before = len(self._failures)
+        busy = {number for number, _ in self._under_way.values()}
         for number in range(config.players):
-            if number not in self._under_way.values():
+            if number not in busy:
                 self._ask(number)
         fragments = self._gather(config.fragments or config.players)
         self.weights, told = shoal.get(self._learner.learn.remote(fragments))
@@ -294,31 +306,32 @@ class PPO:
             self._steps,
             time.perf_counter() - began,
             told,
+            self._failures[failed_before:],
         )
 
     def _gather(self, wanted: int) -> list[Fragment]:
         fragments: list[Fragment] = []
-        deadline = time.monotonic() + self.config.rollout_timeout_s
         while len(fragments) < wanted:
-            left_s = max(0.0, deadline - time.monotonic())
+            # Nobody waits for a rollout beyond its time, but for those that others are busy with, there is no hurry.
+            oldest = min(asked_at for _, asked_at in self._under_way.values())
+            left_s = max(0.0, oldest + self.config.rollout_timeout_s - time.monotonic())
             done, _ = shoal.wait(list(self._under_way), num_returns=1, timeout=left_s)
             if not done:
-                raise EnvironmentFailed(
-                    f"no rollout of {name_of(self.config.environment)} ended within {self.config.rollout_timeout_s:g} s "
-                    "(rollout_timeout_s): an environment hangs, or no player could be placed (see `shoal status`)"
-                )
-            number = self._under_way.pop(done[0])
+                self._give_up_the_late()
+                continue
+            number, _ = self._under_way.pop(done[0])
             try:
                 fragment: Fragment = shoal.get(done[0])
-            except shoal.exceptions.ActorError as error:
-                if isinstance(error, shoal.exceptions.ActorDiedError):
-                    raise EnvironmentFailed(
-                        f"player {number} of {name_of(self.config.environment)} is dead: {error}"
-                    ) from error
+            except EnvironmentFailed as error:
+                self._replace(number, str(getattr(error, "cause", error)))  # the text alone, without the player's stack
+                continue
+            except shoal.exceptions.ActorDiedError as error:
+                self._replace(number, f"player {number} of {name_of(self.config.environment)} is dead: {error}")
+                continue
+            except shoal.exceptions.ActorError:
                 self._ask(number)  # its process died, and another one is being started
                 continue
             fragments.append(fragment)
-            deadline = time.monotonic() + self.config.rollout_timeout_s
             if self.config.asynchronous or len(fragments) + len(self._under_way) < wanted:
                 self._ask(number)
         if not self.config.asynchronous:
@@ -327,6 +340,31 @@ class PPO:
             self._episodes += len(fragment.episodes)
             self._returns.extend(gained for gained, _ in fragment.episodes)
         return fragments
+
+    def _give_up_the_late(self) -> None:
+        """Replace the players whose rollouts have taken too long."""
+        limit_s, now = self.config.rollout_timeout_s, time.monotonic()
+        late = [ref for ref, (_, asked_at) in self._under_way.items() if now - asked_at >= limit_s]
+        for ref in late:
+            number, _ = self._under_way.pop(ref)
+            shoal.kill(self._players[number])
+            _forget(ref)
+            self._replace(
+                number,
+                f"no rollout of {name_of(self.config.environment)} by player {number} ended within {limit_s:g} s (rollout_timeout_s): "
+                "an environment hangs, or the player could not be placed (see `shoal status`)",
+            )
+
+    def _replace(self, number: int, reason: str) -> None:
+        """A player has failed: put another one in its place and ask it, unless there were too many."""
+        shoal.kill(self._players[number])
+        self._failures.append(reason)
+        self._players[number] = self._player(number, len(self._failures))
+        if len(self._failures) > self.config.failures_max:
+            raise EnvironmentFailed(
+                f"{len(self._failures)} players had to be replaced, more than {self.config.failures_max} (failures_max); last: {reason}"
+            )
+        self._ask(number)
 
     def act(self, observation: Any) -> Any:
         """The policy's best action for one observation."""
@@ -379,9 +417,14 @@ class PPO:
         """End players and learner."""
         for actor in [*self._players, self._learner]:
             shoal.kill(actor)
-        for ref in self._under_way:  # rollouts that nobody wants any more: their errors are no news
-            try:
-                shoal.get(ref, timeout=1)
-            except shoal.exceptions.ShoalError:
-                pass
+        for ref in self._under_way:
+            _forget(ref)
         self._under_way.clear()
+
+
+def _forget(ref: Any) -> None:
+    """Read what became of a rollout that nobody wants any more: its error is no news."""
+    try:
+        shoal.get(ref, timeout=1)
+    except shoal.exceptions.ShoalError:
+        pass

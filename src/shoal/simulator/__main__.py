@@ -8,6 +8,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,12 +28,19 @@ def main() -> None:
 @click.option("--seed", default=1, show_default=True)
 @click.option("--nodes", type=click.IntRange(1), default=None, help="linear, everywhere, latency: how many")
 @click.option("--cpus", type=click.IntRange(1), default=None, help="linear, everywhere: of each node")
-@click.option("--tasks", type=click.IntRange(1), default=None, help="linear, everywhere: in all")
+@click.option("--tasks", type=click.IntRange(1), default=None, help="linear, everywhere, evolution: in all")
 @click.option("--most", type=click.IntRange(1), default=None, help="growth: the largest cluster")
-def scenario(name: str, seed: int, **given: int | None) -> None:
+@click.option(
+    "--times",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="evolution: seconds that episodes were measured to take, a JSON list (benchmarks/evolution.py writes one)",
+)
+def scenario(name: str, seed: int, times: Path | None, **given: int | None) -> None:
     """Run a scenario."""
     function = SCENARIOS[name]
-    wanted: dict[str, float] = {key: value for key, value in given.items() if value is not None}
+    wanted: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if times is not None:
+        wanted["times"] = _seconds_of(times)
     known = inspect.signature(function).parameters
     if name == "everywhere":
         wanted = {"nodes": 100, "cpus": 4, "tasks": 20_000, "duration_s": 0.01, **wanted}
@@ -41,6 +50,17 @@ def scenario(name: str, seed: int, **given: int | None) -> None:
     found = function(seed, **wanted)
     for row in found if isinstance(found, Iterator) else [found]:
         click.echo(json.dumps(row))
+
+
+def _seconds_of(path: Path) -> list[float]:
+    """The durations in a file."""
+    try:
+        found = json.loads(path.read_text())
+        if not found or not all(isinstance(one, int | float) and one >= 0 for one in found):
+            raise ValueError("a list of seconds is wanted")
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(f"--times {path}: {error}") from error
+    return [float(one) for one in found]
 
 
 @main.command()

@@ -110,21 +110,28 @@ def latency(seed: int, nodes: int = 16, rounds: int = 30, chunk_s: float = 0.004
         yield row
 
 
-def evolution(seed: int, episodes: int = 10_000, episode_s: float = 0.1, spread: float = 0.5) -> Iterator[Row]:
-    """One generation: a root's aggregators (one a node) each submit their share of uneven episodes and wait for them."""
+def evolution(seed: int, tasks: int = 100_000, times: list[float] | None = None) -> Iterator[Row]:
+    """One generation: a root's aggregators (one a node) each submit their share of uneven episodes and wait for them.
+
+    Args:
+        tasks: episodes, all nodes together.
+        times: seconds that episodes were measured to take, from which each draws its own; by default they are spread evenly over 0.05 to 0.15.
+    """
     for cores in (64, 256, 1_024, 4_096, 8_192):
         began = time.perf_counter()
         nodes = max(1, cores // 32)
         cluster = _ready(seed, nodes, 32)
-        dice, begun_at = cluster.world.dice, cluster.world.now
+        dice, begun_at, work_s = cluster.world.dice, cluster.world.now, 0.0
         for node in list(cluster.nodes.values()):
-            share = [
-                Task(episode_s * (1 - spread + 2 * spread * dice.random())) for _ in range(max(1, episodes // nodes))
-            ]
+            share = []
+            for _ in range(max(1, tasks // nodes)):
+                duration_s = dice.choice(times) if times else 0.05 + 0.1 * dice.random()
+                work_s += duration_s
+                share.append(Task(duration_s))
             cluster.submit(cluster.add_driver(node), share)
-        cluster.run(begun_at + 600)
-        row = _row(cluster, begun_at, began, scenario="evolution", cores=cores)
-        row["ideal_share"] = round(episodes * episode_s / cores / row["virtual_s"], 3)
+        cluster.run(begun_at + 60 + 10 * work_s / cores)
+        row = _row(cluster, begun_at, began, scenario="evolution", cores=cores, work_s=round(work_s, 1))
+        row["ideal_share"] = round(work_s / cores / row["virtual_s"], 3)
         yield row
 
 
