@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from shoal import train  # noqa: E402
+from shoal.tune.checkpoint import MANIFEST  # noqa: E402
+from shoal.tune.storage import Storage  # noqa: E402
 
 TWO = train.ScalingConfig(num_workers=2)
 
@@ -131,3 +135,81 @@ def test_a_small_gang_grows_when_there_is_room(shoal_shared: ModuleType, tmp_pat
     worlds = [row["world"] for row in result.history]
     assert worlds[0] == 1 and worlds[-1] == 2 and result.restarts == 1
     assert [row["step"] for row in result.history] == list(range(400)), "nothing is done twice or left out"
+
+
+def write_checkpoint(run: Path, number: int, step: int) -> None:
+    """As a trainer leaves it."""
+    folder = run / f"checkpoint_{number:06d}"
+    folder.mkdir(parents=True)
+    torch.save({"step": step, "model": torch.nn.Linear(1, 1).state_dict()}, folder / "state.pt")
+    (folder / MANIFEST).write_text(json.dumps({"state.pt": (folder / "state.pt").stat().st_size}))
+
+
+def truncate(run: Path, number: int) -> None:
+    file = run / f"checkpoint_{number:06d}" / "state.pt"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def test_a_run_is_gone_on_with_from_the_newest_checkpoint_that_is_whole(
+    shoal_shared: ModuleType, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "line"
+    write_checkpoint(run, 6, step=3)
+    write_checkpoint(run, 7, step=4)
+    truncate(run, 7)
+    (run / "checkpoint_000008").mkdir()  # its driver was killed before this one was whole
+    (run / "progress.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')
+    settings = {"train_loop_config": {"folder": str(tmp_path), "steps": 7}, "datasets": line()}
+    with pytest.warns(UserWarning, match=r"checkpoint_000007: the file state.pt has \d+ of \d+ bytes.*the one before"):
+        again = train.TorchTrainer.restore(str(run), fit_line, **settings)
+    assert not (run / "checkpoint_000008").exists()
+    result = again.fit()
+    assert [row["step"] for row in result.history] == [3, 4, 4, 5, 6]
+    assert result.path == str(run) and result.checkpoint is not None and result.checkpoint.path.endswith("000010")
+
+
+def test_runs_that_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no training at .*nowhere"):
+        train.TorchTrainer.restore(str(tmp_path / "nowhere"), fit_line)
+    write_checkpoint(tmp_path / "run", 0, step=1)
+    truncate(tmp_path / "run", 0)
+    with (
+        pytest.warns(UserWarning, match="where it first began"),
+        pytest.raises(train.CheckpointError, match=r"no checkpoint in .*run is whole"),
+    ):
+        train.TorchTrainer.restore(str(tmp_path / "run"), fit_line)
+
+
+def test_a_damaged_checkpoint_is_passed_over_after_a_death(tmp_path: Path) -> None:
+    first = train.Checkpoint(str(tmp_path))
+    one = train.TorchTrainer(
+        fit_line,
+        run_config=train.RunConfig(name="line", storage_path=str(tmp_path)),
+        resume_from_checkpoint=first,
+    )
+    for number in range(2):
+        write_checkpoint(tmp_path / "line", number, step=number)
+        one._seal(f"checkpoint_{number:06d}")
+    truncate(tmp_path / "line", 1)
+    with pytest.warns(UserWarning, match="the one before"):
+        assert one._newest().endswith("checkpoint_000000")
+    truncate(tmp_path / "line", 0)
+    with pytest.warns(UserWarning, match="where it first began"):
+        assert one._newest() == first.path
+
+
+def test_without_torch_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"shoal\[train\]"):
+        train.TorchTrainer(fit_line).fit()
+    with pytest.raises(ImportError, match=r"shoal\[train\]"):
+        train.collective.allreduce(np.ones(1))
+
+
+def test_names_of_a_storage_anywhere(tmp_path: Path) -> None:
+    for location in (str(tmp_path / "here"), "memory://names-of-a-storage"):
+        storage = Storage(location)
+        assert storage.names() == []
+        storage.write("b/file", b"1")
+        storage.write("a", b"2")
+        assert storage.names() == ["a", "b"]

@@ -17,10 +17,10 @@ What it does not do: split a model over workers; watch a loop that neither repor
 from __future__ import annotations
 
 import json
-import os
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ class _Gang:
     attempt: int
     reports: list[list[Report]] = field(default_factory=list)  #: per worker, those that not all have made yet
     told: int = 0  #: reports that all have made
+    #: calls whose answers may never be read, because the gang is ended before
+    asked: dict[Any, int] = field(default_factory=dict)
 
 
 class TorchTrainer:
@@ -163,19 +165,43 @@ class TorchTrainer:
         self._name = name
         self._storage = Storage(f"{root.rstrip('/')}/{name}")
         self._datasets = datasets or {}
-        self._checkpoint = resume_from_checkpoint
-        self._kept: list[str] = []
-        self._next_checkpoint = self._first_free_checkpoint()
+        self._resume_from = self._checkpoint = resume_from_checkpoint
+        self._kept: list[str] = []  #: whole checkpoints of this run, newest last
+        #: a run of the same name goes on with the numbers of the one before
+        self._next_checkpoint = max(map(_number_of, _checkpoints_in(self._storage)), default=-1) + 1
         self._history: list[dict[str, Any]] = []
 
-    def _first_free_checkpoint(self) -> int:
-        """A run of the same name goes on with the numbers of the one before, and from its newest whole checkpoint."""
-        number = 0
-        while self._storage.read(f"checkpoint_{number:06d}/{MANIFEST}") is not None or (
-            self._storage.is_local and os.path.isdir(self._storage.full(f"checkpoint_{number:06d}"))
-        ):
-            number += 1
-        return number
+    @classmethod
+    def restore(
+        cls, path: str, train_loop_per_worker: Callable[..., Any], *, run_config: RunConfig | None = None, **more: Any
+    ) -> TorchTrainer:
+        """A trainer that goes on with a run whose driver was killed, or that failed: from its newest checkpoint that is whole.
+
+        Args:
+            path: the run's folder (`Result.path`, or `storage_path`/`name`).
+            run_config: as before; name and storage_path are the run's.
+            train_loop_per_worker, more: as for a new trainer.
+
+        Raises:
+            FileNotFoundError: there is no run at `path`.
+            CheckpointError: it has checkpoints, but none that is whole.
+        """
+        root, _, name = path.rstrip("/").rpartition("/")
+        config = replace(run_config or RunConfig(), name=name, storage_path=root or ".")
+        trainer = cls(train_loop_per_worker, run_config=config, **more)
+        lines = trainer._storage.read_lines(PROGRESS)
+        found = _checkpoints_in(trainer._storage)
+        if not lines and not found:
+            raise FileNotFoundError(f"there is no training at {path}: neither {PROGRESS} nor a checkpoint")
+        trainer._history = [json.loads(line) for line in lines]
+        # One without a manifest was never whole: its number is free again.
+        trainer._kept = [one for one in found if trainer._storage.read(f"{one}/{MANIFEST}") is not None]
+        trainer._next_checkpoint = _number_of(trainer._kept[-1]) + 1 if trainer._kept else 0
+        if trainer._kept and not trainer._newest():
+            raise CheckpointError(
+                f"no checkpoint in {path} is whole (see the warnings): begin anew under another name, or with resume_from_checkpoint"
+            )
+        return trainer
 
     # ---------------------------------------------------------------- the run
 
@@ -286,6 +312,7 @@ class TorchTrainer:
     def _all(self, gang: _Gang, refs: list[Any], timeout_s: float) -> list[Any]:
         """The values of one call on each worker; the first that fails, fails the gang, without waiting for the others."""
         waiting, deadline = list(refs), time.monotonic() + timeout_s
+        gang.asked = {ref: rank for rank, ref in enumerate(refs)}
         while waiting:
             done, waiting = shoal.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
             if not done:
@@ -306,7 +333,7 @@ class TorchTrainer:
 
     def _watch(self, gang: _Gang) -> bool:
         """Follow the loops: True when all have ended, False when the gang shall be replaced by a larger one."""
-        asked = {worker.next.remote(POLL_S): rank for rank, worker in enumerate(gang.workers)}
+        asked = gang.asked = {worker.next.remote(POLL_S): rank for rank, worker in enumerate(gang.workers)}
         heard = looked = time.monotonic()
         grows = False
         while asked:
@@ -359,13 +386,13 @@ class TorchTrainer:
             sizes = {
                 str(one.relative_to(folder)): one.stat().st_size
                 for one in sorted(Path(folder).rglob("*"))
-                if one.is_file()
+                if one.is_file() and one.name != MANIFEST  # one may have come with files of an older checkpoint
             }
         else:
             sizes = {}
         self._storage.write(f"{path}/{MANIFEST}", json.dumps(sizes).encode())
         self._checkpoint = Checkpoint(folder)
-        self._next_checkpoint = int(path.rpartition("_")[2]) + 1
+        self._next_checkpoint = _number_of(path) + 1
         self._kept.append(path)
         while self._run.keep_checkpoints is not None and len(self._kept) > max(1, self._run.keep_checkpoints):
             self._storage.remove(self._kept.pop(0))
@@ -373,18 +400,38 @@ class TorchTrainer:
     def _newest(self) -> str:
         """The path of the newest checkpoint that is whole on disk; earlier ones stand in for a damaged one."""
         while self._kept:
+            newest = self._kept[-1]
             try:
-                check_complete(self._storage, self._kept[-1])
+                check_complete(self._storage, newest)
+                self._checkpoint = Checkpoint(self._storage.full(newest))
                 break
-            except CheckpointError:
+            except CheckpointError as error:
                 self._kept.pop()
-                self._checkpoint = Checkpoint(self._storage.full(self._kept[-1])) if self._kept else None
+                self._checkpoint = self._resume_from
+                before = "the one before" if self._kept else "where it first began: none is left"
+                warnings.warn(f"{error}; the training goes on from {before}", stacklevel=2)
         # What a gang wrote beyond it was never whole.
-        if self._storage.is_local:
-            self._storage.remove(f"checkpoint_{self._next_checkpoint:06d}")
+        for path in _checkpoints_in(self._storage):
+            if _number_of(path) >= self._next_checkpoint:
+                self._storage.remove(path)
         return self._checkpoint.path if self._checkpoint is not None else ""
 
     def _end(self, gang: _Gang) -> None:
         for worker in gang.workers:
             shoal.kill(worker)
         shoal.util.remove_placement_group(gang.group)
+        for ref in gang.asked:  # that they were killed is no news
+            try:
+                shoal.get(ref, timeout=1)
+            except Exception:
+                pass
+        gang.asked = {}
+
+
+def _checkpoints_in(storage: Storage) -> list[str]:
+    """The folders of checkpoints, whole or not, oldest first."""
+    return [name for name in storage.names() if name.startswith("checkpoint_") and name[11:].isdigit()]
+
+
+def _number_of(path: str) -> int:
+    return int(path.rpartition("_")[2])

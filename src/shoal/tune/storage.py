@@ -120,6 +120,17 @@ class Storage:
             os.truncate(self._inner(path), len(whole))
         return whole.splitlines()
 
+    def names(self) -> list[str]:
+        """What lies directly in the folder, files and folders, in order; nothing if there is no such folder."""
+        if self.is_local:
+            try:
+                return sorted(os.listdir(self._root))
+            except FileNotFoundError:
+                return []
+        if not self._fs.exists(self._root):
+            return []
+        return sorted(posixpath.basename(one.rstrip("/")) for one in self._fs.ls(self._root, detail=False))
+
     def upload(self, folder: str, path: str) -> None:
         """Copy a local folder to `path`."""
         if self.is_local:
