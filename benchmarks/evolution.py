@@ -76,7 +76,6 @@ class Sleeper(gymnasium.Env[Any, Any]):
 
 def measure(workers: int, seconds: np.ndarray, generations: int) -> dict[str, Any]:
     """Generations of 6 pairs a worker, and 4 episodes of the policy itself."""
-    shoal.init(num_cpus=workers, log_to_driver=False)
 
     def make_sleeper() -> Sleeper:
         return Sleeper(seconds)
@@ -91,7 +90,6 @@ def measure(workers: int, seconds: np.ndarray, generations: int) -> dict[str, An
         work += result.played * 2 * config.pairs + result.reward * config.evaluations
     elapsed = time.perf_counter() - began
     trainer.close()
-    shoal.shutdown()
     return {
         "workers": workers,
         "episodes": generations * (2 * config.pairs + config.evaluations),
@@ -117,7 +115,9 @@ def main() -> None:
         options.times.write_text(json.dumps([round(float(one), 5) for one in seconds]))
     told = {"step_ms": round(step_s * 1e3, 3), "step": source, "episode_mean_s": round(float(seconds.mean()), 4)}
     for workers in map(int, options.workers.split(",")):
+        shoal.init(num_cpus=workers, log_to_driver=False)
         line = measure(workers, seconds, options.generations)
+        shoal.shutdown()
         print(json.dumps({"benchmark": "evolution", **told, **line}), flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.rl.environments_for_tests import Corridor, Raising
 
 from shoal.rl.advantages import advantages_of
 from shoal.rl.environments import EnvironmentFailed, Environments, Spaces, make_environment, spaces_of
-from shoal.rl.evolution import ESConfig, Moments, centered_ranks
+from shoal.rl.evolution import ESConfig, Generation, Moments, centered_ranks, play
 from shoal.rl.networks import FlatNetwork
 from shoal.rl.noise import noise_table, offsets, weighted_sum
 from shoal.rl.ppo import PPOConfig
@@ -121,6 +122,27 @@ def test_a_failing_environment_is_named_with_its_seed() -> None:
         EnvironmentFailed, match=r"Raising \(seed 11\) raised in step, step 2: ValueError: the simulator lost a wheel"
     ):
         together.step([0])
+
+
+@pytest.mark.parametrize(
+    ("reward", "seen", "text"), [(float("nan"), 0.0, "the reward is nan"), (1.0, float("inf"), "not finite")]
+)
+def test_numbers_that_are_none_are_failures_too(reward: float, seen: float, text: str) -> None:
+    class Nonsense(Corridor):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            super().step(action)
+            return np.array([seen, 1.0], np.float32), reward, False, False, {}
+
+    with pytest.raises(EnvironmentFailed, match=rf"Nonsense \(seed 4\) raised in step, .*{text}"):
+        Environments(Nonsense, 1, seed=4).step([1])
+    if reward == reward:
+        return
+    config = ESConfig(Nonsense, hidden=())
+    network = FlatNetwork(spaces_of(Nonsense), ())
+    weights = network.initial(0)
+    at = Generation(0, weights, np.zeros(2, np.float32), np.ones(2, np.float32))
+    with pytest.raises(EnvironmentFailed, match=text):
+        play(config, network, weights, at, [1], None)
 
 
 def test_environments_that_are_not_there_or_not_for_us() -> None:

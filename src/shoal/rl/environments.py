@@ -1,14 +1,16 @@
 """Environments: made from a name or a function, played in batches, and errors that say which one failed and how.
 
 Design: an environment is Gymnasium's id ("CartPole-v1") or a function without arguments that makes one. What it raises while it is made or
-played becomes `EnvironmentFailed`, with the seed that shows it again. `Environments` plays several side by side and begins an episode anew as soon
-as one ends; the observation with which an episode was cut off (not ended) is kept, because its value still counts.
+played becomes `EnvironmentFailed`, with the seed that shows it again; so do rewards and observations that are not finite. `Environments` plays
+several side by side and begins an episode anew as soon as one ends; the observation with which an episode was cut off (not ended) is kept, because
+its value still counts.
 
 What it does not do: bound the time of a step: a hanging environment is its caller's to kill (`evolution`, `ppo`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -154,6 +156,8 @@ class Environments:
                 seen, reward, ended, cut, _ = environment.step(actions[row])
             except Exception as error:
                 raise self._failed(row, "step", error) from error
+            if not math.isfinite(reward):
+                raise self._failed(row, "step", ValueError(f"the reward is {reward}"))
             self._returns[row] += float(reward)
             self._steps[row] += 1
             step.rewards[row], step.ended[row], step.cut[row] = reward, ended, cut and not ended
@@ -164,5 +168,8 @@ class Environments:
                     step.last[row] = observation
                 observation = self._reset(row)
             observations[row] = observation
+        if not np.isfinite(observations).all():
+            row = int(np.argmin(np.isfinite(observations).all(axis=1)))
+            raise self._failed(row, "step", ValueError(f"what is observed is not finite: {observations[row]}"))
         self.observations = observations
         return step

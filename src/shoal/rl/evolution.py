@@ -21,6 +21,7 @@ What it does not do: schedule; that is what tasks are for. Networks are numpy (`
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -149,6 +150,8 @@ def play(
                 observation = (observation - at.mean) * at.inverse_deviation
             observation, reward, ended, cut, _ = environment.step(network.act(layers, observation))
             gained, steps = gained + float(reward), steps + 1
+            if not math.isfinite(gained):
+                raise ValueError(f"the reward is {reward}")
             if ended or cut:
                 break
     except Exception as error:
