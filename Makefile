@@ -37,7 +37,9 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m shoal.simulator campaign --seeds 10000
 	SHOAL_EXAMPLES=soak $(BIN)/python -m pytest -q -m hypothesis
-	SHOAL_SIM_SEEDS=1200 $(BIN)/python -m pytest -q tests/runtime/test_task_simulation.py tests/runtime/test_actor_simulation.py
+	SHOAL_SIM_SEEDS=1200 $(BIN)/python -m pytest -q tests/runtime/test_task_simulation.py tests/runtime/test_actor_simulation.py \
+		tests/runtime/test_owner_simulation.py
+	SHOAL_OWNER_PLANS=3000 $(BIN)/python -m pytest -q --timeout 1200 tests/engine/test_owner_chaos.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

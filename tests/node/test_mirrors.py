@@ -22,11 +22,13 @@ from shoal.node.object_events import (
     NodeHoldArrived,
     NodeJoined,
     NodeReleaseArrived,
+    ProcessDied,
     ProcessJoined,
     Published,
     Released,
     RequestSweep,
     ResolveAsked,
+    ResolvedAbroad,
     SendMirrors,
     SendNodeHeld,
     SendResolved,
@@ -109,6 +111,17 @@ def test_the_first_that_asks_is_the_heir_and_makes_it_anew() -> None:
     assert node.tell(Published(A, X, b"value")) == [SendResolved(A, X, b"value")]
     # Refs still name the former home.
     assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, b"value")]
+
+
+def test_nobody_adopts_from_a_node_that_is_cut_off() -> None:
+    """Its silence says nothing: only the GCS says that a node is dead. Whoever asks waits, whatever else dies meanwhile."""
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), Held(B, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task")]))
+    assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolveFor(THERE, [X])]
+    assert node.tell(ResolveAsked(B, [X], home=THERE)) == [] == node.settle(), "it is asked for already"
+    quiet = node.tell(NodeDied(THIRD, "killed"), ProcessDied(B, "killed", [A])) + node.settle()
+    assert not [each for each in quiet if isinstance(each, Adopted | AskHeir | SendResolved)]
+    assert node.tell(ResolvedAbroad(THERE, X, b"value")) == [SendResolved(A, X, b"value")]
 
 
 def test_a_small_value_is_there_at_once() -> None:
