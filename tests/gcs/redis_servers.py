@@ -125,3 +125,19 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[Path]:
+    """One server, on a socket in `folder`, ended at the end; its path."""
+    skip_without_redis()
+    assert REDIS_SERVER is not None
+    path = folder / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(path.exists)
+        yield path
+    finally:
+        server.kill()
+        server.wait()

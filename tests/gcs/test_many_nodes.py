@@ -8,10 +8,10 @@ import pytest
 
 from shoal.gcs.node_table import LOOK_S, LOOKS, NodeTable
 from shoal.gcs.node_views import REPLACED_WITHIN_S
-from shoal.gcs.shard import (
+from shoal.gcs.shard import GcsShard
+from shoal.gcs.shard_events import (
     CloseConnection,
     ConnectionLost,
-    GcsShard,
     MessageReceived,
     NodeRefuses,
     ProbeNode,

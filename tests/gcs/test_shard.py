@@ -9,7 +9,8 @@ import pytest
 
 from shoal.gcs.node_table import LOOKS
 from shoal.gcs.node_views import REPLACED_WITHIN_S
-from shoal.gcs.shard import CloseConnection, ConnectionLost, GcsShard, MessageReceived, Send, TimePassed
+from shoal.gcs.shard import GcsShard
+from shoal.gcs.shard_events import CloseConnection, ConnectionLost, MessageReceived, Send, TimePassed
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import KeyValues, TaskEvents
 from shoal.protocol.gcs_messages import (

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.gcs.redis_servers import REDIS_SERVER, SERVICE, replica_set, skip_without_redis
+from tests.gcs.redis_servers import SERVICE, ReplicaSet, replica_set, running_redis
 
 from shoal.gcs.storage.backend import Backend, StorageError, Write, open_backend
 from shoal.gcs.storage.memory import MemoryBackend
@@ -41,26 +41,11 @@ Make = Callable[[], Backend]
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Opens the backend of `request.param`, each time on the same rows where these outlive the object."""
     name = request.param
-    server = start_redis(tmp_path) if name == "redis" else None
-    with replica_set(tmp_path) if name == "sentinel" else nullcontext() as replicas:
+    servers = {"redis": running_redis, "sentinel": replica_set}.get(name, nullcontext)
+    with servers(tmp_path) as running:  # type: ignore[operator]
+        replicas = running if isinstance(running, ReplicaSet) else None
         places = {"folder": tmp_path} if replicas is None else {"port": replicas.sentinel_port, "service": SERVICE}
         yield lambda: open_backend(BACKENDS[name].format(**places), str(tmp_path))
-    if server is not None:
-        server.kill()
-        server.wait()
-
-
-def start_redis(folder: Path) -> subprocess.Popen[bytes]:
-    skip_without_redis()
-    assert REDIS_SERVER is not None
-    path = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
-    server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert server.poll() is None and time.monotonic() < deadline, "redis-server does not start"
-        time.sleep(0.01)
-    return server
 
 
 every_backend = pytest.mark.parametrize("make", BACKENDS, indirect=True)

@@ -194,7 +194,9 @@ class World:
     def step(self, full: bool) -> None:
         """The oldest message arrives."""
         what, node, source = self.waiting.pop(0)
-        if what == "free":
+        if what == "lost":
+            self.tell(Lost(X, "its file is damaged", A))
+        elif what == "free":
             self.stores.pop(node, None)
         elif what == "kept":
             if node not in self.dead:
@@ -233,7 +235,7 @@ def test_as_many_copies_as_asked_for_while_one_is_left(number: int, program: lis
             world.tell(NodeDied(node, "killed"))
         elif what == "lose" and HERE in world.stores and world.directory.statistics()["places"]:
             del world.stores[HERE]
-            world.tell(Lost(X, "its file is damaged", A))
+            world.waiting.append(("lost", HERE, None))  # after what this store has said before
         elif what in ("step", "full") and world.waiting:
             world.step(what == "full")
     world.settle()

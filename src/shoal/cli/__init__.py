@@ -45,7 +45,11 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
 
 @main.command()
 @click.option("--head", is_flag=True, help="Begin a cluster.")
-@click.option("--address", metavar="HOST:PORT", help="Join the cluster at this address.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Join the cluster at this address, or at the first that answers of several with commas between.",
+)
 @click.option(
     "--host",
     metavar="ADDRESS",

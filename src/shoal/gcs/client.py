@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -34,6 +35,7 @@ from shoal.wire.tcp import connect_authenticated
 #: between attempts to connect: a server that is started again listens after 0.1 s
 PAUSE_MAX_S = 0.01
 TCP_PAUSE_MAX_S = 0.3
+SILENT_HEAD_S = 10.0
 
 
 class GcsCallError(Exception):
@@ -47,6 +49,20 @@ class GcsCallError(Exception):
 
 class GcsLostError(Exception):
     """The connection to the GCS is gone, or it did not answer in time."""
+
+
+async def find_head(storage: str) -> str:
+    """Where the cluster's head listens, "tcp:HOST:PORT", as it has noted in its storage; "" if that cannot be told."""
+    from shoal.gcs.storage.backend import HEAD_KEY, SESSION_TABLE, StorageError, open_backend
+
+    try:
+        backend = open_backend(storage)
+        try:
+            return (await backend.get(SESSION_TABLE, HEAD_KEY) or b"").decode()
+        finally:
+            await backend.close()
+    except StorageError:
+        return ""
 
 
 class GcsClient(asyncio.BufferedProtocol):
@@ -107,6 +123,8 @@ class GcsClient(asyncio.BufferedProtocol):
                     dial = partial(connect_authenticated, address, token, timeout_s, gateway=gateway)
                     sock = await loop.run_in_executor(None, dial)
                     sock.setblocking(False)
+                    # A machine that is gone answers nothing, and must be known to be gone although there is always something on its way to it.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_HEAD_S * 1000))
                     _, client = await loop.create_connection(lambda: cls(on_push, on_lost, on_acknowledged), sock=sock)
                 else:
                     _, client = await loop.create_unix_connection(

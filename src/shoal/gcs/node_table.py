@@ -104,8 +104,8 @@ class NodeTable:
         record = msgspec.msgpack.decode(stored, type=NodeRecord)
         self._rows[key] = record
 
-    def begin(self, now: float) -> None:
-        """All rows are restored: living nodes have NODE_AWAY_S from now to come back."""
+    def begin(self, now: float, away_s: float = NODE_AWAY_S) -> None:
+        """All rows are restored: living nodes have `away_s` from now to come back."""
         order = sorted(self._rows.values(), key=lambda record: record.joined_s)
         self._rows = {record.node.node_id: record for record in order}
         dead = [record for record in order if not record.alive]
@@ -113,7 +113,7 @@ class NodeTable:
         for record in order:
             if record.alive:
                 cause = "it did not come back when the GCS server was started again"
-                self._away[record.node.node_id] = (now + NODE_AWAY_S, cause)
+                self._away[record.node.node_id] = (now + away_s, cause)
 
     # ------------------------------------------------------------ queries
 
@@ -208,7 +208,9 @@ class NodeTable:
         self._heard.pop(node.node_id, None)  # its heartbeats begin anew
         if known is None:
             number = 0
-            if not node.is_head:
+            if not node.is_head or any(
+                record.node.is_head for record in self._rows.values()
+            ):  # 0 is the first head's alone
                 self._last_number += 1
                 number = self._last_number
                 writes.append(Write(self.TABLE, self.NUMBER_KEY, number.to_bytes(8, "big")))

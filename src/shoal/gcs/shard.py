@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -63,7 +62,18 @@ from shoal.gcs.global_scheduler import (
 from shoal.gcs.group_desk import GROUPS_TABLE, GroupDesk
 from shoal.gcs.hashed_tables import HashedTables
 from shoal.gcs.node_table import NodeTable
-from shoal.gcs.storage.backend import Write
+from shoal.gcs.shard_events import (
+    CloseConnection,
+    ConnectionLost,
+    Effect,
+    Event,
+    MessageReceived,
+    NodeRefuses,
+    ProbeNode,
+    Send,
+    TimePassed,
+)
+from shoal.gcs.storage.backend import HEAD_KEY, SESSION_TABLE, Write
 from shoal.gcs.tables import LIST_ROWS_MAX, Answers, Jobs, KeyValues, TableError, TaskEvents, bytes_of
 from shoal.protocol.gcs_messages import (
     CHANNEL_ACTOR,
@@ -93,9 +103,8 @@ from shoal.protocol.gcs_messages import (
     RegisterNode,
     SubscribeKey,
     TaskEventBatch,
-    ToGcs,
 )
-from shoal.protocol.limits import PROTOCOL_VERSION
+from shoal.protocol.limits import NODE_AWAY_S, PROTOCOL_VERSION, TAKEN_OVER_AWAY_S
 from shoal.protocol.messages import ActorSpec, Hello
 from shoal.protocol.resources import add
 from shoal.protocol.sharding import HASHED_CALLS
@@ -103,71 +112,9 @@ from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling.node_policy import Dice
 
 ACTORS_TABLE = "actors"
-MEMBER_AWAY_S = (
-    600.0  #: a shard other than 0 does not hear of deaths: what it keeps for a node that left is dropped then
-)
+#: a shard other than 0 does not hear of deaths: what it keeps for a node that left is dropped then
+MEMBER_AWAY_S = 600.0
 DRAIN_S = 60.0  #: what a node that drains has, if the caller names no time
-
-
-# ---------------------------------------------------------------- events and effects
-
-
-@dataclass(slots=True)
-class MessageReceived:
-    """A connection sent a message. The first event of a connection; numbers are never used again."""
-
-    connection: int
-    message: ToGcs
-
-
-@dataclass(slots=True)
-class ConnectionLost:
-    """A connection ended, from whichever side."""
-
-    connection: int
-    cause: str
-
-
-@dataclass(slots=True)
-class TimePassed:
-    """It may be time to give up nodes that are away: said when `next_deadline` has come."""
-
-
-@dataclass(slots=True)
-class NodeRefuses:
-    """The answer to ProbeNode, if nobody listens there: the node's process is gone."""
-
-    node_id: bytes
-
-
-Event = MessageReceived | ConnectionLost | NodeRefuses | TimePassed
-
-
-@dataclass(slots=True)
-class Send:
-    """Send a message, after the writes of this batch are durable."""
-
-    connection: int
-    message: FromGcs
-
-
-@dataclass(slots=True)
-class CloseConnection:
-    """Say why (GcsAnswer 0) and close. A ConnectionLost follows."""
-
-    connection: int
-    reason: str
-
-
-@dataclass(slots=True)
-class ProbeNode:
-    """See whether anybody listens at a node's address, "tcp:HOST:PORT"; if not, NodeRefuses follows, otherwise nothing."""
-
-    node_id: bytes
-    address: str
-
-
-Effect = Write | Send | CloseConnection | ProbeNode
 
 
 #: what a node says of a life that was sent there
@@ -198,7 +145,10 @@ class GcsShard:
         shard, shards: which shard this is, of how many.
     """
 
-    def __init__(self, gcs_pid: int, dice: Dice | None = None, shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self, gcs_pid: int, dice: Dice | None = None, shard: int = 0, shards: int = 1, storage: str = ""
+    ) -> None:
+        self._storage = storage
         self._shard = shard
         self._shards = shards
         self.gcs_pid = gcs_pid
@@ -266,7 +216,19 @@ class GcsShard:
 
     def begin(self, now: float) -> None:
         """All rows are restored: nodes have until NODE_AWAY_S from now to come back."""
-        self.nodes.begin(now)
+        self._begin(now, NODE_AWAY_S)
+
+    def take_over(self, now: float) -> list[Effect]:
+        """As `begin`, for the tables of another head's session: that node is dead. What it returns must be durable before anything is handled."""
+        self._begin(now, TAKEN_OVER_AWAY_S)
+        effects: list[Effect] = []
+        for record in self.nodes.records():
+            if record.alive and record.node.is_head:
+                self._bury_node(record.node.node_id, "it was the head, and another one has taken over", now, effects)
+        return effects
+
+    def _begin(self, now: float, away_s: float) -> None:
+        self.nodes.begin(now, away_s)
         if self._shard:
             self._left = dict.fromkeys(self.answers.nodes(), now + MEMBER_AWAY_S)
         self.group_desk.begin(self.actors.records())
@@ -370,7 +332,10 @@ class GcsShard:
             effects.append(CloseConnection(former, "its node has connected anew"))
         self._connections[number].node_id = node_id
         self._node_connections[node_id] = number
-        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, self.nodes.shards() or [])))
+        if message.gcs_address:
+            effects.append(Write(SESSION_TABLE, HEAD_KEY, message.gcs_address.encode()))
+        shards = self.nodes.shards() or []
+        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, shards, self._storage)))
         record = self.nodes.get(node_id)
         assert record is not None, "it has just registered"
         self._tell_nodes([self.nodes.entry(record)], now, effects, but=number)

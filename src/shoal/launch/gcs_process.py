@@ -43,6 +43,8 @@ def run(start: GcsStart, listen_fd: int, alive_fd: int) -> NoReturn:
         others: dict[str, Any] = {} if listen_fd < 0 else {"listen_fd": listen_fd, "token_path": start.token_path}
         if start.shards > 1:
             others |= {"shard": start.shard, "shards": start.shards}
+        if not start.fresh:
+            others["fresh"] = False
         code = int(gcs_main(start.socket_path, storage=start.storage, parent_pid=start.daemon_pid, **others) or 0)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

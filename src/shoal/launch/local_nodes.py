@@ -75,16 +75,17 @@ def only_node(parent_dir: str) -> LocalNode:
 
 
 def node_at(address: str, parent_dir: str) -> LocalNode:
-    """The node on this machine that belongs to the cluster at `address` ("HOST:PORT").
+    """The node on this machine that belongs to the cluster at `address` ("HOST:PORT", or several with commas between).
 
     Raises:
         ConnectionError: there is none; says whether the cluster answers, and what to do.
         ValueError: that is no address.
     """
-    wanted = _resolved(address)
-    found = [node for node in local_nodes(parent_dir) if node.address and _resolved(node.address) == wanted]
+    several = [_resolved(each) for each in address.split(",")]
+    found = [node for node in local_nodes(parent_dir) if node.address and _resolved(node.address) in several]
     if found:
         return _best_first(found)[0]
+    address, wanted = address.split(",")[0], several[0]
     raise ConnectionError(
         f"no node of the cluster at {address} runs on this machine (looked in {parent_dir}/shoal-{os.geteuid()}), and a program joins "
         f"through one. {_advice(address, wanted)}"

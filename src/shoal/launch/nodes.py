@@ -216,21 +216,35 @@ def start_head(options: HeadOptions, meanwhile: Callable[[], None] | None = None
 def start_node(options: NodeOptions, address: str) -> StartedNode:
     """Start a node on this machine, let it join the cluster at `address` ("HOST:PORT") and wait until it belongs to it.
 
+    Args:
+        address: "HOST:PORT", or several of these with commas between: where the head is, and where it may be when that one is lost.
+
     Raises:
         ConnectionError: nobody answers there, or not this cluster; or other versions run there.
         FileNotFoundError, PermissionError, ValueError: there is no token, or it is none, or others may read it; the address is none.
         UnsupportedSystemError, NodeStartError: as for `start_head`.
     """
-    host, port = parse_address(address)
+    addresses = [format_address(*parse_address(each)) for each in address.split(",")]
     options = replace(options, token_path=options.token_path or token_path())
-    gcs_address = format_address(host, port)
     token = cluster_token(options.token_path)
-    sock = connect_authenticated(gcs_address, token, CONNECT_TIMEOUT_S, tls_folder=options.tls_folder)
-    own_host = sock.getsockname()[0]
-    sock.close()
+    gcs_address, own_host = _first_that_answers(addresses, token, options.tls_folder)
     # The address by which this machine reaches the head is one by which the head's network reaches this machine.
     options = replace(options, listen=options.listen or own_host)
-    return _start(options, {"gcs_address": gcs_address}, None)
+    return _start(options, {"gcs_address": gcs_address, "gcs_addresses": addresses}, None)
+
+
+def _first_that_answers(addresses: list[str], token: bytes, tls_folder: str) -> tuple[str, str]:
+    """The first of the addresses where the cluster's head is, and the address of this machine that reaches it."""
+    for address in addresses:
+        try:
+            sock = connect_authenticated(address, token, CONNECT_TIMEOUT_S, tls_folder=tls_folder)
+        except ConnectionError:
+            if address == addresses[-1]:
+                raise
+            continue
+        with sock:
+            return address, str(sock.getsockname()[0])
+    raise ConnectionError("no address was given")
 
 
 def _start(options: NodeOptions, settings: dict[str, Any], meanwhile: Callable[[], None] | None) -> StartedNode:

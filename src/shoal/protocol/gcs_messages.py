@@ -93,6 +93,8 @@ class RegisterNode(Message, tag=100):
     time_s: float = 0.0
     #: of the head, if the GCS has several shards: where the others listen, "tcp:HOST:PORT", by number from 1
     shards: list[str] = []
+    #: of the head: where its GCS listens for other nodes; kept where a new head's nodes look for it
+    gcs_address: str = ""
 
 
 class NodeRegistered(Message, tag=101):
@@ -106,6 +108,8 @@ class NodeRegistered(Message, tag=101):
     time_s: float = 0.0
     #: where the other shards of the GCS listen, by number from 1
     shards: list[str] = []
+    #: the GCS's storage, if a head elsewhere can go on with it: there its address is, when this one is gone
+    storage: str = ""
 
 
 class GcsCall(Message, tag=102):

@@ -78,6 +78,10 @@ ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
 NODES_DEAD_MAX = 1000  #: dead nodes remembered
 STORY_LINES_MAX = 64
+GCS_REFUSED_EXIT = (
+    3  #: the exit code of a GCS server whose tables are another head's: none started after it would fare better
+)
+TAKEN_OVER_AWAY_S = 30.0  #: nodes have so long to find a head that has taken over
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
 HEARTBEAT_S = 0.5
 ANSWERS_WITHHELD_AFTER_S = (

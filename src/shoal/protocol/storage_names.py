@@ -6,6 +6,8 @@
     redis://HOST:PORT/DB?prefix=NAME     a Redis or Valkey server; also rediss:// (TLS), unix:///path/of/its.sock
     redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?prefix=NAME    the same with replicas, as its sentinels say (gcs.storage.redis)
 
+With the last two another head goes on with the tables when the first is lost; `&lease=SECONDS` after the prefix says when it is.
+
 What it does not do: open anything (`gcs.storage.backend`).
 """
 
@@ -31,6 +33,11 @@ def check_storage(storage: object) -> str:
         f"there is no GCS storage {storage!r}; known are 'memory', 'sqlite' (a file in the session's folder), 'sqlite:PATH', "
         "'sqlite:PATH?synchronous=full', 'redis://HOST:PORT/DB?prefix=NAME', 'redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?prefix=NAME'"
     )
+
+
+def outlives_machine(storage: str) -> bool:
+    """Whether a server on another machine can go on with what was committed."""
+    return storage.partition(":")[0] in REDIS_SCHEMES
 
 
 def outlives_server(storage: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shoal.gcs import shard as shards
+from shoal.gcs import shard_events as shards
 from shoal.gcs.shard import GcsShard
 from shoal.gcs.storage.backend import Write
 from shoal.protocol.gcs_messages import ClusterNodes, LeasesPlaced

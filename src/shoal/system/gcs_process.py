@@ -18,12 +18,13 @@ def shard_socket(gcs_socket: str, shard: int) -> str:
     return f"{gcs_socket}.{shard}" if shard else gcs_socket
 
 
-def respawn_gcs(start: DaemonStart, shard: int = 0, listen_fd: int = -1) -> int:
+def respawn_gcs(start: DaemonStart, shard: int = 0, listen_fd: int = -1, fresh: bool = False) -> int:
     """Start a GCS server on the sockets and the storage of the one that died. Returns at once; it listens some 0.1 s later.
 
     Args:
         shard: its number.
         listen_fd: the TCP socket on which it listens for other nodes; -1 for none.
+        fresh: there was none before that answered.
 
     Returns:
         Its pid, a child of this process.
@@ -40,6 +41,7 @@ def respawn_gcs(start: DaemonStart, shard: int = 0, listen_fd: int = -1) -> int:
         token_path=start.options.get("token_path", ""),
         shard=shard,
         shards=int(start.options.get("gcs_shards", 1)),
+        fresh=fresh,
     )
     plan = {"session_dir": start.session_dir, "start": to_plain(gcs_start)}
     return spawn_interpreter(

@@ -132,6 +132,8 @@ class GcsStart:
     #: its number among how many
     shard: int = 0
     shards: int = 1
+    #: the session has had no server of this shard that answered
+    fresh: bool = True
 
 
 @dataclass(slots=True)

@@ -12,8 +12,11 @@ What it does not do: pretend a network (tests/cluster has one of namespaces).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -95,12 +98,21 @@ class Cluster:
         self._tls_folder = tls_folder
         self.nodes: list[ClusterNode] = []
         self._connected = False
-        options = HeadOptions(**_node_options(host, head_options), tls_folder=tls_folder)
-        self.head = ClusterNode(start_head(options), is_head=True)
+        #: of a cluster whose head may be lost: the token must be found elsewhere than in its session
+        self._token_folder = tempfile.mkdtemp(prefix="shoal-token-") if "gcs_storage" in head_options else ""
+        self._head_options = head_options
+        self.head = self._start_head()
         self.nodes.append(self.head)
         atexit.register(self.shutdown)
         if connect:
             self.connect()
+
+    def _start_head(self) -> ClusterNode:
+        token_path = os.path.join(self._token_folder, "token") if self._token_folder else ""
+        options = HeadOptions(
+            **_node_options(self.host, self._head_options), tls_folder=self._tls_folder, token_path=token_path
+        )
+        return ClusterNode(start_head(options), is_head=True)
 
     @property
     def address(self) -> str:
@@ -192,6 +204,30 @@ class Cluster:
         started.stop()
         self.nodes.remove(node)
 
+    def replace_head(self, wait: bool = True) -> ClusterNode:
+        """Kill all processes of the head, as if its machine were lost, and start another one that takes the cluster over.
+
+        Args:
+            wait: until all nodes know of it.
+
+        Raises:
+            ValueError: the cluster's tables are lost with its head; it needs a `gcs_storage` in Redis.
+            RuntimeError: the new head cannot be started; says why.
+        """
+        if not str(self._head_options.get("gcs_storage", "")).startswith(("redis", "unix:")):
+            raise ValueError('the tables of this cluster are lost with its head: give it gcs_storage="redis://..."')
+        lost = self.head
+        for pid in [lost.pid, *_descendants(lost.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        lost._started.stop()
+        self.nodes.remove(lost)
+        self.head = self._start_head()
+        self.nodes.insert(0, self.head)
+        if wait:
+            self.wait_for_nodes()
+        return self.head
+
     def wait_for_nodes(self, count: int | None = None, timeout: float = WAIT_S) -> None:
         """Wait until every node knows that all (or `count`) nodes of this cluster live, and no others.
 
@@ -224,6 +260,8 @@ class Cluster:
             started.stop()
         self.head._started.stop()
         self.nodes.clear()
+        if self._token_folder:
+            shutil.rmtree(self._token_folder, ignore_errors=True)
 
     def __enter__(self) -> Cluster:
         return self
@@ -250,6 +288,16 @@ def _node_options(host: str, given: dict[str, Any]) -> dict[str, Any]:
         "ends_with_session": False,
         "parent_dir": default_parent_dir(),
     }
+
+
+def _descendants(pid: int) -> list[int]:
+    """All processes that a process has started, and those that these have."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return []
+    return children + [each for child in children for each in _descendants(child)]
 
 
 def _who_lacks_whom(nodes: list[ClusterNode], wanted: set[str]) -> str:

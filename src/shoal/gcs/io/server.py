@@ -26,20 +26,21 @@ from typing import Any, cast
 
 import uvloop
 
-from shoal.gcs.shard import (
+from shoal.gcs.shard import GcsShard
+from shoal.gcs.shard_events import (
     CloseConnection,
     ConnectionLost,
     Effect,
-    GcsShard,
     MessageReceived,
     NodeRefuses,
     ProbeNode,
     Send,
     TimePassed,
 )
-from shoal.gcs.storage.backend import SESSION_TABLE, Backend, StorageError, Write, open_backend
+from shoal.gcs.storage.backend import SESSION_TABLE, Backend, ClaimRefusedError, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
-from shoal.protocol.limits import FRAME_BYTES_MAX
+from shoal.protocol.limits import FRAME_BYTES_MAX, GCS_REFUSED_EXIT
+from shoal.protocol.storage_names import outlives_machine
 from shoal.system.janitor import remove_session
 from shoal.system.process import open_pidfd, set_process_title, wait_readable
 from shoal.system.token_file import cluster_token
@@ -53,7 +54,7 @@ TIMER_MIN_S = 0.01
 PROBE_TIMEOUT_S = 1.0
 PROBE_PAUSES_S = (0.02, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 PROBE_REFUSALS = 2  #: in a row
-#: in SESSION_TABLE, too: which shard of how many
+#: of SESSION_TABLE, one row: which shard of how many
 SHARDS_KEY = b"shards"
 
 
@@ -116,9 +117,22 @@ class GcsServer:
     Args:
         session: a name; what is stored of the lives of another session is dropped.
         shard, shards: which shard this is, of how many.
+        fresh: the session begins with this server: where the storage is shared it takes over from one whose server is gone.
+        storage: told to nodes, if a head elsewhere can go on with it.
     """
 
-    def __init__(self, socket_path: str, backend: Backend, session: str = "", shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        backend: Backend,
+        session: str = "",
+        shard: int = 0,
+        shards: int = 1,
+        fresh: bool = True,
+        storage: str = "",
+    ) -> None:
+        self._fresh = fresh
+        self._renewing: asyncio.Task[None] | None = None
         self._socket_path = socket_path
         self._backend = backend
         self._session = session.encode()
@@ -126,7 +140,7 @@ class GcsServer:
         #: when it is due; infinite without one
         self._timer_at = math.inf
         self._clock_offset_s = time.time() - time.monotonic()
-        self.shard = GcsShard(os.getpid(), shard=shard, shards=shards)
+        self.shard = GcsShard(os.getpid(), shard=shard, shards=shards, storage=storage)
         self._shards = b"%d/%d" % (shard, shards)
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0
@@ -174,8 +188,13 @@ class GcsServer:
 
     async def _restore(self) -> None:
         backend = self._backend
-        if await backend.get(SESSION_TABLE, b"") != self._session:
-            writes = [Write(SESSION_TABLE, b"", self._session)]
+        await backend.claim(self._session, self._fresh)
+        if backend.renew_s:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        former = await backend.get(SESSION_TABLE, b"")
+        taken_over = bool(former) and former != self._session and backend.renew_s > 0
+        writes = [] if former == self._session else [Write(SESSION_TABLE, b"", self._session)]
+        if writes and not taken_over:
             for table in GcsShard.SESSION_TABLES:
                 writes += [Write(table, key, None) for key, _ in await backend.scan(table)]
             await backend.commit(writes)
@@ -183,8 +202,31 @@ class GcsServer:
         for table in GcsShard.STORED_TABLES:
             for key, value in await backend.scan(table):
                 self.shard.restore(table, key, value)
-        self.shard.begin(self._now())
+        if taken_over:
+            print(f"shoal:gcs: takes over the cluster whose head was {former!r}", file=sys.stderr, flush=True)
+            effects = self.shard.take_over(self._now())
+            # In one step with the session's name: a server that dies here and is started again takes over once more.
+            await backend.commit([*writes, *(effect for effect in effects if type(effect) is Write)])
+        else:
+            self.shard.begin(self._now())
         self._set_timer()
+
+    async def _renew(self) -> None:
+        """Say again and again that this server lives, for as long as no other has taken its place."""
+        try:
+            while True:
+                await asyncio.sleep(self._backend.renew_s)
+                await self._backend.renew()
+        except StorageError as error:
+            print(f"shoal:gcs: the GCS ends: {error}", file=sys.stderr, flush=True)
+            self.failed.set()
+
+    async def _release(self) -> None:
+        """The session ends in order: nobody shall go on with its tables."""
+        try:
+            await self._backend.release(GcsShard.SESSION_TABLES)
+        except StorageError as error:
+            print(f"shoal:gcs: its tables stay: {error}", file=sys.stderr, flush=True)
 
     async def _check_shards(self) -> None:
         """Rows are hashed over the shards: another number of them would look for them elsewhere."""
@@ -218,8 +260,8 @@ class GcsServer:
         self._perform(self.shard.handle(TimePassed(), self._now()))
         self._set_timer()
 
-    async def stop(self) -> None:
-        """Stop listening, finish what is being committed, close everything."""
+    async def stop(self, for_good: bool = False) -> None:
+        """Stop listening, finish what is being committed, close everything; `for_good`: the session ends in order."""
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
@@ -229,6 +271,10 @@ class GcsServer:
             self._tcp.close()
         if self._commit is not None:
             await asyncio.wait([self._commit])
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if for_good:
+            await self._release()
         for probe in self._probes:
             probe.cancel()
         for peer in list(self._peers.values()):
@@ -358,11 +404,23 @@ def _bind(path: str) -> socket.socket:
 
 
 async def _serve(
-    socket_path: str, storage: str, parent_pid: int, listen_fd: int, token_path: str, shard: int, shards: int
+    socket_path: str,
+    storage: str,
+    parent_pid: int,
+    listen_fd: int,
+    token_path: str,
+    shard: int,
+    shards: int,
+    fresh: bool,
 ) -> int:
-    ended = asyncio.Event()
+    ended, told = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
+
+    def end_in_order() -> None:
+        told.set()
+        ended.set()
+
+    loop.add_signal_handler(signal.SIGTERM, end_in_order)
     parent_fd = open_pidfd(parent_pid) if parent_pid else -1
     if parent_fd >= 0:
         loop.add_reader(parent_fd, ended.set)
@@ -370,10 +428,14 @@ async def _serve(
         ended.set()
     folder = os.path.dirname(os.path.abspath(socket_path))
     try:
-        server = GcsServer(socket_path, open_backend(storage, folder, shard), folder, shard, shards)
+        shared = storage if outlives_machine(storage) else ""
+        server = GcsServer(socket_path, open_backend(storage, folder, shard), folder, shard, shards, fresh, shared)
         await server.start()
         if listen_fd >= 0:
             server.listen_for_nodes(socket.socket(fileno=listen_fd), cluster_token(token_path))
+    except ClaimRefusedError as error:
+        print(f"shoal:gcs: {error}", file=sys.stderr)
+        return GCS_REFUSED_EXIT
     except StorageError as error:
         print(f"shoal:gcs: the tables cannot be read: {error}", file=sys.stderr)
         return 1
@@ -381,7 +443,7 @@ async def _serve(
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-    await server.stop()
+    await server.stop(for_good=told.is_set() and not server.failed.is_set())
     if parent_pid and (parent_fd < 0 or wait_readable(parent_fd, 0.0)):
         remove_session(folder)
     return 1 if server.failed.is_set() else 0
@@ -395,6 +457,7 @@ def main(
     token_path: str = "",
     shard: int = 0,
     shards: int = 1,
+    fresh: bool = True,
 ) -> int:
     """Serve until SIGTERM or the death of the daemon.
 
@@ -405,11 +468,13 @@ def main(
         listen_fd: a TCP socket that listens for other nodes; -1 for none.
         token_path: the cluster's token, which they must know.
         shard, shards: which shard this is, of how many.
+        fresh: the node has not had a server of this shard yet that answered.
 
     Returns:
-        The exit code: 0 after SIGTERM, 1 when the storage failed (its last line on stderr says why).
+        The exit code: 0 after SIGTERM, 1 when the storage failed, GCS_REFUSED_EXIT when it belongs to another head (the last line on stderr says
+        why).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
     set_process_title("shoal:gcs")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(socket_path, storage, parent_pid, listen_fd, token_path, shard, shards))
+        return runner.run(_serve(socket_path, storage, parent_pid, listen_fd, token_path, shard, shards, fresh))

@@ -24,8 +24,9 @@ from shoal.protocol.storage_names import check_storage
 
 #: the file of "sqlite" without a path, in the session's folder
 SESSION_FILE = "gcs.sqlite"
-#: one row: which session the tables are of
+#: the table of what the server itself notes: under the empty key the session whose rows these are, under HEAD_KEY where its head's GCS listens
 SESSION_TABLE = "session"
+HEAD_KEY = b"head"
 
 
 @dataclass(slots=True)
@@ -37,8 +38,28 @@ class Write:
     value: bytes | None
 
 
+class Unclaimed:
+    """For a backend that only one machine can open: there is nobody to be kept from writing."""
+
+    #: seconds between `renew`s; 0: never
+    renew_s = 0.0
+
+    async def claim(self, session: bytes, fresh: bool) -> None:
+        """There is nobody else."""
+
+    async def renew(self) -> None:
+        """There is nobody else."""
+
+    async def release(self, tables: Sequence[str]) -> None:
+        """There is nobody else."""
+
+
 class StorageError(Exception):
     """The backend cannot do what was asked; the text says why and what to do."""
+
+
+class ClaimRefusedError(StorageError):
+    """Another session's server has what was to be claimed: trying again is no use."""
 
 
 class Backend(Protocol):
@@ -52,6 +73,26 @@ class Backend(Protocol):
 
     async def scan(self, table: str) -> list[tuple[bytes, bytes]]:
         """All (key, value) of a table, ordered by key."""
+
+    #: seconds between `renew`s of what was claimed; 0: never
+    renew_s: float
+
+    async def claim(self, session: bytes, fresh: bool) -> None:
+        """Be the only one that commits, from now on: a commit of whoever claimed before fails.
+
+        Args:
+            session: whose server this is: another one of the same session may always claim.
+            fresh: the session begins, so it may take over the rows of one whose claim is not renewed any more.
+
+        Raises:
+            ClaimRefusedError: another session's server lives, or has taken over.
+        """
+
+    async def renew(self) -> None:
+        """Say that this server lives. Raises StorageError when another one has claimed since."""
+
+    async def release(self, tables: Sequence[str]) -> None:
+        """The session ends in order: drop these tables, and the claim."""
 
     async def close(self) -> None:
         """Release what the backend holds; nothing is called after this."""

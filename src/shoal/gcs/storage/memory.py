@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shoal.gcs.storage.backend import Write
+from shoal.gcs.storage.backend import Unclaimed, Write
 
 
-class MemoryBackend:
+class MemoryBackend(Unclaimed):
     """Rows in memory."""
 
     def __init__(self) -> None:

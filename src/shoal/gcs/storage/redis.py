@@ -15,7 +15,11 @@ nothing). With Sentinel: nothing that was acknowledged, because a commit ends wi
 must not go on alone: give it `min-replicas-to-write 1`. Fail-over takes what Sentinel's `down-after-milliseconds` says; SENTINEL_RETRY_S is
 waited for it, while running work goes on.
 
-What it does not do: start a server, decide a fail-over (Sentinel does), or lock the prefix against a second GCS.
+One server writes at a time. Who `claim`s gets a higher number (`<prefix>:epoch`), and a commit under a lower one is refused by the Redis server
+itself (a script compares and writes in one step), however late it comes. `<prefix>:alive` says for LEASE_S (`&lease=SECONDS`
+in the URL) that the claimer lives: another session's server takes over only when it is gone.
+
+What it does not do: start a server, or decide a fail-over (Sentinel does).
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from shoal.gcs.storage.backend import StorageError, Write
+from shoal.gcs.storage.backend import SESSION_TABLE, ClaimRefusedError, StorageError, Write
 from shoal.protocol.storage_names import SENTINEL_SCHEME
 
 PREFIX = "shoal"
@@ -38,6 +42,41 @@ REPLICA_WAIT_MS = 1000
 #: with no replica to wait for a commit asks, and goes on
 REPLICA_GLANCE_MS = 1
 PAUSE_MAX_S = 0.5
+LEASE_S = 5.0
+RENEWALS = 5  #: within that time
+LOOK_S = 0.1
+#: KEYS: epoch, alive, session row's table. ARGV: session, whether it begins, lease in ms. The new epoch, or why not
+_CLAIM = """
+local alive, former = redis.call('get', KEYS[2]), redis.call('hget', KEYS[3], '')
+if alive and alive ~= ARGV[1] then return 'alive' end
+if former and former ~= ARGV[1] and ARGV[2] == '0' then return 'taken' end
+redis.call('set', KEYS[2], ARGV[1], 'PX', ARGV[3])
+return redis.call('incr', KEYS[1])
+"""
+_FENCE = "if redis.call('get', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end\n"
+#: KEYS: epoch, alive. ARGV: own epoch, session, lease in ms
+_RENEW = _FENCE + "return redis.call('set', KEYS[2], ARGV[2], 'PX', ARGV[3])"
+#: KEYS: epoch, alive, session row's table, then the tables to drop. ARGV: own epoch
+_RELEASE = (
+    _FENCE
+    + """
+redis.call('hdel', KEYS[3], '', 'head')
+redis.call('del', KEYS[2])
+for n = 4, #KEYS do redis.call('del', KEYS[n]) end
+return 1
+"""
+)
+#: KEYS: epoch, then tables. ARGV: own epoch, then for each write: the number of its table among KEYS, 0 to delete, key, value
+_COMMIT = (
+    _FENCE
+    + """
+for n = 2, #ARGV, 4 do
+  local table, key = KEYS[tonumber(ARGV[n])], ARGV[n + 2]
+  if ARGV[n + 1] == '0' then redis.call('hdel', table, key) else redis.call('hset', table, key, ARGV[n + 3]) end
+end
+return 1
+"""
+)
 #: refusals that end by themselves: a primary that is being replaced, or has just begun
 _PASSING = ("NOREPLICAS", "READONLY", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
@@ -60,6 +99,10 @@ class RedisBackend:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
         self._prefix = options.pop("prefix", PREFIX) + suffix
+        try:
+            lease_s = float(options.pop("lease", LEASE_S))
+        except ValueError as error:
+            raise StorageError(f"GCS storage {url!r}: lease=SECONDS, not {error}") from None
         self._shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
         self._lost: tuple[type[BaseException], ...] = (
             redis.exceptions.ConnectionError,
@@ -71,6 +114,11 @@ class RedisBackend:
         self._replicated = parts.scheme == SENTINEL_SCHEME
         #: the last commit found one
         self._has_replica = True
+        self._lease_s = lease_s
+        self.renew_s = lease_s / RENEWALS
+        #: as `claim` was told, and its number; empty before
+        self._session = b""
+        self._epoch = b""
         self._retry_s = SENTINEL_RETRY_S if self._replicated else RETRY_S
         self._sentinel: Any = None
         try:
@@ -123,13 +171,10 @@ class RedisBackend:
         async def attempt() -> None:
             # Spelled out: the connection that wrote must be the one that waits.
             async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.execute_command("MULTI")
-                for write in writes:
-                    if write.value is None:
-                        pipeline.hdel(self._hash(write.table), write.key)
-                    else:
-                        pipeline.hset(self._hash(write.table), write.key, write.value)
-                pipeline.execute_command("EXEC")
+                if self._epoch:
+                    self._add_fenced(pipeline, writes)
+                else:
+                    self._add_plain(pipeline, writes)
                 if self._replicated:
                     pipeline.execute_command("WAIT", 1, REPLICA_WAIT_MS if self._has_replica else REPLICA_GLANCE_MS)
                 answers = await pipeline.execute()
@@ -137,6 +182,64 @@ class RedisBackend:
                 self._note_replicas(int(answers[-1]))
 
         await self._retried(attempt)
+
+    def _add_plain(self, pipeline: Any, writes: Sequence[Write]) -> None:
+        pipeline.execute_command("MULTI")
+        for write in writes:
+            if write.value is None:
+                pipeline.hdel(self._hash(write.table), write.key)
+            else:
+                pipeline.hset(self._hash(write.table), write.key, write.value)
+        pipeline.execute_command("EXEC")
+
+    def _add_fenced(self, pipeline: Any, writes: Sequence[Write]) -> None:
+        keys = [self._key("epoch")]
+        places: dict[str, int] = {}
+        told: list[bytes | int] = [self._epoch]
+        for write in writes:
+            if write.table not in places:
+                keys.append(self._hash(write.table))
+                places[write.table] = len(keys)
+            told += [places[write.table], int(write.value is not None), write.key, write.value or b""]
+        pipeline.execute_command("EVAL", _COMMIT, len(keys), *keys, *told)
+
+    async def claim(self, session: bytes, fresh: bool) -> None:
+        """Be the only one that commits; a claim that is not renewed any more is waited for.
+
+        Raises:
+            ClaimRefusedError: another session's server lives, or has taken over.
+        """
+        keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE)]
+        left_ms = 0
+        while True:
+            answer = await self._eval(_CLAIM, keys, [session, int(fresh), int(self._lease_s * 1000)])
+            if isinstance(answer, int):
+                self._session, self._epoch = session, b"%d" % answer
+                return
+            if answer == b"taken":
+                raise ClaimRefusedError(
+                    f"another head has taken over the cluster of {self._shown} (prefix {self._prefix!r}): this one is of the past"
+                )
+            before_ms, left_ms = left_ms, await self._retried(lambda: self._client.pttl(keys[1]))
+            if before_ms and left_ms > before_ms:  # renewed
+                raise ClaimRefusedError(
+                    f"the head of the cluster in {self._shown} (prefix {self._prefix!r}) lives: stop it first (`shoal stop` there), or give this one "
+                    "another prefix"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def renew(self) -> None:
+        """Say that this server lives. Raises StorageError when another one has claimed since."""
+        keys = [self._key("epoch"), self._key("alive")]
+        await self._eval(_RENEW, keys, [self._epoch, self._session, int(self._lease_s * 1000)])
+
+    async def release(self, tables: Sequence[str]) -> None:
+        """The session ends in order: drop these tables, and the claim."""
+        keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE), *map(self._hash, tables)]
+        await self._eval(_RELEASE, keys, [self._epoch])
+
+    async def _eval(self, script: str, keys: Sequence[str], told: Sequence[bytes | int]) -> Any:
+        return await self._retried(lambda: self._client.eval(script, len(keys), *keys, *told))
 
     def _note_replicas(self, count: int) -> None:
         if bool(count) != self._has_replica:
@@ -167,6 +270,9 @@ class RedisBackend:
     def _hash(self, table: str) -> str:
         return f"{self._prefix}:{table}"
 
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:{name}"
+
     async def _retried(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._retry_s
@@ -177,6 +283,10 @@ class RedisBackend:
             except self._lost as error:
                 lost = error
             except self._error as error:
+                if "FENCED" in str(error):
+                    raise StorageError(
+                        f"another head has taken over the cluster of {self._shown} (prefix {self._prefix!r}): this one writes no more"
+                    ) from None
                 if not str(error).startswith(_PASSING):
                     raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
                 lost = error

@@ -32,7 +32,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shoal.gcs.storage.backend import StorageError, Write
+from shoal.gcs.storage.backend import StorageError, Unclaimed, Write
 
 LAYOUT_VERSION = 1
 SYNCHRONOUS = ("off", "normal", "full")
@@ -48,7 +48,7 @@ _DELETE = "DELETE FROM rows WHERE kind = ? AND key = ?"
 Result = TypeVar("Result")
 
 
-class SqliteBackend:
+class SqliteBackend(Unclaimed):
     """Rows in the file `path`, made if it is not there.
 
     Args:

@@ -35,7 +35,7 @@ import uvloop
 from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
-from shoal.node.io.facts import cluster_address, total_resources
+from shoal.node.io.facts import cluster_address, membership, total_resources
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.groups import Groups
@@ -67,6 +67,7 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.group_messages import FollowGroup
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
+from shoal.protocol.storage_names import outlives_machine
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.node_policy import NodeView
 from shoal.serialization.failures import dumps_error
@@ -82,6 +83,9 @@ log = logging.getLogger("shoal.node")
 
 #: a lease's number is the number of its node, then so many bits of its own
 LEASE_NUMBER_BITS = 40
+#: the GCS's servers have so long to end in order
+GCS_END_S = 0.1
+SHARED_TABLES_DROP_S = 2.0
 #: a node that leaves its cluster waits so long until the GCS knows
 LEAVE_S = 0.3
 
@@ -271,8 +275,8 @@ class NodeDaemon:
         self.gcs_process.watch()
         self._connect_gcs()
         self.leases.begin()
-        if start.gcs_pid:
-            self._tell_ready()
+        if start.gcs_pid and not outlives_machine(start.options["gcs_storage"]):
+            self._tell_ready()  # else another head may have to be waited for, or live
 
     def _connect_gcs(self) -> None:
         start, cluster = self.start, self.cluster
@@ -287,6 +291,7 @@ class NodeDaemon:
             start.session_dir,
             bool(start.gcs_pid),
             name=self.name,
+            gcs_address=cluster_address(start) if start.gcs_pid and cluster is not None else "",
         )
         gateway = cluster.gateway if cluster is not None else ""
         if not start.gcs_pid:
@@ -298,7 +303,8 @@ class NodeDaemon:
         if self.gateway is not None:
             self.gateway.begin()  # all that it listens on is there
         address = start.gcs_socket if start.gcs_pid else start.options["gcs_address"]
-        self.gcs.start(self.loop, address, node, token, gateway)
+        self.gcs.on_moved = self._on_gcs_moved
+        self.gcs.start(self.loop, address, node, token, gateway, start.options.get("gcs_addresses", ()))
 
     def _listen_for_nodes(self, host: str) -> tuple[socket.socket, str]:
         """A socket on which other nodes arrive, on any port, and the address that they are given."""
@@ -324,31 +330,32 @@ class NodeDaemon:
 
     def _tell_ready(self, error: str = "") -> None:
         """Tell the starter that the node listens and belongs to its cluster, or why it does not; once. Then, by a file of the session, everybody."""
-        start, options = self.start, self.start.options
+        start = self.start
         if self._told_ready:
             return
         self._told_ready = True
         facts: dict[str, Any] = {"ok": True, "node_id": self.node_id.hex(), "name": self.name}
-        if self.cluster is not None:
-            facts |= {
-                "address": cluster_address(start).removeprefix("tcp:"),
-                "node_address": self.cluster.address.removeprefix("tcp:"),
-                "token_path": options["token_path"],
-                "is_head": bool(start.gcs_pid),
-                "stays": not start.driver_pid,
-                "warning": self.gcs.skew_warning(),
-            }
         if self.cluster is not None and not error:
-            try:
-                write_membership(start.session_dir, facts)
-            except OSError as problem:
-                error = f"nothing can be written to {start.session_dir}: {problem.strerror}. Free space there, or set SHOAL_TMPDIR to another folder"
+            facts, error = self._write_membership()
+            if error:
                 self.end(error)
         try:
             os.write(start.ready_fd, json.dumps({"error": error} if error else facts).encode() + b"\n")
         except OSError as problem:
             log.warning("the starter of this node did not wait for it: %s", problem)
         os.close(start.ready_fd)
+
+    def _write_membership(self) -> tuple[dict[str, Any], str]:
+        """Say in the session's folder which cluster the node belongs to; what was said, and why it could not be."""
+        start = self.start
+        assert self.cluster is not None, "of a cluster"
+        facts = membership(start, self.node_id, self.name, self.cluster.address, self.gcs.skew_warning())
+        try:
+            write_membership(start.session_dir, facts)
+        except OSError as problem:
+            where = f"nothing can be written to {start.session_dir}: {problem.strerror}"
+            return facts, f"{where}. Free space there, or set SHOAL_TMPDIR to another folder"
+        return facts, ""
 
     # ---------------------------------------------------------------- connections
 
@@ -649,6 +656,14 @@ class NodeDaemon:
             self.cluster.on_connected()
         self._tell_ready()
 
+    def _on_gcs_moved(self, address: str) -> None:
+        """Another node is the head now."""
+        log.warning("the cluster has another head, at %s", address)
+        self.start.options["gcs_address"] = address
+        self.gcs_process.moved(address)
+        if self._told_ready:
+            self._write_membership()
+
     def _on_refused(self, reason: str) -> None:
         """The GCS does not want this node (any more)."""
         log.error("this node may not belong to the cluster: %s", reason)
@@ -657,6 +672,7 @@ class NodeDaemon:
 
     def _on_gcs_lost(self, reason: str) -> None:
         """There is no GCS and will be none."""
+        self._tell_ready(reason)
         if not self.ending:
             self.end(reason)
 
@@ -705,7 +721,9 @@ class NodeDaemon:
             self.shards.close()
             gcs_pids += [process.pid for process in self.shards.processes]
         worker_pids = self.pool.close()
-        left = end_children(self.start.session_dir, self.pool.zygote_pid, gcs_pids, worker_pids)
+        # Tables that outlive the machine are dropped first: nobody shall take over a cluster that was ended.
+        grace_s = SHARED_TABLES_DROP_S if outlives_machine(self.start.options["gcs_storage"]) else GCS_END_S
+        left = end_children(self.start.session_dir, self.pool.zygote_pid, gcs_pids, worker_pids, grace_s)
         if left:
             log.error("processes %s did not end", left)
 

@@ -24,6 +24,21 @@ def cluster_address(start: DaemonStart) -> str:
     return format_address(host, port)
 
 
+def membership(start: DaemonStart, node_id: bytes, name: str, address: str, warning: str) -> dict[str, Any]:
+    """What a node of a cluster tells its starter, and notes in its session's folder."""
+    return {
+        "ok": True,
+        "node_id": node_id.hex(),
+        "name": name,
+        "address": cluster_address(start).removeprefix("tcp:"),
+        "node_address": address.removeprefix("tcp:"),
+        "token_path": start.options["token_path"],
+        "is_head": bool(start.gcs_pid),
+        "stays": not start.driver_pid,
+        "warning": warning,
+    }
+
+
 def total_resources(options: dict[str, Any]) -> dict[str, int]:
     """The node's resources in 1/10,000 units, out of the options it was started with."""
     return to_units(

@@ -25,19 +25,21 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
+from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError, find_head
 from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
-from shoal.protocol.limits import GCS_QUEUE_MAX, GCS_SILENT_S
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, GCS_QUEUE_MAX, GCS_SILENT_S
 
 if TYPE_CHECKING:
     from shoal.node.io.gcs_shards import GcsShards
 
 log = logging.getLogger("shoal.node")
 
+#: with other addresses to try, one has so long to answer
+ADDRESS_WAIT_S = 1.0
 #: after a connection that did not come to a registration
 REFUSED_PAUSE_S = 0.005
 REFUSALS_MAX = 100
@@ -77,7 +79,12 @@ class GcsLink:
         self._on_stuck = on_stuck
         self._on_refused = on_refused
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._address = ""
+        #: where it may be: the first is tried first
+        self._addresses: list[str] = [""]
+        #: where the address of a head that took over is noted; "" if nowhere
+        self._storage = ""
+        #: called with the address when the GCS answers at another one than before
+        self.on_moved: Callable[[str], None] = lambda address: None
         self._token = b""
         self._gateway = ""
         self._node: RegisterNode | None = None
@@ -111,18 +118,34 @@ class GcsLink:
         self.clock_skew_s = 0.0
 
     def start(
-        self, loop: asyncio.AbstractEventLoop, address: str, node: RegisterNode, token: bytes = b"", gateway: str = ""
+        self,
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+        node: RegisterNode,
+        token: bytes = b"",
+        gateway: str = "",
+        others: Sequence[str] = (),
     ) -> None:
         """Connect and register in the background.
 
         Args:
             address: the path of a socket, or "tcp:HOST:PORT".
+            others: where it may be too, one day.
             token: the cluster's; for TCP.
             gateway: of a node whose cluster uses TLS.
         """
-        self._loop, self._address, self._node = loop, address, node
+        self._loop, self._node = loop, node
+        self._addresses = [address, *(other for other in others if other != address)]
         self._token, self._gateway = token, gateway
         self._dial()
+
+    def redirect(self, address: str) -> None:
+        """It is somewhere else now; what is connected stays until it ends."""
+        if address != self._addresses[0]:
+            self._addresses[0] = address
+            if self._client is not None:
+                self._client.close()
+                self._lost("it has moved")
 
     def _dial(self) -> None:
         assert self._loop is not None, "started"
@@ -142,17 +165,21 @@ class GcsLink:
     async def _connect(self) -> None:
         assert self._node is not None, "started"
         refusals = 0
+        home = self._addresses[0]
         while not self._closed:
             client = None
+            address = self._addresses[0]
+            elsewhere = bool(self._storage) or len(self._addresses) > 1
             try:
                 client = await GcsClient.connect(
-                    self._address,
+                    address,
                     self._node.node_id,
                     self._push,
                     self._lost,
                     on_acknowledged=self._on_acknowledged,
                     token=self._token,
                     gateway=self._gateway,
+                    timeout_s=ADDRESS_WAIT_S if elsewhere else CONNECT_TIMEOUT_S,
                 )
                 self._node.time_s = time.time()
                 sent_ns = time.monotonic_ns()
@@ -162,8 +189,11 @@ class GcsLink:
                     client.close()
                     self._on_refused(registered.refused)
                     return
+                self._storage = registered.storage if address.startswith("tcp:") else ""
                 if registered.shards:
                     self.on_shards(registered.shards)
+                if address != home:
+                    self.on_moved(address)
                 self.registered_ns = sent_ns
                 self._note_skew(registered.time_s)
                 self.node_no = self._node.node_no = registered.node_no
@@ -174,11 +204,20 @@ class GcsLink:
                     self._on_stuck(str(error))
                 if client is not None:
                     client.close()
+                if client is None and elsewhere:
+                    await self._look_elsewhere()
                 await asyncio.sleep(REFUSED_PAUSE_S)
                 continue
             if not client.lost:
                 self._begin(client)
                 return
+
+    async def _look_elsewhere(self) -> None:
+        """Nobody answers where the GCS was: it may have another head, whose address its storage tells."""
+        self._addresses.append(self._addresses.pop(0))
+        found = await find_head(self._storage) if self._storage else ""
+        if found:
+            self._addresses = [found, *(address for address in self._addresses if address != found)]
 
     def _note_skew(self, gcs_time_s: float) -> None:
         """Times of events of different nodes are compared by people."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from shoal.node.io.processes import End, Watch, WatchTable
 from shoal.protocol.errors import describe_exit
-from shoal.protocol.limits import GCS_AWAY_S, GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_STILLBIRTHS_MAX
+from shoal.protocol.limits import GCS_AWAY_S, GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_REFUSED_EXIT, GCS_STILLBIRTHS_MAX
 from shoal.protocol.storage_names import outlives_server
 from shoal.system.gcs_process import respawn_gcs
 from shoal.system.start_plan import DaemonStart
@@ -63,6 +63,7 @@ class GcsProcess:
         self._deaths: deque[float] = deque()
         #: deaths since it answered last
         self._stillbirths = 0
+        self._ever_answered = False
         self.restarts = 0
 
     def watch(self) -> None:
@@ -75,12 +76,16 @@ class GcsProcess:
         Raises:
             OSError: it cannot be started.
         """
-        self.pid = respawn_gcs(self._start, self.shard, self.listen_fd)
+        self.pid = respawn_gcs(self._start, self.shard, self.listen_fd, fresh=not self._ever_answered)
         self.watch()
 
     def answered(self) -> None:
         """It is up: the node is registered there."""
         self._stillbirths = 0
+        self._ever_answered = True
+
+    def moved(self, address: str) -> None:
+        """Only the GCS of another node moves."""
 
     def end(self, reason: str) -> None:
         """It is of no use as it is: end it, so that another one is started."""
@@ -101,6 +106,9 @@ class GcsProcess:
         storage = self._start.options["gcs_storage"]
         if not outlives_server(storage):
             self._fail(f"{how}, and with it the tables that gcs_storage={storage!r} keeps in its memory")
+            return
+        if end.exit_code == GCS_REFUSED_EXIT:
+            self._fail(f"{which} may not begin")
             return
         now = self._loop.time()
         self._deaths.append(now)
@@ -157,6 +165,10 @@ class GcsElsewhere:
             log.info("the GCS server at %s is back after %.0f s", self._address, self._loop.time() - self._silent_since)
         self._ever_answered = True
         self._silent_since = None
+
+    def moved(self, address: str) -> None:
+        """It is another node's now."""
+        self._address = address
 
     def end(self, reason: str) -> None:
         """It is of no use as it is."""

@@ -89,8 +89,10 @@ class GcsShards:
         return addresses
 
     def connect(self, addresses: list[str], node: RegisterNode, token: bytes, gateway: str = "") -> None:
-        """Dial the shards 1 to N - 1, once."""
-        if self._links:
+        """Dial the shards 1 to N - 1."""
+        if self._links:  # they have moved, with the head
+            for link, address in zip(self._links[1:], addresses, strict=False):
+                link.redirect(address)
             return
         self._links.append(self._first)
         for number, address in enumerate(addresses, 1):

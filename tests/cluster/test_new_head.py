@@ -1,0 +1,84 @@
+"""The head is lost with its machine: another one takes the cluster over, and what ran elsewhere goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.gcs.redis_servers import running_redis
+
+import shoal
+from shoal.launch.nodes import HeadOptions, NodeStartError, start_head
+from shoal.testing import Cluster
+
+StartCluster = Callable[..., Cluster]
+SOON_S = 60.0
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with running_redis(tmp_path) as path:
+        yield f"unix://{path}?prefix=test"
+
+
+@shoal.remote(resources={"two": 0.1})
+def wait_for(path: str) -> str:
+    deadline = time.monotonic() + SOON_S
+    while not Path(path).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return "done"
+
+
+@shoal.remote(resources={"two": 0.1})
+class Counter:
+    def __init__(self) -> None:
+        self.number = 0
+
+    def count(self) -> int:
+        self.number += 1
+        return self.number
+
+
+@shoal.remote
+def where() -> str:
+    return str(shoal.get_runtime_context().get_node_id())
+
+
+def test_a_new_head_takes_over(start_cluster: StartCluster, redis_url: str, tmp_path: Path) -> None:
+    cluster = start_cluster(num_cpus=1, resources={"head": 1}, gcs_storage=redis_url + "&lease=0.5")
+    one = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1, resources={"two": 1})
+    cluster.connect(one, log_to_driver=False)
+    counter = Counter.options(name="counter", lifetime="detached").remote()
+    group = shoal.util.placement_group([{"two": 0.1}], name="group", lifetime="detached")
+    assert shoal.get([counter.count.remote(), group.ready()], timeout=SOON_S)[0] == 1
+    on_head = Counter.options(max_restarts=1, max_task_retries=3, resources={"head": 0.1}).remote()
+    assert shoal.get(on_head.count.remote(), timeout=SOON_S) == 1
+    running = wait_for.remote(str(tmp_path / "go"))
+    lost = cluster.head
+    head = cluster.replace_head()
+    (tmp_path / "go").touch()
+    assert shoal.get(running, timeout=SOON_S) == "done"
+    assert shoal.get(counter.count.remote(), timeout=SOON_S) == 2
+    assert shoal.get(shoal.get_actor("counter").count.remote(), timeout=SOON_S) == 3
+    assert shoal.util.get_placement_group("group").id == group.id
+    assert shoal.get(on_head.count.remote(), timeout=SOON_S) == 1, "restarted"
+    late = Counter.remote()
+    assert shoal.get(late.count.remote(), timeout=SOON_S) == 1
+    alive = {row["NodeID"]: row["Alive"] for row in shoal.nodes()}
+    assert alive[head.node_id] and not alive[lost.node_id] and sum(alive.values()) == 3
+    shoal.shutdown()
+    with shoal.init(address=cluster.address, log_to_driver=False):  # found by its new address
+        assert shoal.get(where.remote(), timeout=SOON_S) in alive
+
+
+def test_a_second_head_is_refused_while_the_first_lives(start_cluster: StartCluster, redis_url: str) -> None:
+    redis_url += "&lease=10"
+    cluster = start_cluster(num_cpus=1, gcs_storage=redis_url)
+    settings = {"gcs_storage": redis_url}
+    with pytest.raises(NodeStartError, match=r"lives: stop it first"):
+        start_head(HeadOptions(num_cpus=1, listen="127.0.0.1", settings=settings, object_store_memory=64 << 20))
+    assert cluster.head.is_alive() and cluster.head.call("gcs.nodes")["nodes"][0]["alive"]
