@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from shoal import train  # noqa: E402
+from shoal.train.trainer import GROW_LOOK_S, _Gang  # noqa: E402
 from shoal.tune.checkpoint import MANIFEST  # noqa: E402
 from shoal.tune.storage import Storage  # noqa: E402
 
@@ -135,6 +136,20 @@ def test_a_small_gang_grows_when_there_is_room(shoal_shared: ModuleType, tmp_pat
     worlds = [row["world"] for row in result.history]
     assert worlds[0] == 1 and worlds[-1] == 2 and result.restarts == 1
     assert [row["step"] for row in result.history] == list(range(400)), "nothing is done twice or left out"
+
+
+def test_gangs_that_were_ended_to_grow_and_did_not_are_ended_ever_more_seldom(
+    shoal_shared: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(tmp_path, train.ScalingConfig(num_workers=3, min_workers=1))
+    sizes, looks = [1, 1, 1, 2, 2], []
+    ends = iter([False, False, False, False, True])
+    monkeypatch.setattr(one, "_place", lambda attempt: _Gang([object()] * sizes[attempt], None, attempt))
+    monkeypatch.setattr(one, "_start", lambda gang, datasets: looks.append(one._look_s))
+    monkeypatch.setattr(one, "_watch", lambda gang: next(ends))
+    monkeypatch.setattr(one, "_end", lambda gang: None)
+    one.fit()
+    assert looks == [GROW_LOOK_S, 4 * GROW_LOOK_S, 16 * GROW_LOOK_S, GROW_LOOK_S, 4 * GROW_LOOK_S]
 
 
 def write_checkpoint(run: Path, number: int, step: int) -> None:

@@ -9,7 +9,7 @@
 Design: the trainer runs in the driver; workers are actors, in a placement group, so that a gang gets all its places or waits. A checkpoint is whole
 when all workers have made the report it came with; then its manifest is written. When a worker dies the others hang in a collective call: all are
 ended and a new gang begins where the checkpoint was. With `min_workers` the gang may be smaller than wished, and is made larger when nodes have
-joined, at the next checkpoint.
+joined, at the next checkpoint. If it then turns out not to be larger (its strategy wants the room elsewhere), it looks for room ever more seldom.
 
 What it does not do: split a model over workers; watch a loop that neither reports nor ends (`RunConfig.report_timeout_s` does).
 """
@@ -32,6 +32,8 @@ from shoal.tune.storage import Storage
 
 POLL_S = 0.5  #: how long a worker waits for its loop's next report before it answers
 GROW_LOOK_S = 2.0  #: how often a gang that is too small looks for room
+GROW_LOOK_MAX_S = 600.0  #: and how seldom, when gangs that were ended to grow did not
+GROW_PLACE_S = 0.5  #: for the room to be shown
 PROGRESS = "progress.jsonl"
 
 
@@ -170,6 +172,7 @@ class TorchTrainer:
         #: a run of the same name goes on with the numbers of the one before
         self._next_checkpoint = max(map(_number_of, _checkpoints_in(self._storage)), default=-1) + 1
         self._history: list[dict[str, Any]] = []
+        self._look_s = GROW_LOOK_S  #: how often a gang that is too small looks for room just now
 
     @classmethod
     def restore(
@@ -220,13 +223,19 @@ class TorchTrainer:
             shoal.init()
         datasets = {name: shoal.put(value) for name, value in self._datasets.items()}
         failures = attempt = 0
+        ended_to_grow = 0  #: workers of the gang before, if it was ended for a larger one
         while True:
             gang = self._place(attempt)
             attempt += 1
+            if ended_to_grow:
+                grew = len(gang.workers) > ended_to_grow
+                self._look_s = GROW_LOOK_S if grew else min(4 * self._look_s, GROW_LOOK_MAX_S)
+                ended_to_grow = 0
             try:
                 self._start(gang, datasets)
                 if self._watch(gang):
                     break
+                ended_to_grow = len(gang.workers)
             except _GangFailed as failed:
                 failures += 1
                 if self._run.max_failures != -1 and failures > self._run.max_failures:
@@ -355,14 +364,21 @@ class TorchTrainer:
                 raise _GangFailed(
                     next(iter(asked.values())), TimeoutError(f"no report within {limit_s:g} s (report_timeout_s)")
                 )
-            if len(gang.workers) < self._scaling.num_workers and not grows and now - looked > GROW_LOOK_S:
+            if len(gang.workers) < self._scaling.num_workers and not grows and now - looked > self._look_s:
                 looked, grows = now, self._room_for_one()
         return True
 
     def _room_for_one(self) -> bool:
-        """Whether one more worker would find what it asks for."""
-        free = shoal.available_resources()
-        return all(free.get(name, 0) >= amount for name, amount in self._scaling.bundle().items())
+        """Whether one more worker would find what it asks for, on one node: it is placed, and given up again."""
+        free, bundle = shoal.available_resources(), self._scaling.bundle()
+        if any(free.get(name, 0) < amount for name, amount in bundle.items()):
+            return False
+        group = shoal.util.placement_group([bundle])
+        try:
+            found: bool = group.wait(GROW_PLACE_S)
+            return found
+        finally:
+            shoal.util.remove_placement_group(group)
 
     def _commit(self, gang: _Gang) -> bool:
         """Take the reports that all workers have made; whether a checkpoint became whole."""
