@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.runtime.played_machine import FakePage
+from tests.runtime.simulation import World
 
 from shoal.protocol.messages import Answer, Call, Claims, Publish, SubmitterDied, ToDaemon
 from shoal.runtime.jobs import SubmitterPeer
@@ -103,6 +105,24 @@ def test_nothing_leaves_while_it_is_silent(reactor: Reactor, seed: int) -> None:
             break
     for peer in peers:
         assert [answer.request for answer in peer.came] == list(range(1, said[peer.connection] + 1))
+
+
+def test_a_worker_that_becomes_an_actor_while_it_registers_is_held_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`BecomeActor` may be read together with `Registered`: before the worker has its page, in which its leash stands."""
+    monkeypatch.setattr(FakePage, "is_leashed", lambda page: True)
+    monkeypatch.setattr(FakePage, "is_silenced", lambda page: False, raising=False)
+    with World(0) as world:
+        host = world.spawn()
+        page, host.executor.page = host.page, None  # type: ignore[assignment]
+        world.place(world.add_actor(0))
+        world.whole = True
+        host.flush_daemon()
+        host.deliver()
+        assert host.executor.host.has_work(), "it has read that it is an actor"
+        host.executor.page = page
+        for _ in range(3):
+            world.step_worker(host)
+        assert host.reactor.leash is page  # type: ignore[comparison-overlap]
 
 
 def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:

@@ -86,9 +86,6 @@ class ActorHost:
     def _on_become(self, connection: Connection, message: BecomeActor) -> None:
         """The daemon made this worker an actor; the main thread constructs it."""
         self._become = message
-        page = self.executor.page
-        if page is not None and page.is_leashed():
-            self.reactor.leash = page
         self.executor.wake()
 
     def has_work(self) -> bool:
@@ -99,6 +96,9 @@ class ActorHost:
         """Do it: construct the actor, or leave when drained. On the main thread."""
         message, self._become = self._become, None
         if message is not None:
+            # Not when the message comes: that may be read together with the answer to the registration, before the page is known.
+            if self.executor.page.is_leashed():
+                self.reactor.leash = self.executor.page
             self._construct(message)
         elif self.ending:
             self.leave_if_drained()
