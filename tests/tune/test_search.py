@@ -269,6 +269,16 @@ def test_events_on_a_storage_that_cannot_append_are_written_before_they_have_eff
     assert len(sorted((folder / grid[0].path.rpartition("/")[2]).glob("result.json.*"))) == 1
 
 
+def test_runners_that_find_no_place_get_that_of_idle_ones(tmp_path, monkeypatch) -> None:
+    """As after the death of a node: more runners are started than there is room for, and there are no trials for the others any more."""
+    import shoal
+
+    there_were = {**shoal.cluster_resources(), "CPU": 6.0}
+    monkeypatch.setattr(shoal, "cluster_resources", lambda: there_were)
+    grid = search(parabola, {"x": 1}, tmp_path, num_samples=6).fit()
+    assert grid.num_terminated == 6
+
+
 def test_a_callback_that_fails_harms_nobody(tmp_path, capsys) -> None:
     class Fails(tune.Callback):
         def on_trial_result(self, *args, **info):

@@ -60,6 +60,7 @@ class Slot:
     options: dict[str, Any]
     demand: dict[str, float]
     trial_id: str | None = None
+    begun: bool = False  #: it has answered, so it has a place in the cluster
 
 
 class Controller:
@@ -102,6 +103,7 @@ class Controller:
                 if self.experiment.stopped is not None:
                     break
                 self._fill()
+                self._make_room()
                 if not self._calls:  # nothing runs and nothing can be started
                     break
                 pause = TURN_S if deadline is None else min(TURN_S, max(0.0, deadline - time.monotonic()))
@@ -233,6 +235,12 @@ class Controller:
                 return False
         return True
 
+    def _make_room(self) -> None:
+        """Idle runners, for whom there is no trial, leave their place to runners that wait for one: a node has died, others use the cluster too."""
+        if any(not slot.begun for slot in self._slots):
+            for slot in [slot for slot in self._slots if slot.trial_id is None]:
+                self._discard(slot)
+
     def _discard(self, slot: Slot) -> None:
         """End a runner."""
         self._slots.remove(slot)
@@ -267,6 +275,7 @@ class Controller:
     def _hear(self, ref: Any) -> None:
         """A call has ended."""
         slot, kind = self._calls.pop(ref)
+        slot.begun = True
         assert slot.trial_id is not None
         trial = self.experiment.trials[slot.trial_id]
         try:
