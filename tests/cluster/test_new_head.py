@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from tests.gcs.redis_servers import running_redis
 
 import shoal
+from shoal.gcs.storage.backend import open_backend
 from shoal.launch.nodes import HeadOptions, NodeStartError, start_head
 from shoal.testing import Cluster
 
@@ -75,10 +78,26 @@ def test_a_new_head_takes_over(start_cluster: StartCluster, redis_url: str, tmp_
         assert shoal.get(where.remote(), timeout=SOON_S) in alive
 
 
-def test_a_second_head_is_refused_while_the_first_lives(start_cluster: StartCluster, redis_url: str) -> None:
-    redis_url += "&lease=10"
-    cluster = start_cluster(num_cpus=1, gcs_storage=redis_url)
-    settings = {"gcs_storage": redis_url}
-    with pytest.raises(NodeStartError, match=r"lives: stop it first"):
-        start_head(HeadOptions(num_cpus=1, listen="127.0.0.1", settings=settings, object_store_memory=64 << 20))
-    assert cluster.head.is_alive() and cluster.head.call("gcs.nodes")["nodes"][0]["alive"]
+def test_a_second_head_is_refused_while_the_first_lives(redis_url: str) -> None:
+    claimed, over = threading.Event(), threading.Event()
+
+    async def live() -> None:
+        """What the first head's GCS server does to its claim."""
+        first = open_backend(f"{redis_url}&lease=60")
+        await first.claim(b"the first", True)
+        claimed.set()
+        while not over.is_set():
+            await first.renew()
+            await asyncio.sleep(0.02)
+        await first.close()
+
+    living = threading.Thread(target=asyncio.run, args=(live(),))
+    living.start()
+    try:
+        assert claimed.wait(SOON_S)
+        with pytest.raises(NodeStartError, match=r"lives: stop it first"):
+            settings = {"gcs_storage": redis_url}
+            start_head(HeadOptions(num_cpus=1, listen="127.0.0.1", settings=settings, object_store_memory=64 << 20))
+    finally:
+        over.set()
+        living.join()

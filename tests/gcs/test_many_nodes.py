@@ -42,6 +42,7 @@ from shoal.protocol.gcs_messages import (
 )
 from shoal.protocol.limits import HEARTBEATS_MISSED_S, NODE_AWAY_S, NODES_DEAD_MAX, PROTOCOL_VERSION
 from shoal.protocol.messages import ActorSpec, Hello
+from shoal.protocol.sharding import HEIRS, shards_of_call
 
 CPU = 10_000
 
@@ -485,3 +486,14 @@ def test_a_replica_places_and_acknowledges_no_heartbeats(world: World) -> None:
     assert replica.disk == {} and replica.shard.nodes.records() == []
     replica.sleep(1000)
     assert not replica.closed
+
+
+def test_keys_of_heirs_go_with_them(world: World) -> None:
+    for heir in (1, 2):
+        key = b"object%d" % heir
+        assert world.call(heir, "kv_put", namespace=HEIRS, key=key, value=node_id(heir), overwrite=False)["added"]
+    world.lose(2)
+    world.sleep(NODE_AWAY_S + 1)
+    assert world.call(1, "kv_list", namespace=HEIRS, prefix=b"")["keys"] == [b"object1"]
+    assert world.call(1, "kv_put", namespace=HEIRS, key=b"object2", value=node_id(1), overwrite=False)["added"]
+    assert shards_of_call("gcs.kv_put", {"namespace": HEIRS, "key": b"any"}, 8) == (0,), "who knows of deaths has them"

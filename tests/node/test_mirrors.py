@@ -13,6 +13,7 @@ from shoal.node.object_events import (
     CodeTold,
     DropMirrors,
     Escaped,
+    ForgetHeir,
     HeirTold,
     Held,
     MirrorItem,
@@ -158,5 +159,37 @@ def test_nobody_left_who_wants_it() -> None:
     node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task")]), NodeDied(THERE, "killed"))
     node.tell(Released(A, [X]))
     node.settle()
-    assert node.tell(HeirTold(X, HERE)) == []
+    assert node.tell(HeirTold(X, HERE)) == [ForgetHeir(X)], "nobody need ask here"
     assert node.directory.statistics()["objects"] == 0
+
+
+def heir_of_x() -> Node:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, value=b"small")]), NodeDied(THERE, "killed"))
+    node.tell(HeirTold(X, HERE))
+    return node
+
+
+def test_the_gcs_forgets_an_heir_with_the_last_ref() -> None:
+    node = heir_of_x()
+    assert node.directory.statistics()["inherited"] == 1
+    node.tell(Released(A, [X]))
+    assert ForgetHeir(X) in node.settle()
+    assert node.directory.statistics()["inherited"] == 0
+
+
+def test_an_heir_that_is_dead_too_is_asked_after_once_more() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, value=b"small")]))
+    node.tell(ResolveAsked(A, [X], home=THERE), NodeDied(THIRD, "killed"))
+    assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, True)
+    assert node.tell(HeirTold(X, THIRD)) == [AskHeir(X, True)]
+    assert node.tell(HeirTold(X, HERE)) == [SendResolved(A, X, b"small")]
+
+
+def test_the_same_dead_heir_twice_is_the_end() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE), NodeDied(THIRD, "killed"))
+    node.tell(NodeDied(THERE, "killed"), HeirTold(X, THIRD))
+    [answer] = node.tell(HeirTold(X, THIRD))
+    assert type(answer.value) is Failed

@@ -18,6 +18,7 @@ from typing import Any
 from shoal.gcs.storage.backend import Write
 from shoal.gcs.tables import Functions, KeyValues, TaskEvents, bytes_of
 from shoal.protocol.limits import TASK_EVENTS_MAX
+from shoal.protocol.sharding import HEIRS
 
 Body = dict[str, Any]
 
@@ -49,6 +50,12 @@ class HashedTables:
             "task_events": len(self.task_events),
             "task_events_dropped": self.task_events.dropped,
         }
+
+    def forget_heir(self, node_id: bytes, writes: list[Write]) -> None:
+        """A node is dead that had inherited objects: who asks for them next may be their home."""
+        for key in self.kv.keys(KeyValues.row_key(HEIRS, b"")):
+            if self.kv.get(key) == node_id:
+                self.kv.delete(key, False, writes)
 
     # ------------------------------------------------------------ calls
 

@@ -462,6 +462,7 @@ class GcsShard:
         """A node is dead: those concerned take care of what was there."""
         writes: list[Write] = []
         record = self.nodes.bury(node_id, cause, now, writes)
+        self.hashed.forget_heir(node_id, writes)
         effects.extend(writes)
         number = self._node_connections.pop(node_id, None)
         if number is not None:

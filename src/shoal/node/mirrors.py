@@ -9,9 +9,10 @@ that this needs, or its value if that is inline. Mirrors go with what they mirro
              a spec or an object is dropped                 -> DropMirrors(node, oids)
     holder:  MirrorsArrived, MirrorsDropped                    kept by home
              NodeDied(home)                                 -> AskHeir(oid): who is its home from now on? The GCS knows, or makes it the
-                                                               first node that asks and has a mirror
+                                                               first node that asks and has a mirror; it forgets the heir when he dies
              HeirTold(this node)                               the row becomes this node's own, and is made anew (`succession`)
-             HeirTold(another)                                 it is held and asked for there
+             HeirTold(another)                                 it is held and asked for there; he is dead too: asked once more
+             an inherited object is freed                   -> ForgetHeir
 
 Of an object that is on several nodes (`copies`) holders know where.
 
@@ -26,6 +27,7 @@ from shoal.node.object_events import (
     AskHeir,
     DropMirrors,
     Effect,
+    ForgetHeir,
     HeirTold,
     MirrorItem,
     MirrorsArrived,
@@ -57,6 +59,10 @@ class Mirrors:
         self.inherits = False
         #: oids whose heir was asked for
         self._asking: dict[bytes, None] = {}
+        #: those whose heir turned out to be dead too -> that heir: they are asked for once more, as the GCS knows of its death by then
+        self._dead_heirs: dict[bytes, bytes] = {}
+        #: whose home this node is by inheritance, so that the GCS has a key for it
+        self._inherited: dict[bytes, None] = {}
 
     # ------------------------------------------------------------ at home
 
@@ -108,6 +114,8 @@ class Mirrors:
             known = [oid for oid in gone if told.pop(oid, 0)]
             if known:
                 effects.append(DropMirrors(node, known))
+        if self._inherited:
+            effects.extend(ForgetHeir(oid) for oid in gone if self._inherited.pop(oid, self) is None)
 
     # ------------------------------------------------------------ at a holder
 
@@ -127,7 +135,11 @@ class Mirrors:
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
-        return {"told": sum(map(len, self.told.values())), "mirrors": sum(map(len, self.kept.values()))}
+        return {
+            "told": sum(map(len, self.told.values())),
+            "mirrors": sum(map(len, self.kept.values())),
+            "inherited": len(self._inherited),
+        }
 
     def ask_heir(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
         """Whether an object of a dead home may have an heir, who is asked for."""
@@ -155,14 +167,17 @@ class Mirrors:
     def _inherit(self, event: HeirTold, effects: list[Effect]) -> None:
         directory, oid = self._directory, event.oid
         row = directory._objects.get(oid)
-        if row is None or row.abroad is None or row.value is not None:
+        if row is None or row.abroad is None or row.value is not None or (not row.rows and row.waiters is None):
+            if event.home == directory._node_id and oid not in self._inherited:
+                effects.append(ForgetHeir(oid))  # nobody here wants it any more
+            if row is not None and row.abroad is not None:
+                row.abroad.asked = False
+                directory._drop_if_idle(oid, row)
             return
         row.abroad.asked = False
-        if not row.rows and row.waiters is None:
-            directory._drop_if_idle(oid, row)
-            return
         former = row.abroad.home
         if event.home == directory._node_id:
+            self._inherited[oid] = None
             row.abroad = None
             row.known = True
             self._take_over(former, oid, row, effects)
@@ -173,9 +188,14 @@ class Mirrors:
             if row.waiters is not None:
                 row.abroad.asked = True
                 effects.append(SendResolveFor(event.home, [oid]))
+        elif event.home and self._dead_heirs.get(oid) != event.home:
+            self._dead_heirs[oid] = event.home
+            self.ask_heir(oid, row, effects)
+            return
         else:
             directory._fail_homeless(oid, row, directory._holds_abroad.cause_of_death(former) or "it is gone", effects)
             directory._drop_if_idle(oid, row)
+        self._dead_heirs.pop(oid, None)
 
     def _take_over(self, former: bytes, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
         """This node is an object's home: what its former home has told is this node's own knowledge now."""

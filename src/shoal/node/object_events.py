@@ -509,8 +509,16 @@ class AnswerCopies:
     reason: str
 
 
+@dataclass(slots=True)
+class ForgetHeir:
+    """Nobody refers any more to an object that this node has inherited: the GCS need not know its home."""
+
+    oid: bytes
+
+
 Effect = (
     SendResolved
+    | ForgetHeir
     | AskCopy
     | AnswerCopies
     | SendRemake

@@ -101,7 +101,11 @@ class Cluster:
         #: of a cluster whose head may be lost: the token must be found elsewhere than in its session
         self._token_folder = tempfile.mkdtemp(prefix="shoal-token-") if "gcs_storage" in head_options else ""
         self._head_options = head_options
-        self.head = self._start_head()
+        try:
+            self.head = self._start_head()
+        except BaseException:
+            shutil.rmtree(self._token_folder, ignore_errors=True)
+            raise
         self.nodes.append(self.head)
         atexit.register(self.shutdown)
         if connect:

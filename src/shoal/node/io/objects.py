@@ -29,6 +29,7 @@ from shoal.protocol import messages, node_messages
 from shoal.protocol.errors import ObjectLostError, ShoalError
 from shoal.protocol.limits import RELEASE_SWEEP_S
 from shoal.protocol.messages import Failed, Stored
+from shoal.protocol.sharding import HEIRS
 from shoal.serialization.failures import dumps_error
 
 COPY_ORPHANED_S = 15.0  #: copies for a home that is dead wait so long for its heir, from when the GCS can tell of it
@@ -251,7 +252,7 @@ class Objects:
             self._store.free(orphans)
         copies = [oid for oid, home in self._copy_for.items() if home == node]
         if copies:  # an heir asks for them, which the GCS must name first
-            key = {"namespace": "heirs", "key": copies[0]}
+            key = {"namespace": HEIRS, "key": copies[0]}
             self._call_gcs(
                 "gcs.kv_get",
                 key,
@@ -442,7 +443,7 @@ class Objects:
     def _ask_heir(self, effect: events.AskHeir) -> None:
         """The first node that can be the home, and says so, is."""
         oid, own = effect.oid, self._node_id
-        key = {"namespace": "heirs", "key": oid}
+        key = {"namespace": HEIRS, "key": oid}
 
         def found(body: Any, error: list[str]) -> None:
             heir = (own if effect.able else b"") if error else body["value"] or b""
@@ -458,6 +459,9 @@ class Objects:
             self._call_gcs("gcs.kv_put", {**key, "value": own, "overwrite": False}, claimed)
         else:  # who can may not have said so yet
             self._loop.call_later(HEIR_WAIT_S, self._call_gcs, "gcs.kv_get", key, found)
+
+    def _forget_heir(self, effect: events.ForgetHeir) -> None:
+        self._call_gcs("gcs.kv_del", {"namespace": HEIRS, "key": effect.oid}, lambda body, error: None)
 
     def _send_resolve_for(self, effect: events.SendResolveFor) -> None:
         self._links.send(effect.node, node_messages.ResolveFor(effect.oids, effect.stale_generation, effect.stale_node))
@@ -527,6 +531,7 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendMirrors: Objects._send_mirrors,
     events.DropMirrors: Objects._drop_mirrors,
     events.AskHeir: Objects._ask_heir,
+    events.ForgetHeir: Objects._forget_heir,
     events.AskCopy: Objects._ask_copy,
     events.AnswerCopies: Objects._answer_copies,
     foreign_holds.ConfirmHolds: Objects._confirm_holds,
