@@ -123,6 +123,29 @@ def test_refs_cross(two: tuple[Cluster, ClusterNode]) -> None:
     assert shoal.get(look.remote([nested]), timeout=SOON_S)[0][0] == refs
 
 
+def test_a_time_out_says_what_is_missing(two: tuple[Cluster, ClusterNode]) -> None:
+    cluster, node = two
+    on_two = shoal.remote(lambda: bytes(200_000)).options(resources={"two": 0.1})
+
+    @shoal.remote(resources={"two": 0.1}, max_restarts=1, max_task_retries=-1)
+    class OnTwo:
+        def there(self) -> bool:
+            return True
+
+    actor, lost = OnTwo.remote(), on_two.remote()
+    assert shoal.get(actor.there.remote(), timeout=SOON_S)
+    shoal.wait([lost], timeout=SOON_S, fetch_local=False)
+    cluster.remove_node(node, kill=True)
+    cluster.wait_for_nodes(1)
+    for ref in (on_two.remote(), lost, actor.there.remote()):
+        text, deadline = "", time.monotonic() + SOON_S
+        while "0.1 two" not in text and time.monotonic() < deadline:
+            with pytest.raises(shoal.exceptions.GetTimeoutError) as late:
+                shoal.get(ref, timeout=0.1)
+            text = str(late.value)
+        assert "no node that is there now can give that" in text
+
+
 def test_a_node_that_dies_costs_a_retry(start_cluster: StartCluster, tmp_path: Any) -> None:
     cluster = start_cluster(num_cpus=1)
     first = cluster.add_node(num_cpus=2, resources={"two": 2})

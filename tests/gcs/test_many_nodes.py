@@ -279,6 +279,8 @@ def test_leases_are_placed_and_placed_again_after_a_death(world: World) -> None:
     assert world.say(0, ask) == [LeasesPlaced(b"p", 3, [(node_id(1), 4)])]
     [demand] = world.call(0, "cluster_load")["demands"]
     assert demand["count"] == 2 and "n1 has 0 CPU free of 4 CPU" in demand["why"]
+    assert world.call(0, "explain", process=b"p", class_no=3)["why"] == demand["why"]
+    assert world.call(0, "explain", process=b"p", class_no=4)["why"] == ""
     world.told[0].clear()
     world.beat(2)
     assert LeasesPlaced(b"p", 3, [(node_id(2), 2)]) in world.told[0]
@@ -416,6 +418,10 @@ def test_an_actor_that_no_node_can_take_is_refused_but_a_restart_waits(world: Wo
     world.sleep(NODE_AWAY_S)
     world.call(0, "actor_create", spec=actor(3, 9))
     assert world.call(0, "actors_list")["actors"][2]["state"] == "pending"
+    for number in (2, 3):
+        why = world.call(0, "explain", actor_id=node_id(100 + number))["why"]
+        assert why == "it asks for 9 CPU; no node that is there now can give that"
+    assert world.call(0, "explain", actor_id=node_id(199))["why"] == ""
     world.sleep(REPLACED_WITHIN_S)
     assert world.call(0, "actors_list")["actors"][2]["death"] == "unschedulable"
     row = world.call(0, "actors_list")["actors"][1]

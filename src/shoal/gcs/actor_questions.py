@@ -1,6 +1,6 @@
-"""Calls that ask about actors and change nothing.
+"""Calls that ask about actors, and about who waits, and change nothing.
 
-Purpose: the answers to `gcs.actor_by_name`, `gcs.actors_list`, `gcs.actor_story` and `gcs.named_actors`; a part of `shard`.
+Purpose: the answers to `gcs.actor_by_name`, `gcs.actors_list`, `gcs.actor_story`, `gcs.named_actors` and `gcs.explain`; a part of `shard`.
 
 How to extend: a function of the manager and the call's body, and a row in the shard's table of calls.
 
@@ -13,9 +13,12 @@ from typing import Any
 
 import msgspec
 
-from shoal.gcs.actor_manager import ActorManager, ActorRecord
+from shoal.gcs.actor_manager import PENDING, RESTARTING, ActorManager, ActorRecord
+from shoal.gcs.global_scheduler import GlobalScheduler
 from shoal.gcs.tables import LIST_ROWS_MAX, TableError, bytes_of
 from shoal.protocol.messages import ActorSpec
+from shoal.protocol.resources import format_resources
+from shoal.scheduling.node_policy import NOBODY_NOW
 
 
 def actor_of(manager: ActorManager, body: dict[str, Any]) -> ActorRecord:
@@ -58,6 +61,18 @@ def listing(manager: ActorManager, body: dict[str, Any]) -> dict[str, Any]:
 def story(manager: ActorManager, body: dict[str, Any]) -> dict[str, Any]:
     """gcs.actor_story"""
     return {"story": manager.story(actor_of(manager, body).spec.actor_id)}
+
+
+def why(manager: ActorManager, scheduler: GlobalScheduler, node_id: bytes, body: dict[str, Any]) -> str:
+    """gcs.explain: for an actor, or a class of tasks of a process on the node that asks."""
+    if "actor_id" not in body:
+        return scheduler.explain((node_id, bytes_of(body, "process"), int(body["class_no"])))
+    record = manager.get(bytes_of(body, "actor_id"))
+    if record is None or record.state not in (PENDING, RESTARTING):
+        return ""
+    if record.node_id:
+        return scheduler.explain_actor(record.spec.actor_id)
+    return record.waits or f"it asks for {format_resources(record.spec.placement)}; {NOBODY_NOW}"
 
 
 def named(manager: ActorManager, body: dict[str, Any]) -> dict[str, Any]:

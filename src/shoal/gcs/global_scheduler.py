@@ -246,7 +246,7 @@ class GlobalScheduler:
                     "demand": demand.wish.demand,
                     "count": demand.backlog,
                     "since_s": demand.since,
-                    "why": why_waiting(self._nodes.any_of(demand.shape, demand.wish, _first), demand.wish, demand.name),
+                    "why": self._why(demand),
                 }
             )
         for actor_id, actor in self._actors.items():
@@ -261,10 +261,23 @@ class GlobalScheduler:
                     "demand": actor.wish.demand,
                     "count": 1,
                     "since_s": actor.since,
-                    "why": why_waiting(self._nodes.any_of(actor.shape, actor.wish, _first), actor.wish, actor.name),
+                    "why": self._why(actor),
                 }
             )
         return rows
+
+    def explain(self, key: Key) -> str:
+        """Why a class of a process waits here; empty when it does not."""
+        demand = self._demands.get(key)
+        return self._why(demand) if demand is not None else ""
+
+    def explain_actor(self, actor_id: bytes) -> str:
+        """Why an actor that was sent to a node has not begun; empty when it has."""
+        actor = self._actors.get(actor_id)
+        return self._why(actor) if actor is not None else ""
+
+    def _why(self, waiting: Demand | WaitingActor) -> str:
+        return why_waiting(self._nodes.any_of(waiting.shape, waiting.wish, _first), waiting.wish, waiting.name)
 
     def statistics(self) -> dict[str, int]:
         """Sizes and counts."""

@@ -747,6 +747,9 @@ _CALLS: dict[str, Callable[[GcsShard, int, dict[str, Any], float, list[Effect]],
     "gcs.named_actors": lambda shard, number, body, *about: actor_questions.named(shard.actors, body),
     "gcs.nodes": GcsShard._nodes,
     "gcs.cluster_load": GcsShard._cluster_load,
+    "gcs.explain": lambda shard, number, body, *about: {
+        "why": actor_questions.why(shard.actors, shard.scheduler, shard._connections[number].node_id, body)
+    },
     "gcs.drain_node": GcsShard._drain_node,
     "gcs.leave": GcsShard._leave,
     "gcs.jobs": GcsShard._jobs,

@@ -22,6 +22,7 @@ Calls, with their bodies and answers (`?` marks what may be left out):
     gcs.named_actors    namespace?: str (none: all of them)    -> actors: list of {name, namespace, actor_id}
     gcs.nodes                                                  -> nodes: list of records
     gcs.cluster_load    limit?                                 -> nodes (alive), total, available (units), demands: who waits, and why
+    gcs.explain         actor_id | process, class_no           -> why: str, why it waits; "" when it does not wait at the GCS
     gcs.drain_node      node_id, reason?, deadline_s?          -> draining: bool            (NodeNotFound, NodeAway)
     gcs.leave           reason                                 -> {}: the node that asks is dead from now on
     gcs.register_job    job_id?, namespace, pid, config?       -> job_id   (a fresh one when none was given)

@@ -19,6 +19,7 @@ from shoal.protocol.messages import Failed, FreeBlocks, Sealed, SegmentBudget, S
 from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
 from shoal.runtime import unread_errors
 from shoal.runtime.objects import ObjectEntry, SharedState, dropped
+from shoal.runtime.waiting import explain
 from shoal.store.client import StaleBlock
 
 REMADE_LOOK_S = 0.02  #: how often a reader of arguments looks whether they are being made anew
@@ -95,7 +96,8 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
                             runtime.objects.resolve_again(entry)
         left_s = None if until is None else max(until - perf_counter(), 0.0)
         if not runtime.wait_entries((entry,), left_s):
-            raise errors.GetTimeoutError(f"object {entry.oid.hex()} was lost, and was not made anew in time")
+            why = explain(runtime, entry)
+            raise errors.GetTimeoutError(f"object {entry.oid.hex()} was lost, and was not made anew in time: {why}")
 
 
 def store_blob(runtime: Runtime, oid: bytes, blob: Any, owner: bytes, nested: list[bytes] | None = None) -> Stored:

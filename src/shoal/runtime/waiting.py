@@ -319,8 +319,11 @@ def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:
 
 
 def _ask(runtime: Runtime, body: dict[str, Any]) -> str:
-    """What the node knows of somebody who waits; empty when it does not say."""
+    """What the node knows of somebody who waits, or else the GCS; empty when neither says."""
     try:
-        return str(runtime.call("node.explain", body, timeout_s=1.0))
+        if why := str(runtime.call("node.explain", body, timeout_s=1.0)):
+            return why
+        # It is no node's matter: nobody has room, or what it needs. While the GCS is away nobody waits for its opinion.
+        return str(runtime.call("gcs.explain", {"process": runtime.worker_id, **body}, timeout_s=0.2)["why"])
     except errors.ShoalError:
         return ""

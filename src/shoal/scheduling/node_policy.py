@@ -42,6 +42,7 @@ TASK_TIME_UNKNOWN_S = 0.1  #: what a node is taken to need for a task, as long a
 ROOM_MAX = 1 << 20  #: of a node for what asks for nothing
 LOCAL_PLACED_MAX = 64  #: leases with inputs elsewhere that are placed in one go: each is weighed alone
 NODES_SHOWN_MAX = 5
+NOBODY_NOW = "no node that is there now can give that"
 
 
 @dataclass(slots=True)
@@ -272,7 +273,7 @@ def why_waiting(views: Sequence[NodeView], wish: Wish, name: str) -> str:
         there.append(f"{view.name} has {format_resources(free)} free of {format_resources(of)}{_state(view)}")
     if len(able) > NODES_SHOWN_MAX:
         there.append(f"{len(able) - NODES_SHOWN_MAX} more nodes have no room either")
-    return f"{asked}; {'; '.join(there) or 'no node can give that'}"
+    return f"{asked}; {'; '.join(there) or NOBODY_NOW}"
 
 
 def _state(view: NodeView) -> str:
