@@ -7,13 +7,17 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.node.transfer_nodes import Slow, TransferNode, put
 
 from shoal.node import pulls as pulls_module
 from shoal.node.io import movers as movers_module
+from shoal.node.io import transfer as transfer_module
 from shoal.node.io.movers import HEADER, MAGIC
+from shoal.node.io.transfer import Transfer
+from shoal.node.pull_events import AskChunk, CancelChunk, ChunkFailed
 from shoal.protocol.messages import Sealed, Stored
 from shoal.protocol.node_messages import ChunkReferred, FetchChunk
 
@@ -317,3 +321,22 @@ def test_many_at_once(make_nodes: MakeNodes) -> None:
         if here.call(here.shell.place_of, stored.oid) == place:
             assert here.bytes_of(place) == value
     assert here.transfers()["pulls"] == here.transfers()["active_bytes"] == 0
+
+
+def test_the_failure_of_one_chunk_has_the_others_cancelled() -> None:
+    """A node dies while it is dialled: each chunk that waits for that is told of once, also when the first one's failure ends the whole pull."""
+    transfer: Any = object.__new__(Transfer)
+    inlet = transfer_module._Inlet(1, b"n" * 16, False, 0.0)
+    inlet.waiting = {number: AskChunk(number, inlet.node, b"o" * 20, 0, 0, 1, True) for number in (1, 2, 3)}
+    transfer._inlets, transfer._inlets_from = {1: inlet}, {(inlet.node, False): [inlet]}
+    transfer._inlet_of, transfer._said = dict.fromkeys((1, 2, 3), inlet), {}
+    told: list[int] = []
+
+    def feed(event: ChunkFailed) -> None:
+        told.append(event.number)
+        for other in {1, 2, 3} - {*told}:
+            transfer._cancel_chunk(CancelChunk(other))
+
+    transfer._feed = feed
+    transfer._inlet_closed(inlet, "nobody answers")
+    assert told == [1, 2, 3] and not transfer._inlet_of and not transfer._inlets_from

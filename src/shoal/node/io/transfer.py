@@ -469,8 +469,10 @@ class Transfer:
         """Nothing more comes on a connection."""
         if not self._drop_inlet(inlet):
             return
-        for number in [*inlet.asked, *inlet.waiting]:
+        numbers = [*inlet.asked, *inlet.waiting]
+        for number in numbers:  # first: the failure of one may have the others cancelled
             del self._inlet_of[number]
+        for number in numbers:
             self._feed(self._said.pop(number, None) or ev.ChunkFailed(number, reason))
 
     def _drop_inlet(self, inlet: _Inlet) -> bool:
