@@ -13,7 +13,8 @@ from tests.gcs.redis_servers import running_redis
 
 import shoal
 from shoal.gcs.storage.backend import open_backend
-from shoal.launch.nodes import HeadOptions, NodeStartError, start_head
+from shoal.launch.local_nodes import node_at
+from shoal.launch.nodes import HeadOptions, NodeStartError, default_parent_dir, start_head
 from shoal.testing import Cluster
 
 StartCluster = Callable[..., Cluster]
@@ -61,7 +62,7 @@ def test_a_new_head_takes_over(start_cluster: StartCluster, redis_url: str, tmp_
     on_head = Counter.options(max_restarts=1, max_task_retries=3, resources={"head": 0.1}).remote()
     assert shoal.get(on_head.count.remote(), timeout=SOON_S) == 1
     running = wait_for.remote(str(tmp_path / "go"))
-    lost = cluster.head
+    lost, former_address = cluster.head, cluster.address
     head = cluster.replace_head()
     (tmp_path / "go").touch()
     assert shoal.get(running, timeout=SOON_S) == "done"
@@ -73,8 +74,11 @@ def test_a_new_head_takes_over(start_cluster: StartCluster, redis_url: str, tmp_
     assert shoal.get(late.count.remote(), timeout=SOON_S) == 1
     alive = {row["NodeID"]: row["Alive"] for row in shoal.nodes()}
     assert alive[head.node_id] and not alive[lost.node_id] and sum(alive.values()) == 3
+    assert node_at(former_address, default_parent_dir()).node_socket == one.node_socket, (
+        "programs may go on with the old one"
+    )
     shoal.shutdown()
-    with shoal.init(address=cluster.address, log_to_driver=False):  # found by its new address
+    with shoal.init(address=cluster.address, log_to_driver=False):
         assert shoal.get(where.remote(), timeout=SOON_S) in alive
 
 

@@ -13,6 +13,7 @@ import uvloop
 
 from shoal.gcs.io.server import GcsServer
 from shoal.gcs.storage.memory import MemoryBackend
+from shoal.node.io import gcs_link
 from shoal.node.io.gcs_link import GcsLink
 from shoal.protocol.gcs_messages import NodeReport, RegisterNode, TaskEventBatch
 
@@ -226,3 +227,29 @@ def test_clocks_that_differ(
     link._note_skew(gcs_s)
     assert text in link.skew_warning()
     assert bool(text) == bool(link.skew_warning())
+
+
+def test_a_server_that_is_somewhere_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs_link, "ADDRESS_WAIT_S", 0.05)
+
+    async def body() -> None:
+        side = Side(tmp_path)
+        moved: list[str] = []
+        side.link.on_moved = moved.append
+        other = str(tmp_path / "other.sock")
+        facts = RegisterNode(NODE, 1, "host", "addr", {})
+        side.link.start(asyncio.get_running_loop(), side.path, facts, others=[side.path, other])
+        await side.start_server()
+        await side.until(lambda: side.connected == 1)
+        await side.ask("gcs.kv_put", namespace="s", key=b"k", value=b"v")
+        assert moved == []
+        await side.kill_server()
+        side.path = other
+        await side.start_server()
+        await side.until(lambda: side.connected == 2)
+        assert moved == [other]
+        assert (await side.ask("gcs.kv_get", namespace="s", key=b"k"))["value"] == b"v"
+        side.link.close()
+        await side.kill_server()
+
+    run(body())

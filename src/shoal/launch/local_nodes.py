@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shoal.system.janitor import live_sessions, read_membership
 from shoal.wire.tcp import parse_address
@@ -22,7 +22,8 @@ REACH_TIMEOUT_S = 3.0
 
 @dataclass(slots=True)
 class LocalNode:
-    """A node that listens here. `address` is that of its cluster, "HOST:PORT"; "" for a node that is alone."""
+    """A node that listens here. `address` is that of its cluster, "HOST:PORT"; "" for a node that is alone. `addresses` are those by which it may be
+    known too: of heads that were, or may be one day."""
 
     session_dir: str
     address: str = ""
@@ -32,6 +33,7 @@ class LocalNode:
     token_path: str = ""
     #: nobody's end ends it: `shoal start` made it
     stays: bool = False
+    addresses: list[str] = field(default_factory=list)
 
     @property
     def node_socket(self) -> str:
@@ -50,7 +52,7 @@ def local_nodes(parent_dir: str) -> list[LocalNode]:
     return found
 
 
-_FACTS = ("address", "name", "node_id", "is_head", "token_path", "stays")
+_FACTS = ("address", "addresses", "name", "node_id", "is_head", "token_path", "stays")
 
 
 def only_node(parent_dir: str) -> LocalNode:
@@ -82,7 +84,11 @@ def node_at(address: str, parent_dir: str) -> LocalNode:
         ValueError: that is no address.
     """
     several = [_resolved(each) for each in address.split(",")]
-    found = [node for node in local_nodes(parent_dir) if node.address and _resolved(node.address) in several]
+    found = [
+        node
+        for node in local_nodes(parent_dir)
+        if any(_resolved(each) in several for each in (node.address, *node.addresses) if each)
+    ]
     if found:
         return _best_first(found)[0]
     address, wanted = address.split(",")[0], several[0]

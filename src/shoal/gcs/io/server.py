@@ -213,13 +213,16 @@ class GcsServer:
 
     async def _renew(self) -> None:
         """Say again and again that this server lives, for as long as no other has taken its place."""
-        try:
-            while True:
-                await asyncio.sleep(self._backend.renew_s)
+        while True:
+            await asyncio.sleep(self._backend.renew_s)
+            try:
                 await self._backend.renew()
-        except StorageError as error:
-            print(f"shoal:gcs: the GCS ends: {error}", file=sys.stderr, flush=True)
-            self.failed.set()
+            except ClaimRefusedError as error:
+                print(f"shoal:gcs: the GCS ends: {error}", file=sys.stderr, flush=True)
+                self.failed.set()
+                return
+            except StorageError as error:  # whether it can go on without is for the next commit to find out
+                print(f"shoal:gcs: {error}", file=sys.stderr, flush=True)
 
     async def _release(self) -> None:
         """The session ends in order: nobody shall go on with its tables."""

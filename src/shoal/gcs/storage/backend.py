@@ -89,7 +89,7 @@ class Backend(Protocol):
         """
 
     async def renew(self) -> None:
-        """Say that this server lives. Raises StorageError when another one has claimed since."""
+        """Say that this server lives. Raises ClaimRefusedError when another one has claimed since, StorageError when nobody can be told."""
 
     async def release(self, tables: Sequence[str]) -> None:
         """The session ends in order: drop these tables, and the claim."""

@@ -284,10 +284,10 @@ class RedisBackend:
                 lost = error
             except self._error as error:
                 if "FENCED" in str(error):
-                    raise StorageError(
+                    raise ClaimRefusedError(
                         f"another head has taken over the cluster of {self._shown} (prefix {self._prefix!r}): this one writes no more"
                     ) from None
-                if not str(error).startswith(_PASSING):
+                if not any(word in str(error) for word in _PASSING):  # it may be said by a script, or of a pipeline
                     raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
                 lost = error
             if loop.time() >= deadline:

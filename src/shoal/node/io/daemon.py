@@ -35,7 +35,7 @@ import uvloop
 from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
-from shoal.node.io.facts import cluster_address, membership, total_resources
+from shoal.node.io.facts import cluster_address, membership, move_cluster, total_resources
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.groups import Groups
@@ -659,7 +659,7 @@ class NodeDaemon:
     def _on_gcs_moved(self, address: str) -> None:
         """Another node is the head now."""
         log.warning("the cluster has another head, at %s", address)
-        self.start.options["gcs_address"] = address
+        move_cluster(self.start.options, address)
         self.gcs_process.moved(address)
         if self._told_ready:
             self._write_membership()

@@ -24,6 +24,12 @@ def cluster_address(start: DaemonStart) -> str:
     return format_address(host, port)
 
 
+def move_cluster(options: dict[str, Any], address: str) -> None:
+    """The GCS of a node's cluster is somewhere else from now on; programs may still name where it was."""
+    options["gcs_addresses"] = [options["gcs_address"], *options.get("gcs_addresses", ())]
+    options["gcs_address"] = address
+
+
 def membership(start: DaemonStart, node_id: bytes, name: str, address: str, warning: str) -> dict[str, Any]:
     """What a node of a cluster tells its starter, and notes in its session's folder."""
     return {
@@ -31,6 +37,7 @@ def membership(start: DaemonStart, node_id: bytes, name: str, address: str, warn
         "node_id": node_id.hex(),
         "name": name,
         "address": cluster_address(start).removeprefix("tcp:"),
+        "addresses": [each.removeprefix("tcp:") for each in dict.fromkeys(start.options.get("gcs_addresses", ()))],
         "node_address": address.removeprefix("tcp:"),
         "token_path": start.options["token_path"],
         "is_head": bool(start.gcs_pid),
