@@ -210,9 +210,10 @@ UNSCHEDULABLE_BUNDLE_GONE = "bundle gone"  #: the group's bundle is not on the n
 
 
 class ReturnLease(Message, tag=25):
-    """The submitter needs the lease no more."""
+    """The submitter needs the lease no more, and has not used it for `idle_s`."""
 
     lease_id: int
+    idle_s: float = 0.0
 
 
 class LeaseStarted(Message, tag=26):

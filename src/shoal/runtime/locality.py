@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 MB = 1 << 20
 #: what a class says of the size of its inputs: the first that is not exceeded, or the last
-SIZES = (4 * MB, 16 * MB, 64 * MB, 256 * MB)
-ABROAD_BYTES_MIN = 4 * MB  #: less is moved in the time in which another node is asked for a worker
+SIZES = (MB, 4 * MB, 16 * MB, 64 * MB, 256 * MB)
+ABROAD_BYTES_MIN = 900_000  #: less is moved in the time in which another node is asked for a worker
 HERE_BYTES_MIN = 4 * MB
 MOVED_BYTES_S = 1e9
 

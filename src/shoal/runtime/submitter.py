@@ -728,7 +728,7 @@ class Submitter:
         self.forget_lease(lease)
         daemon = self.reactor.causal
         if daemon is not None:
-            daemon.send(ReturnLease(lease.lease_id))
+            daemon.send(ReturnLease(lease.lease_id, perf_counter() - lease.idle_since))
 
     def is_quiet(self) -> bool:
         """Whether every lease runs one task at most and nothing stands to be sent or told: only replies can change anything."""

@@ -60,9 +60,10 @@ class LeasesRequested:
 
 @dataclass(slots=True)
 class LeaseReturned:
-    """The submitter needs the lease no more. The worker finishes it (RevokeLease) before others get it."""
+    """The submitter needs the lease no more, and has not used it for `idle_s`. The worker finishes it (RevokeLease) before others get it."""
 
     lease_id: int
+    idle_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -152,7 +152,7 @@ class LocalScheduler:
         self._running = 0  #: unblocked leases that hold CPU
         self._blocked = 0
         self._actors = 0
-        #: how long tasks' leases last, an exponential average; 0 before the first one ended
+        #: how long tasks' leases are in use, an exponential average; 0 before the first one ended
         self.lease_time_s = 0.0
         self._granted_total = 0
         self._revoked_total = 0
@@ -405,6 +405,7 @@ class LocalScheduler:
     def _on_lease_returned(self, event: LeaseReturned, now: float, effects: list[Effect]) -> None:
         lease = self._leases.get(event.lease_id)
         if lease is not None:
+            lease.granted_at += event.idle_s  # it could have been taken away from then on
             self._revoke(lease, REVOKED_RETURNED, now, effects)
 
     def _on_lease_finished(self, event: LeaseFinished, now: float, effects: list[Effect]) -> None:
@@ -412,11 +413,10 @@ class LocalScheduler:
         if lease is None:
             return
         if not lease.holder.is_actor:
-            held_s = now - lease.granted_at
+            held_s = max(0.0, now - lease.granted_at)
             self.lease_time_s += (held_s - self.lease_time_s) * (LEASE_TIME_WEIGHT if self.lease_time_s else 1)
         self._free(lease)
-        # an actor's process is never another's, whatever it says
-        self._pool.give_back(lease.worker, event.exiting or lease.holder.is_actor, now)
+        self._pool.give_back(lease.worker, event.exiting or lease.holder.is_actor, now)  # never an actor's
 
     def _on_worker_blocked(self, event: WorkerBlocked, now: float, effects: list[Effect]) -> None:
         lease = self._leases.get(event.lease_id)

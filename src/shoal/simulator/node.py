@@ -207,11 +207,11 @@ class Node:
             if node_id:
                 self.send(node_id, message)
             else:
-                self._return(message.lease_id)
+                self._return(message)
 
-    def _return(self, lease_id: int) -> None:
-        if lease_id in self._of_lease:
-            self.feed(events.LeaseReturned(lease_id))
+    def _return(self, message: ReturnLease) -> None:
+        if message.lease_id in self._of_lease:
+            self.feed(events.LeaseReturned(message.lease_id, message.idle_s))
 
     def _on_finished(self, worker: Worker, lease_id: int) -> None:
         if self.dead or self._of_lease.get(lease_id) is not worker:
@@ -254,7 +254,7 @@ class Node:
                 )
             )  # fmt: skip
         elif kind is ReturnLease:
-            self._return(message.lease_id)
+            self._return(message)
         elif kind is ForeignProcessDied:
             self._end_foreign(message.process)
         elif kind is messages.LeaseFinished:

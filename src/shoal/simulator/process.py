@@ -276,7 +276,7 @@ class Process:
 
     def _return(self, lease: HeldLease) -> None:
         del lease.klass.leases[lease.lease_id]
-        self._to_daemon(ReturnLease(lease.lease_id))
+        self._to_daemon(ReturnLease(lease.lease_id, self.world.now - lease.idle_since))
 
     def return_idle(self) -> None:
         """This worker has nothing to do: what its tasks had leased may be needed by others."""

@@ -46,6 +46,8 @@ ATTEND_BYTES_MIN = (
     1 << 20
 )  #: who gives up a value of this size is looked after soon, also if its process does nothing else
 POPULATE_READ_BYTES_MIN = 256 << 10  #: smaller values are left to the kernel's fault-around
+#: of a larger value only so much is mapped before somebody reads it. All of 100 MB would take 8.7 ms, needed or not; met fault by fault they take 14
+POPULATE_READ_BYTES_MAX = 4 << 20
 MAPPED_SEGMENTS_MAX = (
     64  #: of other writers; beyond it those without pins are unmapped, the least recently mapped first
 )
@@ -273,7 +275,7 @@ class StoreClient:
         ):
             # Not fatal when it fails: the pages exist, this process would only meet them one fault at a time.
             with contextlib.suppress(MemoryError):
-                mapping.populate(start, size)
+                mapping.populate(start, min(size, POPULATE_READ_BYTES_MAX))
             self._populated[(number, offset)] = generation
         return memoryview(holder).cast("B")[start : start + size].toreadonly()
 

@@ -88,7 +88,7 @@ class ForeignLeases:
         handlers[ForeignProcessDied] = self._on_foreign_death
         handlers[ForProcess] = self._on_for_process
         handlers[messages.LeaseFinished] = lambda node_id, message: self._feed(forwarding.EndedAbroad(message.lease_id))
-        handlers[ReturnLease] = lambda node_id, message: leases.return_lease(message.lease_id)
+        handlers[ReturnLease] = lambda node_id, message: leases.return_lease(message)
         handlers[KillWorker] = lambda node_id, message: leases.kill_soon(message)
         handlers[SignalWorker] = lambda node_id, message: leases.signal(message)
         links.on_died.append(self._on_node_died)

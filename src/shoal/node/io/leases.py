@@ -185,12 +185,12 @@ class Leases:
     def on_return(self, process: Process, message: messages.ReturnLease) -> None:
         """A submitter needs a lease no more."""
         if self.foreign is None or not self.foreign.on_lease_message(message):
-            self.return_lease(message.lease_id)
+            self.return_lease(message)
 
-    def return_lease(self, lease_id: int) -> None:
+    def return_lease(self, message: messages.ReturnLease) -> None:
         """A lease of this node is needed no more."""
-        if lease_id in self.workers:
-            self.handle(events.LeaseReturned(lease_id))
+        if message.lease_id in self.workers:
+            self.handle(events.LeaseReturned(message.lease_id, message.idle_s))
 
     def on_finished(self, process: Process, message: messages.LeaseFinished) -> None:
         """A worker ended its lease."""
