@@ -283,7 +283,7 @@ def chain(seed: int, length: int, seconds: float) -> None:
 
 @pytest.mark.parametrize("length", [2, 3])
 def test_a_chain_under_random_kills(length: int) -> None:
-    chain(length, length, 4.0)
+    chain(length, length, 2.5)
 
 
 # ---------------------------------------------------------------- what is in a state, an argument, an answer

@@ -107,15 +107,15 @@ shoal.get([one.remote() for _ in range(100)], timeout=60)
 def ours():
     daemon = psutil.Process(daemon_pid())
     return [daemon, *daemon.children(recursive=True)]
-time.sleep(1.5)
+time.sleep(1.2)
 print("MEMORY", sum(process.memory_full_info().uss for process in ours()))
 actors = [Actor.remote() for _ in range(10)]
 shoal.get([actor.pid.remote() for actor in actors], timeout=60)
-time.sleep(1.5)
+time.sleep(1.2)
 def work():
     return {p.pid: (sum(p.cpu_times()[:2]), p.num_ctx_switches().voluntary) for p in [*ours(), psutil.Process()]}
 before = work()
-time.sleep(2)
+time.sleep(1.5)
 after = work()
 print("BUSY", sum(after[pid][0] - before[pid][0] for pid in after if pid in before))
 print("WAKES", max(after[pid][1] - before[pid][1] for pid in after if pid in before))

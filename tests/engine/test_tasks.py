@@ -372,7 +372,7 @@ def test_threads_in_the_driver_and_in_tasks_call_at_once() -> None:
             raise raised[0]
         return sum(results)
 
-    until = time.monotonic() + 3.0
+    until = time.monotonic() + 2.0
     failures: list[BaseException] = []
     rounds = [0] * 6
 
