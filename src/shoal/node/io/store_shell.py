@@ -253,9 +253,13 @@ class StoreShell:
         self._feed(ev.CopiesFreed(oids, origin))
 
     def rows(self, limit: int) -> list[dict[str, Any]]:
-        """The first `limit` objects that lie here: oid, size, state, owner, the node of which it is a copy, version."""
+        """The first `limit` objects that lie here: oid, size, state, owner, the node of which it is a copy, version, and who reads it now."""
         shown = ("oid", "size", "state", "owner", "copy_of", "version")
-        return [{name: getattr(row, name) for name in shown} for row in self._table.rows()[:limit]]
+        pins = self._scan()
+        return [
+            {**{name: getattr(row, name) for name in shown}, "readers": pins.get((row.segment, row.offset), [])}
+            for row in self._table.rows()[:limit]
+        ]
 
     def kept_for_others(self, processes: Container[bytes]) -> list[ObjectRow]:
         """The objects that lie here and that others than `processes` own, without copies of what lies elsewhere; to be read only."""
