@@ -5,7 +5,7 @@ a reply costs its reader one poll and one receive (15 us a round trip against 70
 
 Design:
 
-    leader      holds `_lead`; polls epoll (spinning up to 50 us, then blocking), receives, dispatches messages under `lock`.
+    leader      holds `_lead`; polls epoll (spinning for SPIN_S at most, then blocking), receives, dispatches messages under `lock`.
     followers   other threads that wait: each sleeps on a lock of its own until its waiter is done or it is promoted.
     background  one daemon thread. It ticks every 5 ms while something is going on, and leads only when no user thread did since
                 the last tick; when nothing is going on it blocks in epoll as the leader, and hands over when poked through an eventfd.

@@ -110,7 +110,7 @@ class CallLedger:
         self._awaited: set[bytes] = set()
         #: what is to be replayed before anything else
         self.plan: list[Record] = []
-        #: answers dropped since `take_dropped`: whoever counts the refs inside lets them go
+        #: answers dropped, until `exact_actor`, which counts the refs inside, has let them go
         self.dropped: list[KeptReply] = []
 
     # ------------------------------------------------------------ a life begins
