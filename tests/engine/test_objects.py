@@ -149,6 +149,13 @@ def test_get_with_timeout_zero_polls() -> None:
     assert shoal.get(shoal.put(1), timeout=0) == 1
 
 
+@pytest.mark.parametrize("timeout", ["1", [1]])
+def test_timeouts_are_numbers(timeout: Any) -> None:
+    for ask in (lambda: shoal.get([], timeout=timeout), lambda: shoal.wait([shoal.put(1)], timeout=timeout)):
+        with pytest.raises(TypeError, match="timeout must be a number of seconds"):
+            ask()
+
+
 @pytest.mark.parametrize("timeout", [-1, -0.001])
 def test_negative_timeouts(timeout: float) -> None:
     ref = shoal.put(1)

@@ -69,6 +69,9 @@ def test_format() -> None:
         r.format_resources({"CPU": 20000, "GPU": 5000, "memory": (3 << 29) * 10000}) == "2 CPU, 0.5 GPU, 1.5 GiB memory"
     )
     assert r.format_resources({}) == "nothing"
+    total = {"CPU": 20000, "node:10.0.0.1": 10000, "node:__internal_head__": 10000}
+    assert r.format_total(total) == "2 CPU"
+    assert r.format_total(total, {"node:10.0.0.1": 1}) == "2 CPU, 1 node:10.0.0.1"
 
 
 def test_fractions_pack_and_whole_ones_stay_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from numbers import Real
 from typing import Any
 
 from shoal import serialization
@@ -75,8 +76,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         TypeError, ValueError: these are no refs.
     """
     runtime = core._current
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout is {timeout}: it cannot be negative")
+    if timeout is not None:
+        _check_timeout(timeout)
     if type(refs) is ObjectRef:
         return runtime.get(refs, timeout) if runtime is not None else _value_after_the_end(refs)
     if isinstance(refs, list):
@@ -90,6 +91,15 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         return refs
     hint = "; a call with num_returns=0 returns None in the place of a ref" if refs is None else ""
     raise ValueError(f"get takes an ObjectRef or a list of them, not {type(refs).__name__}{hint}")
+
+
+def _check_timeout(timeout: object) -> None:
+    if type(timeout) is not float and not isinstance(timeout, Real):
+        raise TypeError(
+            f"timeout must be a number of seconds, or None; got {timeout!r} of type {type(timeout).__name__}"
+        )
+    if timeout < 0:
+        raise ValueError(f"timeout is {timeout}: it cannot be negative")
 
 
 def _value_after_the_end(ref: ObjectRef) -> Any:
@@ -141,8 +151,8 @@ def wait(
         raise TypeError("wait takes a list of refs: wait([ref])")
     if not isinstance(refs, list):
         raise TypeError(f"wait takes a list of refs, not {type(refs).__name__}")
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"timeout is {timeout}: it cannot be negative")
+    if timeout is not None:
+        _check_timeout(timeout)
     if not refs:
         return [], []
     runtime = session_of_refs()

@@ -68,7 +68,7 @@ class Observer:
         except OSError as error:
             raise SessionUnreachableError(f"the daemon of {self.session_dir} stopped answering: {error}") from None
         if answer.error:
-            raise RuntimeError(f"{method}: {answer.error[-1]}")
+            raise RuntimeError(answer.error[-1])
         return answer.body
 
     def _next_answer(self) -> Answer:

@@ -17,7 +17,7 @@ What it does not do: detect hardware, or decide who gets what.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -35,6 +35,8 @@ OBJECT_STORE_MEMORY = "object_store_memory"
 
 #: between the name of a resource and the bundle of a placement group in which it is (`scheduling.bundles`)
 IN_BUNDLE = "\0"
+#: begins the resources that each node has one of, and that name it
+NODE_MARK = "node:"
 
 QUANTITY_MAX = 1e12  #: of anything that is counted
 QUANTITY_BYTES_MAX = 1e14  #: of memory, so that its units still fit 64 bits with a sign
@@ -151,6 +153,13 @@ def format_resources(resources: Mapping[str, int]) -> str:
         else:
             parts.append(f"{units / RESOURCE_UNIT:.10g} {name}")
     return ", ".join(parts) or "nothing"
+
+
+def format_total(total: Mapping[str, int], asked: Container[str] = ()) -> str:
+    """What a node has, for a sentence about who asks for `asked`: the marks that name nodes ("node:10.0.0.1") only if they are asked for."""
+    return format_resources(
+        {name: units for name, units in total.items() if not name.startswith(NODE_MARK) or name in asked}
+    )
 
 
 def _format_bytes(count: float) -> str:

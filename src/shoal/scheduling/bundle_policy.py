@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from shoal.protocol.resources import Resources, add, fits, format_resources, subtract
+from shoal.protocol.resources import Resources, add, fits, format_resources, format_total, subtract
 from shoal.protocol.strategies import Rule, keeps
 from shoal.scheduling.node_policy import NodeView
 
@@ -361,7 +361,7 @@ def why_never(
             where = " with the labels that it asks for" if mine else ""
             number = indices[index] if indices else index
             return (
-                f"bundle {number} asks for {format_resources(bundle)}, and no node{where} has that: {_nodes_text(able)}. "
+                f"bundle {number} asks for {format_resources(bundle)}, and no node{where} has that: {_nodes_text(able, bundle)}. "
                 "Ask for less, or start a node that has it"
             )
     asked: Resources = {}
@@ -372,7 +372,7 @@ def why_never(
         STRICT_SPREAD: f"on {len(bundles)} different nodes" + (" beside those of the others" if kept else ""),
     }.get(strategy, "together")
     return (
-        f"its {len(bundles)} bundles ({format_resources(asked)}) do not fit {way} into the nodes there are: {_nodes_text(empty)}. "
+        f"its {len(bundles)} bundles ({format_resources(asked)}) do not fit {way} into the nodes there are: {_nodes_text(empty, asked)}. "
         "Ask for less, or start more nodes"
     )
 
@@ -390,8 +390,8 @@ def why_not_now(bundles: Sequence[Resources], strategy: str, views: Sequence[Nod
     return f"its {len(bundles)} bundles ({format_resources(asked)}, {strategy}) wait for room: {'; '.join(shown)}{more}"
 
 
-def _nodes_text(views: Sequence[NodeView]) -> str:
-    shown = [f"{view.name} has {format_resources(view.total)}" for view in views[:NODES_SHOWN_MAX]]
+def _nodes_text(views: Sequence[NodeView], asked: Resources) -> str:
+    shown = [f"{view.name} has {format_total(view.total, asked)}" for view in views[:NODES_SHOWN_MAX]]
     if len(views) > NODES_SHOWN_MAX:
         shown.append(f"{len(views) - NODES_SHOWN_MAX} more nodes")
     return "; ".join(shown) or "there is none"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shoal.protocol.resources import Resources, fits, format_resources
+from shoal.protocol.resources import Resources, fits, format_resources, format_total
 from shoal.scheduling.grant_policy import Lease, NodeView
 from shoal.scheduling.request_queue import SchedulingClass
 from shoal.scheduling.worker_pool import WorkerPool
@@ -111,6 +111,6 @@ def explain_never(need: Resources, total: Resources, name: str) -> str:
     """Why a node with `total` can never give `need`."""
     missing = {each: units - total.get(each, 0) for each, units in need.items() if units > total.get(each, 0)}
     return (
-        f"{name} asks for {format_resources(need)}, but this node has {format_resources(total)} in total: "
+        f"{name} asks for {format_resources(need)}, but this node has {format_total(total, need)} in total: "
         f"it lacks {format_resources(missing)}. Ask for less, or give the node more at init()."
     )

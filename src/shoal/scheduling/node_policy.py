@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.protocol.resources import Resources, fits, format_resources
+from shoal.protocol.resources import Resources, fits, format_resources, format_total
 from shoal.protocol.strategies import GLOBAL_KINDS, KIND, LABELS, NODE_AFFINITY, SPREAD, describe, keeps
 
 #: `dice(n)` is one of 0 ... n - 1
@@ -254,8 +254,10 @@ def why_never(views: Sequence[NodeView], wish: Wish, name: str) -> str:
             return f"{asked}, which is dead or was never part of this cluster; soft=True lets it run elsewhere then"
         if target.draining:
             return f"{asked}, which is draining and takes no new work; soft=True lets it run elsewhere then"
-        return f"{asked}, which has {format_resources(target.total)} in all"
-    there = [f"{view.name} has {format_resources(view.total)}{_state(view)}" for view in views[:NODES_SHOWN_MAX]]
+        return f"{asked}, which has {format_total(target.total, wish.demand)} in all"
+    there = [
+        f"{view.name} has {format_total(view.total, wish.demand)}{_state(view)}" for view in views[:NODES_SHOWN_MAX]
+    ]
     if len(views) > NODES_SHOWN_MAX:
         there.append(f"{len(views) - NODES_SHOWN_MAX} more nodes have no more of it")
     nodes = "; ".join(there) or "there is no node"
