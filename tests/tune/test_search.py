@@ -279,6 +279,41 @@ def test_runners_that_find_no_place_get_that_of_idle_ones(tmp_path, monkeypatch)
     assert grid.num_terminated == 6
 
 
+def test_a_search_waits_for_nodes_that_have_left(tmp_path, monkeypatch, capsys) -> None:
+    import shoal
+    from shoal.tune import controller
+
+    class Leave(tune.Callback):
+        looks: int | None = None
+
+        def on_trial_complete(self, *args, **info):
+            if self.looks is None:
+                self.looks = 0
+
+    here, leave = shoal.cluster_resources(), Leave()
+
+    def resources():
+        if leave.looks is None or leave.looks >= 3:
+            return here
+        leave.looks += 1
+        return {}
+
+    monkeypatch.setattr(shoal, "cluster_resources", resources)
+    monkeypatch.setattr(controller, "RESOURCES_S", 0.0)
+    monkeypatch.setattr(controller, "TURN_S", 0.05)
+    grid = search(
+        parabola,
+        {"x": 1},
+        tmp_path,
+        run={"callbacks": [leave]},
+        num_samples=2,
+        max_concurrent_trials=1,
+        reuse_actors=False,
+    ).fit()
+    assert grid.num_terminated == 2 and leave.looks == 3
+    assert capsys.readouterr().err.count("the search waits: trial") == 1
+
+
 def test_a_callback_that_fails_harms_nobody(tmp_path, capsys) -> None:
     class Fails(tune.Callback):
         def on_trial_result(self, *args, **info):

@@ -89,6 +89,7 @@ class Controller:
         self._parameters = {name: shoal.put(value) for name, value in plan.trainable.parameters.items()}
         self._actor_class = shoal.remote(Runner)
         self._next_snapshot = self._next_count = 0.0
+        self._said = ""
 
     def run(self) -> None:
         """Until every trial has ended, or time is over."""
@@ -102,14 +103,18 @@ class Controller:
                     self._apply(events.ExperimentStopped(f"the time budget of {plan.time_budget_s} s is over"))
                 if self.experiment.stopped is not None:
                     break
-                self._fill()
+                lacking = self._fill()
                 self._make_room()
-                if not self._calls:  # nothing runs and nothing can be started
-                    break
                 pause = TURN_S if deadline is None else min(TURN_S, max(0.0, deadline - time.monotonic()))
-                ready, _ = shoal.wait(list(self._calls), num_returns=1, timeout=pause)
-                for ref in ready:
-                    self._hear(ref)
+                if self._calls:
+                    ready, _ = shoal.wait(list(self._calls), num_returns=1, timeout=pause)
+                    for ref in ready:
+                        self._hear(ref)
+                elif lacking is not None:  # until a node joins, time is over, or the user has enough of it
+                    self._say_once(f"the search waits: {lacking}")
+                    time.sleep(pause)
+                else:  # nothing runs and nothing can be started
+                    break
                 stop_all = self.experiment.rules.stop_all
                 if self.experiment.stopped is None and stop_all is not None and stop_all():
                     self._apply(events.ExperimentStopped("a stopper ended the experiment"))
@@ -149,25 +154,34 @@ class Controller:
 
     # ------------------------------------------------------------ places
 
-    def _fill(self) -> None:
-        """Give waiting and new trials to runners until none is free."""
+    def _fill(self) -> str | None:
+        """Give waiting and new trials to runners until none is free. What the next trial lacks, if it is room."""
         limit = self.plan.max_concurrent
         while not limit or sum(slot.trial_id is not None for slot in self._slots) < limit:
-            trial = self._next_trial() if self._may_place() else None
+            if self._calls and not self._may_place():
+                return None
+            trial = self._next_trial()
             if trial is None:
-                return
+                return None
             try:
                 options = self._options(trial)
             except Exception as error:
                 self._fail(trial, f"its resources: {type(error).__name__}: {error}", error, fatal=True)
                 if not callable(self.plan.trainable.resources):  # nor can any other trial
                     self._apply(events.ExperimentStopped(f"no trial can be placed: {error}"))
-                    return
+                    return None
                 continue
             slot = self._place(options)
             if slot is None:
-                return
+                return f"trial {trial.trial_id} asks for {demand_of(options)}, the cluster has {self._total} now"
             self._start(slot, trial)
+        return None
+
+    def _say_once(self, text: str) -> None:
+        """To the user, unless it was the last thing said."""
+        if text != self._said:
+            print(text, file=sys.stderr)
+        self._said = text
 
     def _next_trial(self) -> Trial | None:
         """Who is next: trials that wait for a start, new ones, paused ones. It stays the next until it is started."""
