@@ -133,6 +133,8 @@ def test_all_or_none(start_cluster: StartCluster, folder: str, other_folder: str
         start_node(NodeOptions(token_path=plain.token_path, tls_folder=folder), plain.address)
     with pytest.raises(ConnectionError, match=r"does not speak TLS.*(?i:certificate.verify.failed)"):
         start_node(NodeOptions(token_path=with_tls.token_path, tls_folder=other_folder), with_tls.address)
+    with pytest.raises(FileNotFoundError, match="shoal certificates"):
+        start_node(NodeOptions(token_path=with_tls.token_path, tls_folder=f"{folder}/none"), with_tls.address)
 
 
 def test_a_gateway_that_is_killed(two: tuple[Cluster, ClusterNode], monkeypatch: pytest.MonkeyPatch) -> None:

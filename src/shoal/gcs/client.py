@@ -124,7 +124,8 @@ class GcsClient(asyncio.BufferedProtocol):
                     sock = await loop.run_in_executor(None, dial)
                     sock.setblocking(False)
                     # A machine that is gone answers nothing, and must be known to be gone although there is always something on its way to it.
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_HEAD_S * 1000))
+                    if sock.family != socket.AF_UNIX:  # that leads to the gateway
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_HEAD_S * 1000))
                     _, client = await loop.create_connection(lambda: cls(on_push, on_lost, on_acknowledged), sock=sock)
                 else:
                     _, client = await loop.create_unix_connection(

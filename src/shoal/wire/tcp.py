@@ -126,6 +126,8 @@ def connect_authenticated(
     except HandshakeError as error:
         raise ConnectionError(f"{host}:{port} does not belong to this cluster: {error}") from None
     except OSError as error:
+        if isinstance(error, (PermissionError, FileNotFoundError)) and error.errno is None:
+            raise  # ours, about the files that TLS needs
         raise ConnectionError(
             f"nobody answers at {host}:{port}: {error.strerror or error}. Is the node running, and is this the address that it was started with?"
         ) from None
