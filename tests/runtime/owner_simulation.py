@@ -144,7 +144,10 @@ class OwnerWorld(World):
             self.tell(events.NotMadeTold(me, message.oids, message.error))
         elif kind is messages.Call:
             assert message.method == "node.recorded", "nothing else is asked for here"
-            process.from_daemon(messages.Answer(message.request, self.directory.recorded(message.body["oid"])))
+            answer = self.directory.recorded(message.body["oids"])
+            if answer["known"]:
+                self.tell(events.Held(me, message.body["oids"]))
+            process.from_daemon(messages.Answer(message.request, answer))
         elif kind is messages.RefsReceived:
             self.tell(events.RefsReceived(me, message.giver, message.count, message.last))
         else:
@@ -218,6 +221,7 @@ class OwnerWorld(World):
         super().calm_round()
         self._tend()
         for process in self.processes():
+            process.runtime.submitter.received.tell()  # at its next tick, whenever that is
             process.reactor.flush_dirty()
         self.sweep()
 

@@ -196,10 +196,11 @@ class ObjectDirectory:
         """This node is one of many: objects whose home dies get another one."""
         self._mirrors.inherits = True
 
-    def recorded(self, oid: bytes) -> dict[str, Any]:
-        """Whether others know an object, and how it was made, as far as is known: for a task that is repeated."""
-        row, spec = self._objects.get(oid), self._succession.specs.get(oid)
-        return {"known": row is not None and row.known, "lineage": spec.lineage if spec is not None else b""}
+    def recorded(self, oids: list[bytes]) -> dict[str, Any]:
+        """Whether others know objects, and how the first was made, as far as is known: for a task that is repeated."""
+        rows, spec = [self._objects.get(oid) for oid in oids], self._succession.specs.get(oids[0])
+        known = all(row is not None and row.known for row in rows)
+        return {"known": known, "lineage": spec.lineage if spec is not None else b""}
 
     def owes(self, process: bytes) -> bool:
         """Whether others may wait for values that only this process can publish."""

@@ -177,7 +177,8 @@ class Closures:
         if count < 1:
             return None
         runtime = self.runtime
-        answer = runtime.call("node.recorded", {"oid": ids.result_id(task_id, 1)})
+        oids = [ids.result_id(task_id, index + 1) for index in range(count)]
+        answer = runtime.call("node.recorded", {"oids": oids})
         if answer["lineage"]:
             before = msgspec.msgpack.decode(answer["lineage"], type=TaskLineage)
             then = _outline(before.template, before.arguments, [oid for _, oid, _ in before.dependencies or ()])
@@ -191,9 +192,10 @@ class Closures:
                 )
         if not answer["known"]:
             return None
-        refs = [runtime.objects.borrow(ids.result_id(task_id, index + 1), runtime.node_id) for index in range(count)]
         with runtime.reactor.lock:
-            runtime.objects.unuse(held or ())
+            entries = runtime.objects.adopt_held(oids)
+            refs = [runtime.objects.borrow(oid, runtime.node_id) for oid in oids]
+            runtime.objects.unuse([*entries, *(held or ())])
         return refs[0] if count == 1 else refs
 
     # ------------------------------------------------------------ adopting

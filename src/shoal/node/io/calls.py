@@ -10,7 +10,8 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.waiting    limit?: int      -> waiting: rows of who waits for a worker here, and why
     node.stored     limit?: int      -> stored: rows of the objects in this node's store
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
-    node.recorded   oid: bytes       -> known: bool, whether others know the object; lineage: bytes, how it was made, or empty
+    node.recorded   oids: [bytes]    -> known: bool, whether others know the objects, which the asker holds then; lineage: bytes, how the first
+                                        was made, or empty
     node.keep_here  stored           -> stored: where this node's own copy of it lies, an original from now on (NotKept, ObjectStoreFull)
     node.ping                        -> {}
 
@@ -61,7 +62,7 @@ class Calls:
         links: NodeLinks,
         store: StoreShell,
         statistics: dict[str, Callable[[], Any]],
-        recorded: Callable[[bytes], dict[str, Any]],
+        recorded: Callable[[bytes, list[bytes]], dict[str, Any]],
     ) -> None:
         self._node_id = node_id
         self._table = table
@@ -157,8 +158,8 @@ class Calls:
             ]
         }
 
-    def _recorded(self, _process: Process | None, body: dict[str, Any]) -> Any:
-        return self._recorded_of(body["oid"])
+    def _recorded(self, process: Process | None, body: dict[str, Any]) -> Any:
+        return self._recorded_of(process.worker_id if process is not None else b"", body["oids"])
 
     def _ping(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {}

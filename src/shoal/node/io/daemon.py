@@ -173,7 +173,7 @@ class NodeDaemon:
             self.links,
             self.store,
             self._statistics(),
-            self.objects.machine.recorded,
+            self.objects.recorded,
         )
         if self.cluster is not None:
             self.calls.later["node.keep_here"] = self.cluster.transfer.keep_here

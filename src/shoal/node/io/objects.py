@@ -174,6 +174,14 @@ class Objects:
             owner.send(message)
         return owner is not None
 
+    def recorded(self, process: bytes, oids: list[bytes]) -> dict[str, Any]:
+        """Whether others know all of these results of a task that is repeated, and how it was made. Who asks holds what is known, from now on:
+        those who do may let go before they have read the answer."""
+        answer = self.machine.recorded(oids)
+        if answer["known"]:
+            self.handle(events.Held(process, oids))
+        return answer
+
     def joined(self, process: Process) -> None:
         """A process registered."""
         self.handle(events.ProcessJoined(process.worker_id, isinstance(process, Driver)))
