@@ -213,7 +213,7 @@ def reruns(world: World, number: int) -> set[int]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_spares_that_are_superseded_save_nothing(data: st.DataObject) -> None:
     world = World()
