@@ -76,13 +76,13 @@ def test_refs_whose_owners_are_killed_at_random(tmp_path: Path, seed: int) -> No
                 assert len(shoal.get(put, timeout=GET_TIMEOUT_S)) == 200_000
     finally:
         killer.stop.set()
-        killer.join(10)
+        killer.join(60)
     assert killer.kills, "nobody was killed"
     runs = Counter(path.read_text().split())
     extra = sum(count - 1 for name, count in runs.items() if "/" in name)
     # A kill costs at most what its worker had begun, and what it had answered and nobody had read.
     assert extra <= 4 * killer.kills, f"{extra} runs too many with {killer.kills} kills"
     del plans, refs, put
-    wait_for_counts(before, within_s=5.0)
+    wait_for_counts(before)
     log = Path(core.current().config["log_path"]).read_text()
     assert "internal error" not in log, log[-4000:]
