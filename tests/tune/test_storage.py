@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def storage(request, tmp_path) -> Storage:
     return Storage(str(tmp_path / "s") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
-def test_files_streams_and_folders(storage, tmp_path) -> None:
+def test_files_streams_and_folders(storage, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     assert storage.read("a/b") is None and storage.read_lines("j") == []
     storage.write("a/b", b"1")
     storage.write("a/b", b"22")
@@ -54,6 +57,7 @@ def test_files_streams_and_folders(storage, tmp_path) -> None:
     storage.write("t/c0/deep/x", b"x")
     with pytest.raises(tune.CheckpointError, match="deep/x has 1 of 2 bytes"):
         tune.Checkpoint(storage.full("t/c0")).to_directory()
+    assert list((tmp_path / "temporary").iterdir()) == []  # nothing is left behind, of copies neither
     storage.remove("t")
     with pytest.raises(tune.CheckpointError, match="not written to its end"):
         check_complete(storage, "t/c0")

@@ -43,9 +43,13 @@ class Checkpoint:
         target = str(path) if path is not None else tempfile.mkdtemp(prefix="shoal-checkpoint-")
         try:
             Storage(self.path).download("", target)
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint {self.path}: there is no such folder") from error
-        _verify(target, self.path)
+            _verify(target, self.path)
+        except BaseException as error:
+            if path is None:
+                shutil.rmtree(target, ignore_errors=True)
+            if isinstance(error, FileNotFoundError):
+                raise CheckpointError(f"checkpoint {self.path}: there is no such folder") from error
+            raise
         return target
 
     @contextlib.contextmanager
