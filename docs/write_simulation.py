@@ -43,13 +43,13 @@ def growth(local: list[dict[str, Any]], driver: list[dict[str, Any]]) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8))
     for rows, name in ((local, "work stays on its node"), (driver, "one driver submits all")):
         nodes = [row["nodes"] for row in rows]
-        left.loglog(nodes, [row["tasks_s"] for row in rows], "o-", label=name)
+        left.loglog(nodes, [row["tasks_s"] * row["task_s"] for row in rows], "o-", label=name)
         right.loglog(nodes, [max(row["busy"]["gcs"], 1e-4) for row in rows], "o-", label=f"GCS, {name}")
     nodes = [row["nodes"] for row in driver]
     right.loglog(nodes, [row["busy"]["submitter_most"] for row in driver], "^:", label="the one driver")
-    left.loglog([1, 1_000], [400, 400_000], "k:", label="all CPUs busy")
+    left.loglog([1, 10_000], [4, 40_000], "k:", label="all CPUs")
     right.axhline(1.0, color="k", linestyle=":", label="saturated")
-    left.set(xlabel="nodes of 4 CPUs", ylabel="tasks of 10 ms a second")
+    left.set(xlabel="nodes of 4 CPUs", ylabel="CPUs that are busy with tasks")
     right.set(xlabel="nodes of 4 CPUs", ylabel="share of its time that it is busy")
     left.legend()
     save(figure, right, "simulation_growth")

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+SLOW_LINK = Path(__file__).with_name("slow_link.py")
 NETWORK = "10.77.0"
 
 
@@ -47,17 +48,15 @@ def why_not() -> str:
 
 
 @functools.cache
-def why_no_netem() -> str:
+def why_not_slow() -> str:
     """Why links cannot be made slow and lossy here; "" when they can."""
     if why_not():
         return why_not()
-    if shutil.which("tc") is None:
-        return "tc (iproute2) is not installed"
-    name = f"shoal-{os.urandom(2).hex()}"
-    _call(f"ip netns add {name}")
-    done = _call(f"ip netns exec {name} tc qdisc add dev lo root netem delay 1ms")
-    _call(f"ip netns del {name}")
-    return f"tc has no netem: {done.stderr.strip()}" if done.returncode else ""
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/net/tun: {error}"
+    return ""
 
 
 def _call(command: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +78,7 @@ class Machine:
         self.address = f"{NETWORK}.{number}"
         self.home = Path(f"/tmp/{self.space}")  # names of sockets must be short
         self.home.mkdir(0o700)
+        self.link: subprocess.Popen[str] | None = None  #: carries what goes over a slow cable
         link = f"v{number}"
         _must(f"ip netns add {self.space}")
         _must(f"ip -n {network.hub} link add {link} type veth peer name eth0 netns {self.space}")
@@ -132,9 +132,18 @@ class Machine:
         """Pull the cable out, or plug it in."""
         _must(f"ip -n {self.network.hub} link set v{self.number} {'up' if plugged else 'down'}")
 
-    def slow(self, netem: str) -> None:
-        """Make what leaves here slow or lossy, as tc-netem(8) has it ("delay 20ms loss 1%")."""
-        _must(f"ip netns exec {self.space} tc qdisc replace dev eth0 root netem {netem}")
+    def slow(self, delay_s: float, jitter_s: float, loss: float) -> None:
+        """Replace the cable by one that takes its time and loses a share of what it carries (see `slow_link`)."""
+        hub, link = self.network.hub, f"v{self.number}"
+        _must(f"ip -n {hub} link del {link}")
+        command = [sys.executable, str(SLOW_LINK), hub, link, self.space, "eth0"]
+        numbers = [str(delay_s), str(jitter_s), str(loss)]
+        self.link = subprocess.Popen([*command, *numbers], stdout=subprocess.PIPE, text=True)
+        assert self.link.stdout is not None
+        assert self.link.stdout.readline() == "ready\n"
+        _must(f"ip -n {hub} link set {link} master bridge up")
+        _must(f"ip -n {self.space} addr add {self.address}/24 dev eth0")
+        _must(f"ip -n {self.space} link set eth0 up")
 
     def close(self) -> list[str]:
         """End what runs here; what was left in the folder of sessions."""
@@ -148,6 +157,9 @@ class Machine:
         pids = _call(f"ip netns pids {self.space}").stdout.split()
         for pid in pids:
             _call(f"kill -9 {pid}")
+        if self.link is not None:
+            self.link.kill()
+            self.link.communicate()
         _must(f"ip netns del {self.space}")
         sessions = self.home / f"shoal-{os.geteuid()}"
         left = [str(path) for path in sessions.iterdir() if path.is_dir()] if sessions.is_dir() else []

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.machines import Machine, Network, why_no_netem, why_not
+from tests.cluster.machines import Machine, Network, why_not, why_not_slow
 from tests.engine.driver_process import HEARD
 
 SOON_S = 60.0
@@ -203,10 +203,21 @@ def _status(machine: Machine) -> str:
     return result.stdout
 
 
-@pytest.mark.skipif(bool(why_no_netem()), reason=why_no_netem())
+SOME_OF_IT = """
+work = shoal.remote(lambda value: (addresses.get(here()), len(value))).options(resources={"m2": 0.1})
+assert shoal.get(work.remote(bytes(10))) == ("10.77.0.2", 10)
+assert shoal.get(work.remote(bytes(300_000))) == ("10.77.0.2", 300_000)
+assert len(shoal.get(shoal.remote(lambda: bytes(300_000)).options(resources={"m2": 0.1}).remote())) == 300_000
+results = shoal.get([work.remote(b"x") for _ in range(200)])
+assert results == [("10.77.0.2", 1)] * 200
+print("DONE")
+"""
+
+
+@pytest.mark.skipif(bool(why_not_slow()), reason=why_not_slow())
 def test_a_slow_network_that_loses_packets(network: Callable[[int], list[Machine]]) -> None:
-    machines = network(3)
-    for machine in machines:
-        machine.slow("delay 15ms 5ms loss 1%")
+    """Each way takes 2 to 4 ms, and one frame of a hundred is lost: TCP repeats it, and nothing else notices."""
+    machines = network(2)
+    machines[1].slow(delay_s=0.002, jitter_s=0.002, loss=0.01)
     cluster_of(machines)
-    assert "DONE" in run(machines[0], EVERYTHING, timeout_s=120.0)
+    assert "DONE" in run(machines[0], SOME_OF_IT)

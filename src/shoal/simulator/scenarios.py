@@ -76,15 +76,16 @@ def everywhere(seed: int, nodes: int, cpus: int, tasks: int, duration_s: float) 
 
 
 def growth(seed: int, most: int = 10_000) -> Iterator[Row]:
-    """Both kinds of work on clusters of 4-CPU nodes, tasks of 10 ms."""
+    """Both kinds of work on clusters of 4-CPU nodes, tasks of 10 ms, or of 100 ms where there are so many nodes that they are too many to play."""
     for nodes in (1, 10, 100, 1_000, 10_000):
         if nodes <= most:
-            row = linear(seed, nodes, 4, nodes * (200 if nodes < 10_000 else 60), 0.010)
-            yield {**row, "scenario": "growth, local work"}
+            tasks, task_s = (200, 0.010) if nodes < 10_000 else (40, 0.100)
+            row = linear(seed, nodes, 4, nodes * tasks, task_s)
+            yield {**row, "scenario": "growth, local work", "task_s": task_s}
     for nodes in (1, 10, 100, 1_000):
         if nodes <= most:
             row = everywhere(seed, nodes, 4, min(40_000, nodes * 200), 0.010)
-            yield {**row, "scenario": "growth, one driver"}
+            yield {**row, "scenario": "growth, one driver", "task_s": 0.010}
 
 
 def latency(seed: int, nodes: int = 16, rounds: int = 30, chunk_s: float = 0.004) -> Iterator[Row]:
