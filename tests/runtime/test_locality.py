@@ -8,7 +8,7 @@ import pytest
 
 from shoal.protocol.messages import KIND_TASK, Stored
 from shoal.runtime.core import Runtime
-from shoal.runtime.locality import HERE_BYTES_MIN
+from shoal.runtime.locality import ABROAD_BYTES_MIN, HERE_BYTES_MIN
 from shoal.runtime.objects import ObjectEntry
 from shoal.runtime.tasks import PendingTask, Template, WorkerLease
 
@@ -41,7 +41,7 @@ def chosen(runtime: Runtime, template: Template, *inputs: tuple[bytes, int] | by
 
 def test_large_inputs_of_another_node_make_a_class(runtime: Runtime) -> None:
     template = template_of(runtime)
-    assert chosen(runtime, template, b"small", (THERE, 4 * MB - 1)) is template
+    assert chosen(runtime, template, b"small", (THERE, ABROAD_BYTES_MIN - 1)) is template
     variant = chosen(runtime, template, (THERE, 4 * MB), (ELSEWHERE, 2 * MB), (HERE, 2 * MB))
     assert variant.klass is not None and variant.klass.strategy == {"locality": {THERE: 4 * MB}}
     assert variant.klass is not template.klass and variant.wire.number != template.wire.number
