@@ -100,16 +100,19 @@ def test_what_is_committed_when_the_server_dies_is_not_done_again(tmp_path: Path
         side = Side(tmp_path)
         side.start_link()
         keys = [b"%d" % n for n in range(40)]
+        all_done = asyncio.Event()
 
         async def reaper() -> None:
             for _ in range(8):
                 await side.start_server()
                 side.disk.died.clear()
                 side.disk.die_after = side.disk.commits + dice.randint(1, 4)
-                try:
-                    await asyncio.wait_for(side.disk.died.wait(), 0.5)
-                except TimeoutError:
-                    return  # all is done
+                waits = [asyncio.ensure_future(event.wait()) for event in (side.disk.died, all_done)]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    wait.cancel()
+                if not side.disk.died.is_set():
+                    return
                 await side.kill_server()
             side.disk.die_after = 0
             await side.start_server()
@@ -124,6 +127,7 @@ def test_what_is_committed_when_the_server_dies_is_not_done_again(tmp_path: Path
         for seq in range(1, 21):
             side.link.report(batch(seq))
         await asyncio.gather(*map(once, keys))
+        all_done.set()
         await reaping
         if side.server is None:
             await side.start_server()
