@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -291,12 +292,22 @@ def test_the_session_ends_and_leaves_nothing() -> None:
 
 def test_a_server_that_cannot_live_ends_the_session_with_its_reason(tmp_path: Any) -> None:
     shoal.shutdown()
-    shoal.init(num_cpus=1, log_to_driver=False, _system={"gcs_storage": f"sqlite:{tmp_path}/no/such/folder/file"})
+    (tmp_path / "folder").mkdir()
+    shoal.init(num_cpus=1, log_to_driver=False, _system={"gcs_storage": f"sqlite:{tmp_path}/folder/file"})
     try:
+        shutil.rmtree(tmp_path / "folder")  # so that the next server finds no place for its tables
+        kill_gcs()
         with pytest.raises(shoal.exceptions.NodeDaemonDiedError, match="unable to open database file"):
             gcs_call("jobs")
     finally:
         shoal.shutdown()
+
+
+def test_a_storage_that_is_not_there_is_refused_at_the_start(tmp_path: Any) -> None:
+    shoal.shutdown()
+    with pytest.raises(RuntimeError, match="unable to open database file"):
+        shoal.init(num_cpus=1, _system={"gcs_storage": f"sqlite:{tmp_path}/no/such/folder/file"})
+    assert not shoal.is_initialized()
 
 
 def test_with_tables_in_memory_the_session_ends_with_an_error() -> None:
