@@ -1,6 +1,6 @@
 """What lineage, the trace, authentication and SQLite cost one node: the engine's main figures with and without them, in turns.
 
-    python benchmarks/durable_cost.py [--rounds 9] [--round-s 0.3] [--only KEY ...]
+    python benchmarks/durable_cost.py [--rounds 9] [--round-s 0.3] [--only KEY ...] [--keep-trace]
 
 Two sessions live at the same time, each in a process of its own, and each figure is measured in one and then the other (the order swaps every
 round), so that whatever else the machine does hits both. The line has, for each figure, the median of the rounds' ratios, *with* over *without* in
@@ -48,12 +48,14 @@ ANSWER_S = 60.0
 STORE_BYTES = 1 << 30
 
 
-def take_out() -> None:
-    """No lineage in this driver, no trace in its workers."""
+def take_out(keep_trace: bool) -> None:
+    """No lineage in this driver, and, but for `keep_trace`, no trace in its workers."""
     import shoal
     from shoal.runtime.lineage import LineageTable
 
     LineageTable.keep = lambda *_: None  # type: ignore[method-assign, assignment]
+    if keep_trace:
+        return
 
     @shoal.remote(num_cpus=0)
     def patch() -> int:
@@ -87,7 +89,7 @@ def measure_once(work: Callable[[], float], seconds: float, token: str) -> tuple
     return done, spent_s, cpu_s(token) - before_s
 
 
-def serve(pipe: Connection, durable: bool) -> None:
+def serve(pipe: Connection, durable: bool, keep_trace: bool) -> None:
     """One session: measures what it is told to, until it is told nothing."""
     token = os.environ[TOKEN_VARIABLE] = os.urandom(8).hex()
     import shoal
@@ -105,7 +107,7 @@ def serve(pipe: Connection, durable: bool) -> None:
             include_dashboard=False,
             _system={"gcs_storage": "memory"},
         )
-        take_out()
+        take_out(keep_trace)
     try:
         loads, works = Workloads(shoal), {}
         pipe.send("ready")
@@ -131,7 +133,7 @@ def answer(pipe: Connection) -> Any:
     return pipe.recv()
 
 
-def measure(keys: list[str], rounds: int, round_s: float) -> dict[str, Any]:
+def measure(keys: list[str], rounds: int, round_s: float, keep_trace: bool = False) -> dict[str, Any]:
     """All figures."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[bool, Any] = {}
@@ -139,7 +141,7 @@ def measure(keys: list[str], rounds: int, round_s: float) -> dict[str, Any]:
     try:
         for durable in (True, False):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, durable))
+            process = context.Process(target=serve, args=(theirs, durable, keep_trace))
             process.start()
             processes.append(process)
             pipes[durable] = ours
@@ -185,9 +187,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--round-s", type=float, default=0.3)
     parser.add_argument("--only", nargs="+", choices=KEYS, default=list(KEYS))
+    parser.add_argument("--keep-trace", action="store_true", help="leave the trace in both")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    found = measure(options.only, options.rounds, options.round_s)
+    found = measure(options.only, options.rounds, options.round_s, options.keep_trace)
     print(json.dumps({"benchmark": "durable_cost", "load": round(load, 1), "rounds": options.rounds, **found}))
 
 
