@@ -95,6 +95,8 @@ def test_parameters_that_do_not_fit_are_told() -> None:
         tune.SuccessiveHalvingScheduler(bracket_size=0)
     with pytest.raises(ValueError, match="max_t"):
         tune.HyperBandScheduler(max_t=0)
+    with pytest.raises(ValueError, match="report_timeout_s must be seconds above 0"):
+        tune.FailureConfig(report_timeout_s=0)
 
 
 def grid() -> ResultGrid:

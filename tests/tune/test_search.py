@@ -125,6 +125,52 @@ def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path) -> Non
     assert len(list(Path(grid[0].path).glob("checkpoint_*"))) == 2
 
 
+def test_a_trial_that_hangs_is_killed_and_harms_nobody(tmp_path, monkeypatch) -> None:
+    """The clock leaps while a trial says that it hangs, so that no machine is measured; one trial at a time, for it leaps for all."""
+    import ctypes
+    import types
+
+    from shoal.tune import controller
+
+    hung = tmp_path / "hung"
+    hung.touch()
+
+    def objective(config):
+        saved = tune.get_checkpoint()
+        if config["x"] == 1:
+            with open(hung, "a") as file:
+                file.write("x")
+            ctypes.PyDLL(None).sleep(1000)  # with the GIL held
+        if config["x"] == 2 and saved is None:
+            (tmp_path / "work").mkdir()
+            tune.report({"loss": 2}, checkpoint=tune.Checkpoint.from_directory(tmp_path / "work"))
+            with open(hung, "a") as file:
+                file.write("x")
+            time.sleep(1000)
+        return {"loss": config["x"], "again": saved is not None}
+
+    killed, leapt = [], [0]
+
+    def monotonic() -> float:
+        leapt[0] += 100 * (hung.stat().st_size > len(killed))
+        return time.monotonic() + leapt[0]
+
+    def fail(self, trial, text, error, *args, _fail=controller.Controller._fail, **more):
+        killed.append(error)
+        _fail(self, trial, text, error, *args, **more)
+
+    monkeypatch.setattr(controller.Controller, "_fail", fail)
+    monkeypatch.setattr(controller, "time", types.SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+    monkeypatch.setattr(controller, "TURN_S", 0.05)
+    run = {"failure_config": tune.FailureConfig(max_failures=1, report_timeout_s=500)}
+    grid = search(objective, {"x": tune.grid_search([1, 2, 3])}, tmp_path, run=run, max_concurrent_trials=1).fit()
+    assert hung.stat().st_size == 3  # the first hung again when it was tried again
+    assert isinstance(grid[0].error, TimeoutError) and "neither reported nor ended for 500 s" in str(grid[0].error)
+    assert "report_timeout_s" in Path(grid[0].path, "error.txt").read_text()
+    assert grid.num_errors == 1 and [one.metrics["loss"] for one in (grid[1], grid[2])] == [2, 3]
+    assert grid[1].metrics["again"] and grid[1].metrics["training_iteration"] == 2
+
+
 class Counter(tune.Trainable):
     def setup(self, config, offset=0):
         self.value = offset

@@ -4,8 +4,9 @@ Design: runners (actors) are kept and given trial after trial; as many as the cl
 event is handled and written to the journal before its effects are performed. A runner has at most one call under way; when its process dies, the
 trial fails (and perhaps tries again) and a new one takes the place.
 
-What it does not do: decide anything about trials (`experiment`, `schedulers`), interrupt code that neither reports nor returns, except by ending its
-process when the whole search ends.
+Code that neither reports nor returns cannot be interrupted: its process is killed, after `report_timeout_s` or when the whole search ends.
+
+What it does not do: decide anything about trials (`experiment`, `schedulers`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Plan:
     max_concurrent: int = 0  #: 0: as many as fit
     reuse_runners: bool = True
     time_budget_s: float | None = None
+    report_timeout_s: float | None = None
     num_to_keep: int | None = None
     score_attribute: str | None = None
     score_order: str = "max"
@@ -61,6 +63,7 @@ class Slot:
     demand: dict[str, float]
     trial_id: str | None = None
     begun: bool = False  #: it has answered, so it has a place in the cluster
+    answer_due: float | None = None  #: monotonic time at which its silence is a failure
 
 
 class Controller:
@@ -82,7 +85,7 @@ class Controller:
         self.journal = Journal(storage)
         self.turns = 0
         self._slots: list[Slot] = []
-        self._calls: dict[Any, tuple[Slot, str]] = {}  #: ref -> (slot, "result" or "release")
+        self._calls: dict[Any, tuple[Slot, str]] = {}  #: ref -> (slot, "ready", "result", "release" or "killed")
         self._total = shoal.cluster_resources()
         self._ever = dict(self._total)  #: the most there was of each resource: a node that is away may come back
         self._target = shoal.put(plan.trainable.target)
@@ -105,11 +108,12 @@ class Controller:
                     break
                 lacking = self._fill()
                 self._make_room()
-                pause = TURN_S if deadline is None else min(TURN_S, max(0.0, deadline - time.monotonic()))
+                pause = self._pause(deadline)
                 if self._calls:
                     ready, _ = shoal.wait(list(self._calls), num_returns=1, timeout=pause)
                     for ref in ready:
                         self._hear(ref)
+                    self._end_silent()
                 elif lacking is not None:  # until a node joins, time is over, or the user has enough of it
                     self._say_once(f"the search waits: {lacking}")
                     time.sleep(pause)
@@ -121,6 +125,12 @@ class Controller:
                 self._attend()
         finally:
             self._close()
+
+    def _pause(self, deadline: float | None) -> float:
+        """How long the loop may sleep: until the next thing that is due."""
+        due = [slot.answer_due for slot in self._slots if slot.answer_due is not None]
+        due += [] if deadline is None else [deadline]
+        return min(TURN_S, max(0.0, min(due) - time.monotonic())) if due else TURN_S
 
     def _attend(self) -> None:
         """Between two results: the table and the snapshot."""
@@ -281,14 +291,54 @@ class Controller:
             checkpoint_at_end=plan.checkpoint_at_end,
         )
         self.journal.commit()
-        self._calls[slot.actor.run.remote(assignment)] = (slot, "result")
+        if plan.report_timeout_s is not None and not slot.begun:  # its time begins when it has a place
+            self._calls[slot.actor.__shoal_ready__.remote()] = (slot, "ready")
+        self._expect(slot, slot.actor.run.remote(assignment), "result")
         self._tell("on_trial_start", trial)
 
     # ------------------------------------------------------------ news
 
+    def _expect(self, slot: Slot, ref: Any, kind: str) -> None:
+        """A runner was asked for something."""
+        self._calls[ref] = (slot, kind)
+        limit = self.plan.report_timeout_s
+        slot.answer_due = time.monotonic() + limit if limit is not None and slot.begun else None
+
+    def _end_silent(self) -> None:
+        """Kill the runners whose answer is overdue; their trials fail, and perhaps try again."""
+        now = time.monotonic()
+        overdue = {
+            ref: (slot, kind)
+            for ref, (slot, kind) in self._calls.items()
+            if slot.answer_due is not None and slot.answer_due <= now and kind in ("result", "release")
+        }
+        if not overdue:
+            return
+        # This process may have been the slow one: what has come meanwhile is in time.
+        came, _ = shoal.wait(list(overdue), num_returns=len(overdue), timeout=0)
+        for ref in came:
+            del overdue[ref]
+            self._hear(ref)
+        for ref, (slot, kind) in overdue.items():
+            self._calls[ref] = (slot, "killed")
+            self._discard(slot)
+            if kind == "result":
+                assert slot.trial_id is not None
+                error = TimeoutError(
+                    f"the trial neither reported nor ended for {self.plan.report_timeout_s:g} s "
+                    "(FailureConfig.report_timeout_s), so its process was killed"
+                )
+                self._fail(self.experiment.trials[slot.trial_id], str(error), error)
+
     def _hear(self, ref: Any) -> None:
         """A call has ended."""
         slot, kind = self._calls.pop(ref)
+        if kind in ("ready", "killed"):
+            with contextlib.suppress(Exception):  # "result" has the same error, and is heard too
+                shoal.get(ref)
+            if kind == "ready" and not slot.begun and self.plan.report_timeout_s is not None:
+                slot.begun, slot.answer_due = True, time.monotonic() + self.plan.report_timeout_s
+            return
         slot.begun = True
         assert slot.trial_id is not None
         trial = self.experiment.trials[slot.trial_id]
@@ -388,7 +438,7 @@ class Controller:
         self.journal.commit()
         for effect in effects:
             if isinstance(effect, Proceed):
-                self._calls[slot.actor.proceed.remote()] = (slot, "result")
+                self._expect(slot, slot.actor.proceed.remote(), "result")
             elif isinstance(effect, Release):
                 self._release(slot, effect.save)
             else:
@@ -396,11 +446,11 @@ class Controller:
 
     def _release(self, slot: Slot, save: bool = False) -> None:
         """Take a trial that has not ended from its runner. `save`: a class trainable, as it is."""
-        self._calls[slot.actor.release.remote(save)] = (slot, "release")
+        self._expect(slot, slot.actor.release.remote(save), "release")
 
     def _idle(self, slot: Slot) -> None:
         """A runner is free."""
-        slot.trial_id = None
+        slot.trial_id = slot.answer_due = None
         if not self.plan.reuse_runners:
             self._discard(slot)
 

@@ -77,10 +77,18 @@ class FailureConfig:
     Args:
         max_failures: how often a trial may fail and go on from its last checkpoint; -1: always.
         fail_fast: the first failure ends the search; "raise": and is raised by `fit`.
+        report_timeout_s: a trial that neither reports nor ends for so long hangs: its process is killed, and it has failed. No limit by
+            default. Counted from when its process is ready, so waiting for a place in the cluster is no silence.
     """
 
     max_failures: int = 0
     fail_fast: bool | str = False
+    report_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.report_timeout_s
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise ValueError(f"FailureConfig: report_timeout_s must be seconds above 0, or None, not {limit!r}")
 
 
 @dataclass(slots=True)
@@ -291,6 +299,7 @@ class Tuner:
             max_concurrent=limit,
             reuse_runners=tune.reuse_actors,
             time_budget_s=tune.time_budget_s,
+            report_timeout_s=self._run.failure_config.report_timeout_s,
             num_to_keep=kept.num_to_keep,
             score_attribute=kept.checkpoint_score_attribute,
             score_order=kept.checkpoint_score_order,
