@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import shoal
 from shoal.cli import main
+from shoal.cli.amounts import bytes_of
 from shoal.cli.status import size
 from shoal.launch.observer import Observer, SessionUnreachableError
 from shoal.runtime import core
@@ -94,6 +97,21 @@ def test_a_daemon_that_is_silent_or_gone_is_an_error_not_a_hang(
 def test_a_refused_call_says_why(shoal_shared: ModuleType) -> None:
     with Observer(core.current().session_dir) as observer, pytest.raises(RuntimeError, match="no method"):
         observer.call("node.nonsense")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("1000", 1000), ("1e9", 10**9), ("1E+9", 10**9), ("1GB", 10**9), ("1g", 10**9), ("1.5 gb", 1_500_000_000)]
+    + [("512MiB", 512 * 2**20), ("2Gi", 2**31), ("10_000", 10_000), ("100kB", 100_000), ("7b", 7), (None, None)]
+    + [(text, "is no size") for text in ("", "0", "-1", "1e-9", "1 GX", "GB", "1..5", "nan", "inf", "1e99", "1,000")],
+)
+def test_sizes_are_taken_as_people_write_them(text: str | None, count: object) -> None:
+    option = click.Option(["--size"])
+    if isinstance(count, str):
+        with pytest.raises(click.BadParameter, match=f"{re.escape(repr(text))} {count}: write bytes .* or a unit"):
+            bytes_of(click.Context(main), option, text)
+    else:
+        assert bytes_of(click.Context(main), option, text) == count
 
 
 def test_demo_runs_from_the_module() -> None:

@@ -212,3 +212,19 @@ assert shoal.get(talk.remote(), timeout=60) == 99
 time.sleep(0.1)
 assert shoal.get(talk.remote(), timeout=60) == 99
 """)
+
+
+def test_errors_alike_that_nobody_asked_for_are_counted() -> None:
+    script = """
+session(num_cpus=1)
+@shoal.remote
+def fail(number):
+    raise ValueError(f"no {number}")
+for number in range(10):
+    shoal.wait([fail.remote(number)], timeout=60)
+shoal.get(one.remote())
+shoal.shutdown()
+"""
+    _, err = run(script)
+    assert err.count("Unhandled error in fail") == 3 and err.count("More like it are only counted") == 1, err
+    assert err.count("7 more unhandled errors like TaskError(ValueError) in fail were not shown.") == 1, err

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from shoal.cli.amounts import labels_of, resources_of
+from shoal.cli.amounts import bytes_of, labels_of, resources_of
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,8 +67,12 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
 )
 @click.option("--num-cpus", type=click.FloatRange(min=0), help="Default: this machine's.")
 @click.option("--num-gpus", type=click.FloatRange(min=0), help="Default: this machine's.")
-@click.option("--memory", type=click.IntRange(min=0), metavar="BYTES", help="What tasks can ask for.")
-@click.option("--object-store-memory", type=click.IntRange(min=1), metavar="BYTES", help="Default: 30% of the memory.")
+@click.option(
+    "--memory", callback=bytes_of, metavar="BYTES", help="What tasks can ask for: 8000000000, 8e9, 8GB, 8GiB."
+)
+@click.option(
+    "--object-store-memory", callback=bytes_of, metavar="BYTES", help="2e9, 2GB, 2GiB. Default: 30% of the memory."
+)
 @click.option("--resources", callback=resources_of, metavar="NAME=NUMBER,...", help="Custom resources; or JSON.")
 @click.option(
     "--labels", callback=labels_of, metavar="NAME=TEXT,...", help="Labels that tasks can choose nodes by; or JSON."

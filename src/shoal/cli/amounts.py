@@ -1,11 +1,29 @@
-"""How the command line takes resources and labels: a JSON object, or NAME=VALUE,NAME=VALUE."""
+"""How the command line takes resources and labels (a JSON object, or NAME=VALUE,NAME=VALUE), and sizes (2e9, 2GB, 512MiB)."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any
 
 import click
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def bytes_of(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """A size as people write it: 1000000000, 1e9, 1GB, 1.5g, 512 MiB. As in `shoal status`, a GB is 10^9 bytes and a GiB 2^30."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([\d._]*\d\.?(?:e\+?\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
+    try:
+        size = float(match[1]) * _UNITS[match[2] or ""] if match else math.nan
+    except ValueError:
+        size = math.nan
+    if not 1 <= size < 2**63:
+        raise click.BadParameter(f"{text!r} is no size: write bytes (1000000000, 1e9) or a unit (1GB, 1.5g, 512MiB)")
+    return int(size)
 
 
 def resources_of(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, Any]:
