@@ -128,6 +128,31 @@ def test_who_waits_long_is_queued_at_some_nodes_too(nodes: Nodes) -> None:
     assert nodes.waiting() == 1 and len(found) <= QUEUES_MAX
 
 
+def test_what_is_queued_is_said_to_be_and_goes_wherever_room_comes_first(nodes: Nodes) -> None:
+    """A node dies, eight chains wait on two that are full: the node that joins gets all that it has room for, and a dead one's queue is another's."""
+    for node_id in (B, C):
+        nodes.speak(node_id, 0)
+    assert nodes.want(4) == []
+    answers = []
+    for _ in range(2):
+        nodes.now += QUEUED_AFTER_S
+        answers += nodes.machine.handle(TimePassed(), nodes.now)
+    assert [(told.message.placements, told.message.queued) for told in answers if type(told) is TellPlaced] == [
+        ([(B, 1)], True),
+        ([(C, 1)], True),
+    ]
+    assert nodes.waiting() == 4
+    nodes.feed(NodeGone(C))
+    joined = b"d" * 16
+    nodes.cpus[joined] = 3
+    nodes.feed(NodeUp(joined, "d", {"CPU": 3 * CPU}, {}))
+    [told] = nodes.machine.handle(NodeSpoke(joined, NodeLoad(1, {"CPU": 3 * CPU}, {"CPU": 3 * CPU})), nodes.now)
+    assert type(told) is TellPlaced and told.message.placements == [(joined, 3)] and not told.message.queued
+    nodes.speak(joined, 0)
+    nodes.now += QUEUED_AFTER_S
+    assert nodes.feed(TimePassed()) == [(A, {joined: 1})] and nodes.waiting() == 1
+
+
 def test_refusals(nodes: Nodes) -> None:
     [(asker, reason)] = nodes.want(1, cpus=5)
     assert asker == A and "asks for 5 CPU" in reason and nodes.waiting() == 0
@@ -179,7 +204,8 @@ def test_what_a_lost_node_wanted_is_forgotten(nodes: Nodes) -> None:
 
 
 class RandomWorld:
-    """Nodes that run what is placed there for a while; messages take up to 10 ms, heartbeats come every 0.5 s and soon after changes."""
+    """Nodes that run what is placed there for a while; messages take up to 10 ms, heartbeats come every 0.5 s and soon after changes. Of what is
+    queued besides, nodes say when it has begun, and take it back when all is placed, as `scheduling.forwarding` does."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -189,7 +215,10 @@ class RandomWorld:
         self.running: dict[bytes, list[tuple[float, int]]] = {node_id: [] for node_id in self.cpus}
         #: (asker, class) -> (CPUs, wanted and not begun)
         self.open: dict[tuple[bytes, int], list[int]] = {}
-        self.queues: dict[bytes, list[tuple[tuple[bytes, int], int]]] = {node_id: [] for node_id in self.cpus}
+        #: what the global scheduler still owes each, as its node counts
+        self.asked: dict[tuple[bytes, int], int] = {}
+        #: (who, CPUs, whether it is queued besides)
+        self.queues: dict[bytes, list[tuple[tuple[bytes, int], int, bool]]] = {node_id: [] for node_id in self.cpus}
         #: (when, what): messages to nodes on their way
         self.mail: list[tuple[float, Any]] = []
         self.alive = set(self.cpus)
@@ -211,9 +240,19 @@ class RandomWorld:
         self.feed(NodeSpoke(node_id, NodeLoad(1, {"CPU": self.free(node_id) * CPU}, total, [({}, queued)], 0.05)))
 
     def ask(self, key: tuple[bytes, int]) -> None:
+        self.say(key, self.open[key][1])
+
+    def say(self, key: tuple[bytes, int], backlog: int) -> None:
+        self.asked[key] = backlog
         asker, class_no = key
-        cpus, backlog = self.open[key]
+        cpus = self.open[key][0]
         self.feed(Wanted(asker, PlaceLeases(b"p", class_no, b"job1", {"CPU": cpus * CPU}, backlog)))
+        if not backlog:
+            self.unqueue(key)
+
+    def unqueue(self, key: tuple[bytes, int]) -> None:
+        for node_id, queue in self.queues.items():
+            self.queues[node_id] = [each for each in queue if not (each[2] and each[0] == key)]
 
     def deliver(self, told: TellPlaced) -> None:
         key = (told.node_id, told.message.class_no)
@@ -222,9 +261,16 @@ class RandomWorld:
         if told.message.refused:
             self.refused[key] = self.open.pop(key)[0]
             return
+        queued = told.message.queued
         for node_id, count in told.message.placements:
+            if queued and not self.asked[key]:
+                continue
             if node_id in self.alive:
-                self.queues[node_id] += [(key, self.open[key][0])] * count
+                self.queues[node_id] += [(key, self.open[key][0], queued)] * count
+            if not queued:
+                self.asked[key] = max(0, self.asked[key] - count)
+                if not self.asked[key]:
+                    self.unqueue(key)
 
     def step(self) -> None:
         self.now += 0.01
@@ -235,16 +281,20 @@ class RandomWorld:
         for node_id in sorted(self.alive):
             before = self.free(node_id)
             self.running[node_id] = [(until, cpus) for until, cpus in self.running[node_id] if until > self.now]
-            for key, cpus in list(self.queues[node_id]):
+            for key, cpus, queued in list(self.queues[node_id]):
+                if (key, cpus, queued) not in self.queues[node_id]:
+                    continue  # taken back just now
                 if key not in self.open:
-                    self.queues[node_id].remove((key, cpus))
+                    self.queues[node_id].remove((key, cpus, queued))
                 elif cpus <= self.free(node_id):
-                    self.queues[node_id].remove((key, cpus))
+                    self.queues[node_id].remove((key, cpus, queued))
                     self.running[node_id].append((self.now + self.rng.expovariate(10), cpus))
                     self.open[key][1] -= 1
                     if not self.open[key][1]:
+                        self.say(key, 0)
                         del self.open[key]
-                        self.feed(Wanted(key[0], PlaceLeases(b"p", key[1], b"job1", {}, 0)))
+                    elif queued:
+                        self.say(key, self.asked[key] - 1)
             assert self.free(node_id) >= 0
             if self.free(node_id) != before or self.rng.random() < 0.02:
                 self.speak(node_id)

@@ -108,11 +108,68 @@ def test_refusals_of_nodes_end_in_words() -> None:
     assert last[-1] == fw.TellProcess(P, LeasesUnschedulable(0, "nor here"))
 
 
-class World:
-    """One submitter as `runtime.submitter` counts, this node, a global scheduler that places at random, and other nodes; channels keep order."""
+def waits_for_four(*queued: bytes) -> fw.Forwarding:
+    """Four leases are asked of the global scheduler, which has queued one at each of some nodes."""
+    made = machine()
+    made.handle(fw.Requested(P, request(8)))
+    made.handle(fw.Overdue(P, 0, 4))
+    for node_id in queued:
+        assert made.handle(fw.Placed(P, 0, [(node_id, 1)], queued=True)) == [fw.AskNode(node_id, P, request(8), 1)]
+    return made
 
-    def __init__(self, seed: int, strategy: dict[str, Any]) -> None:
+
+def test_what_is_queued_at_nodes_without_room_is_still_asked_for() -> None:
+    made = waits_for_four(OTHER, THIRD)
+    assert made.handle(fw.Overdue(P, 0, 4)) == []  # all four, not the two that are queued nowhere
+    assert made.handle(fw.Overdue(P, 0, 8)) == [fw.AskGlobal(P, request(8), 8)]
+    assert made.handle(fw.Placed(P, 0, [(OTHER, 1)], queued=True)) == [fw.AskNode(OTHER, P, request(8), 1)]  # a new GCS
+
+
+def test_what_is_queued_is_taken_back_when_all_is_placed() -> None:
+    made = waits_for_four(OTHER, THIRD)
+    joined = b"j" * 16
+    assert made.handle(fw.Placed(P, 0, [(joined, 3)])) == [fw.AskNode(joined, P, request(8), 3)]
+    assert made.handle(fw.Placed(P, 0, [(OTHER, 1)])) == [
+        fw.AskNode(OTHER, P, request(8), 1),  # now that it has room; what was queued there goes
+        fw.AskNode(THIRD, P, request(8), 0),
+    ]
+    late = made.handle(fw.GrantedAbroad(THIRD, P, grant(5)))  # it had granted before it heard
+    assert late == [fw.TellProcess(P, grant(5))]
+    assert made.handle(fw.Placed(P, 0, [(THIRD, 1)], queued=True)) == [
+        fw.AskGlobal(P, request(8), 0)
+    ]  # nothing is asked
+
+
+def test_a_queue_that_grants_leaves_less_to_be_placed() -> None:
+    made = waits_for_four(OTHER, THIRD)
+    assert made.handle(fw.GrantedAbroad(OTHER, P, grant(5))) == [
+        fw.AskGlobal(P, request(8), 3),
+        fw.TellProcess(P, grant(5)),
+    ]
+    made.handle(fw.Placed(P, 0, [(OTHER, 2)]))
+    assert made.handle(fw.GrantedAbroad(THIRD, P, grant(6))) == [
+        fw.AskGlobal(P, request(8), 0),
+        fw.TellProcess(P, grant(6)),
+    ]
+
+
+def test_nodes_in_whose_queues_it_waits_may_die_or_refuse() -> None:
+    made = waits_for_four(OTHER, THIRD)
+    assert made.handle(fw.NodeDied(OTHER, "killed")) == []  # all of it is asked for
+    assert made.handle(fw.RefusedAbroad(THIRD, P, 0, "draining")) == []
+    assert made.handle(fw.Requested(P, request(0))) == [
+        fw.RequestHere(P, request(0)),
+        fw.AskGlobal(P, request(8), 0),
+    ]
+
+
+class World:
+    """One submitter as `runtime.submitter` counts, this node, a global scheduler that places (with `queues` it queues, too) at random, and other
+    nodes; channels keep order."""
+
+    def __init__(self, seed: int, strategy: dict[str, Any], queues: bool = False) -> None:
         self.dice = random.Random(seed)
+        self.queues = queues
         self.machine = machine()
         self.strategy = strategy
         self.tasks = self.told = 0
@@ -195,10 +252,13 @@ class World:
         ]
         if self.asked:
             choices.append(("place", None))
+            if self.queues:
+                choices.append(("queue", None))
         if self.here and not self.asked:
             choices.append(("overdue", None))
         if not choices:
             return False
+        self.check()
         what, where = self.dice.choice(choices)
         if what == "grant":
             self.grant(where)
@@ -207,12 +267,23 @@ class World:
             node = self.dice.choice(nodes)
             count = self.dice.randint(1, self.asked)
             self.asked -= count
-            self.channels["placed"].append([(node, count)])
+            self.channels["placed"].append(([(node, count)], False))
+        elif what == "queue":
+            self.channels["placed"].append(([(self.dice.choice(sorted(self.alive)), 1)], True))
         elif what == "overdue":
             self.feed(fw.Overdue(P, 0, self.here))
         else:
             self.deliver(where)
         return True
+
+    def check(self) -> None:
+        """The global scheduler never has less to place than is asked of it here, and who has nothing to place queues nothing."""
+        abroad = self.machine.waits_abroad(P, 0)
+        if abroad is not None:
+            underway = sum(count for items, queued in self.channels["placed"] if not queued for _, count in items)
+            asked = (self.channels["gcs"] or [self.asked])[-1]
+            assert asked + underway >= abroad.asked
+            assert abroad.asked or not abroad.queued
 
     def deliver(self, where: Any) -> None:
         item = self.channels[where].popleft()
@@ -224,8 +295,9 @@ class World:
         elif where == "gcs":
             self.asked = item
         elif where == "placed":
-            lost = [(node, count) for node, count in item if node not in self.alive]
-            self.feed(fw.Placed(P, 0, item))
+            placements, queued = item
+            lost = [(node, count) for node, count in placements if node not in self.alive]
+            self.feed(fw.Placed(P, 0, placements, queued=queued))
             for node, _ in lost:
                 self.feed(fw.NodeDied(node, "killed"))
         elif where[1] == "to":
@@ -236,9 +308,10 @@ class World:
 
 @pytest.mark.parametrize("strategy", [{}, {"kind": "SPREAD"}])
 @pytest.mark.parametrize("kills", [0, 1])
-def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int) -> None:
+@pytest.mark.parametrize("queues", [False, True])
+def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int, queues: bool) -> None:
     for seed in range(200):
-        world = World(seed, strategy)
+        world = World(seed, strategy, queues)
         submitted = 0
         for turn in range(400):
             if turn < 200 and world.dice.random() < 0.15:
@@ -254,6 +327,15 @@ def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int) -> Non
         assert world.done == submitted, (
             f"seed {seed}: {world.tasks} tasks wait, told {world.told}, here {world.here}, asked {world.asked}"
         )
+        world.queues = False
+        for _ in range(20_000):
+            if not world.step():
+                break
+        world.say(0)
+        while any(world.channels.values()):
+            world.step()
+        left = [count for node, count in world.abroad.items() if node in world.alive and count]
+        assert not world.asked and not left, f"seed {seed}: asked for without a use"
 
 
 def test_inputs_elsewhere_are_the_global_schedulers_to_weigh_while_it_is_there() -> None:

@@ -22,7 +22,7 @@ from shoal.simulator.actors import Actor, Call, Leash, TwoLivesError
 from shoal.simulator.campaign import run_seed
 from shoal.simulator.cluster import Cluster, Violation
 from shoal.simulator.scenarios import everywhere, latency, linear
-from shoal.simulator.tasks import tree
+from shoal.simulator.tasks import Task, tree
 from shoal.simulator.world import Channel, Costs, Station, World
 
 COMMAND = [sys.executable, "-m", "shoal.simulator"]
@@ -70,6 +70,29 @@ def test_a_partition_holds_back_and_heals() -> None:
     channel.send(station, 0.0, lambda: heard.append(world.now))
     world.run(10.0)
     assert heard[0] >= 2.0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_after_deaths_a_node_that_joins_is_used_whole_at_once(seed: int) -> None:
+    """14 chains of 100 ms tasks on five nodes of two CPUs, of which two die. Eight chains wait, and are queued at full nodes, too; then comes one
+    with room for all of them."""
+    cluster = Cluster(seed, 5, 2)
+    cluster.settle()
+    first, *_, fourth, fifth = list(cluster.nodes.values())
+    driver, world = cluster.add_driver(first), cluster.world
+
+    def link(_: Task | None = None) -> None:
+        cluster.submit(driver, [Task(0.1, on_end=link)])
+
+    for _ in range(14):
+        link()
+    world.run(world.now + 4.0)
+    cluster.kill_node(fourth)
+    cluster.kill_node(fifth)
+    world.run(world.now + 3.5)
+    joined = cluster.add_node(8)
+    world.run(world.now + 0.02)
+    assert joined.machine.available().get("CPU", 0) == 0
 
 
 def test_empty_tasks_scale_with_the_nodes() -> None:

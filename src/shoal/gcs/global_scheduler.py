@@ -13,8 +13,8 @@ they say again with every heartbeat, and what they want they ask again of a new 
 node has spoken PROMISE_SEEN_S or more after it, or for PROMISED_S: a promise that was not used must not hide room for long.
 
 *Who finds no room for long* (a wide demand beside a stream of narrow ones) is also sent into the queue of the node where it starts first, by
-QUEUED_AFTER_S, then of a second and a third one: there the local scheduler keeps room free for who has waited long. It goes on waiting here: a
-lease too many is returned at once.
+QUEUED_AFTER_S, then of a second and a third one (`LeasesPlaced.queued`): there the local scheduler keeps room free for who has waited long. It goes
+on waiting here, whole: the node that asks counts what is queued apart, takes it back when all was placed, and says when a queue has granted.
 
 *Actors* are placed at once, with room or in a queue, since a node constructs many a second; one that has not begun MOVE_AFTER_S later is moved
 (`ActorPlaced` again) to a node that has room then.
@@ -176,7 +176,7 @@ class Demand:
     job_id: bytes
     backlog: int
     since: float
-    #: nodes in whose queues a lease of it waits, besides
+    #: living nodes in whose queues a lease of it was sent besides, `backlog` unchanged
     queued_at: list[bytes] = field(default_factory=list)
 
 
@@ -305,6 +305,9 @@ class GlobalScheduler:
     def _on_gone(self, event: NodeGone, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
         self._nodes.gone(event.node_id, now)
+        for demand in self._demands.values():
+            if event.node_id in demand.queued_at:
+                demand.queued_at.remove(event.node_id)
         for actor_id in [each for each, actor in self._actors.items() if actor.node_id == event.node_id]:
             del self._actors[actor_id]  # asked for again
         self._refuse_impossible(effects)
@@ -477,8 +480,8 @@ class GlobalScheduler:
     # ------------------------------------------------------------ answers
 
     @staticmethod
-    def _tell(key: Key, placements: list[tuple[bytes, int]], effects: list[Effect]) -> None:
-        effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], placements)))
+    def _tell(key: Key, placements: list[tuple[bytes, int]], effects: list[Effect], queued: bool = False) -> None:
+        effects.append(TellPlaced(key[0], LeasesPlaced(key[1], key[2], placements, queued=queued)))
 
     # ------------------------------------------------------------ time
 
@@ -506,7 +509,7 @@ class GlobalScheduler:
         if view is None:
             return
         demand.queued_at.append(view.node_id)
-        self._tell(key, [(view.node_id, 1)], effects)
+        self._tell(key, [(view.node_id, 1)], effects, queued=True)
 
 
 def _oldest(same: dict[Key, Demand]) -> Demand:

@@ -324,13 +324,15 @@ class PlaceLeases(Message, tag=120):
 
 
 class LeasesPlaced(Message, tag=121):
-    """To a node: ask these nodes for so many leases of the class; the backlog of PlaceLeases goes down by their sum. With `refused` no node of the
+    """To a node: ask these nodes for so many leases of the class; the backlog of PlaceLeases goes down by their sum. With `queued` these nodes have
+    no room: the leases are to wait in their queues besides, until there is room somewhere, and the backlog stays. With `refused` no node of the
     cluster can ever run it: what was asked, what there is."""
 
     process: bytes
     class_no: int
     placements: list[tuple[bytes, int]]
     refused: str = ""
+    queued: bool = False
 
 
 class ReserveBundle(Message, tag=122):

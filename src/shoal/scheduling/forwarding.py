@@ -9,6 +9,7 @@ waits, and has a record of those of which anything is abroad.
                  then inputs come here)
     RefusedHere (never possible here), Overdue (waits too long here) -> AskGlobal (PlaceLeases)
     Placed (nodes and counts) -> AskNode (ForeignLeases), or RequestHere when it is this node
+    Placed(queued) -> AskNode besides: these have no room, and the global scheduler goes on looking for some; taken back when it has found it all
     Granted by a node -> TellProcess; the lease is known here by its node until that says LeaseEnded
 
 A request may be granted here and abroad at once, since tasks are counted in both places: the submitter returns the lease for which it has no task.
@@ -89,13 +90,15 @@ class Overdue:
 
 @dataclass(slots=True)
 class Placed:
-    """The global scheduler's answer; with `refused` no node can ever serve it."""
+    """The global scheduler's answer; with `refused` no node can ever serve it. With `queued` these nodes have no room: what was asked for waits in
+    their queues besides, and the global scheduler still owes it all."""
 
     process: bytes
     class_no: int
     placements: list[tuple[bytes, int]]
     refused: str = ""
     kind: str = ""
+    queued: bool = False
 
 
 @dataclass(slots=True)
@@ -247,9 +250,19 @@ class ClassAbroad:
     asked: int = 0
     #: what was asked of each node and is not granted
     placed: dict[bytes, int] = field(default_factory=dict)
+    #: of what is counted in `asked`, what waits in the queues of nodes without room as well; empty when nothing is asked
+    queued: dict[bytes, int] = field(default_factory=dict)
     refusals: int = 0
     #: more was placed than was asked for: a change of mind and an answer crossed, and the global scheduler may want to place what is left
     crossed: bool = False
+
+    def asked_of(self, node_id: bytes) -> int:
+        """How many leases a node is asked for in all."""
+        return self.placed.get(node_id, 0) + self.queued.get(node_id, 0)
+
+    def nodes(self) -> list[bytes]:
+        """All nodes that are asked for some."""
+        return list({**self.placed, **self.queued})
 
 
 @dataclass(slots=True)
@@ -377,9 +390,7 @@ class Forwarding:
             return
         # Also when all was placed by now: what was asked and what was placed may have crossed on the way.
         effects.append(AskGlobal(key[0], request, 0))
-        for node_id, count in abroad.placed.items():
-            if count:
-                effects.append(AskNode(node_id, key[0], request, 0))
+        effects.extend(AskNode(node_id, key[0], request, 0) for node_id in abroad.nodes())
 
     def _on_refused_here(self, event: RefusedHere, effects: list[Effect]) -> None:
         key = (event.process, event.class_no)
@@ -411,17 +422,48 @@ class Forwarding:
             abroad.asked = 0
             self._refuse(key, event.refused, effects, event.kind)
             return
+        if event.queued and not abroad.asked:
+            effects.append(AskGlobal(event.process, request, 0))  # it answers what was said before
+            return
+        told: dict[bytes, None] = {}
         for node_id, count in event.placements:
-            abroad.crossed = abroad.crossed or count > abroad.asked
-            abroad.asked = max(0, abroad.asked - count)
+            if not event.queued:
+                abroad.crossed = abroad.crossed or count > abroad.asked
+                abroad.asked = max(0, abroad.asked - count)
             if node_id == self._node_id:
                 if self._is_global(request):  # else it waits here anyway
                     effects.append(RequestHere(event.process, request, count))
                 continue
-            abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
+            if event.queued:
+                abroad.queued[node_id] = count  # once a node, though a new global scheduler may say it again
+            else:
+                abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
             self._dealt.setdefault(event.process, {})[node_id] = None
-            effects.append(AskNode(node_id, event.process, request, abroad.placed[node_id]))
+            told[node_id] = None
+        told.update(self._unqueue(abroad))
+        for node_id in told:
+            effects.append(AskNode(node_id, event.process, request, abroad.asked_of(node_id)))
         self._forget_served(key, abroad, effects)
+
+    @staticmethod
+    def _unqueue(abroad: ClassAbroad) -> dict[bytes, None]:
+        """If nothing is left for which there is no room, nothing waits in queues for it either: the nodes to be told."""
+        nodes: dict[bytes, None] = {}
+        if not abroad.asked and abroad.queued:
+            nodes = dict.fromkeys(abroad.queued)
+            abroad.queued.clear()
+        return nodes
+
+    def _count_queued(self, key: Key, abroad: ClassAbroad, node_id: bytes, effects: list[Effect]) -> None:
+        """A node had room in the end for what was queued there: for so much less the global scheduler needs to find some."""
+        request = self._requests[key]
+        abroad.queued[node_id] -= 1
+        if not abroad.queued[node_id]:
+            del abroad.queued[node_id]
+        abroad.asked -= 1
+        effects.append(AskGlobal(key[0], request, abroad.asked))
+        for other in self._unqueue(abroad):
+            effects.append(AskNode(other, key[0], request, abroad.asked_of(other)))
 
     def _forget_served(self, key: Key, abroad: ClassAbroad, effects: list[Effect]) -> None:
         """Drop a record of nothing: its process may leave now, as far as this goes."""
@@ -434,10 +476,13 @@ class Forwarding:
     def _on_granted(self, event: GrantedAbroad, effects: list[Effect]) -> None:
         granted, process = event.granted, event.process
         abroad = self._abroad.get((process, granted.class_no))
-        if abroad is not None and abroad.placed.get(event.node_id):
+        if abroad is not None and abroad.asked_of(event.node_id):
             abroad.refusals = 0
-            abroad.placed[event.node_id] -= 1
-            if not abroad.placed[event.node_id]:
+            if event.node_id not in abroad.placed:
+                self._count_queued((process, granted.class_no), abroad, event.node_id, effects)
+            elif abroad.placed[event.node_id] > 1:
+                abroad.placed[event.node_id] -= 1
+            else:
                 del abroad.placed[event.node_id]
             self._forget_served((process, granted.class_no), abroad, effects)
         if process not in self._dealt:
@@ -453,6 +498,7 @@ class Forwarding:
         if abroad is None or key not in self._requests:
             return
         lost = abroad.placed.pop(event.node_id, 0)
+        abroad.queued.pop(event.node_id, None)
         if event.kind != UNSCHEDULABLE_BUNDLE_GONE:  # that node is not asked again before the group has moved
             abroad.refusals += 1
         if abroad.refusals > REFUSALS_MAX or event.kind == UNSCHEDULABLE_GROUP_REMOVED:
@@ -489,6 +535,7 @@ class Forwarding:
                 effects.append(TellProcess(lease.process, died))
         for key, abroad in self._abroad.items():
             lost = abroad.placed.pop(node_id, 0)
+            abroad.queued.pop(node_id, None)
             if lost:
                 self._ask(key, abroad.asked + lost + sum(abroad.placed.values()), effects)
 

@@ -130,9 +130,12 @@ class Node:
             self._on_cluster(message)
         elif kind is LeasesPlaced:
             placements = [(node, count) for node, count in message.placements]
-            if placements:
+            if placements and not message.queued:
                 self.offers.placed((message.process, message.class_no))
-            self.forward(forwarding.Placed(message.process, message.class_no, placements, message.refused))
+            placed = forwarding.Placed(
+                message.process, message.class_no, placements, message.refused, queued=message.queued
+            )
+            self.forward(placed)
         elif kind is HeartbeatAcknowledged:
             self.actors.leash.acknowledged(message.count)
         elif kind is Acknowledged:

@@ -194,7 +194,7 @@ class ForeignLeases:
 
     def on_placed(self, message: LeasesPlaced) -> None:
         """The global scheduler names nodes."""
-        if message.placements:
+        if message.placements and not message.queued:
             self._offers.placed((message.process, message.class_no))
         self._feed(
             forwarding.Placed(
@@ -202,6 +202,7 @@ class ForeignLeases:
                 message.class_no,
                 [(node, count) for node, count in message.placements],
                 message.refused,
+                queued=message.queued,
             )
         )
 
@@ -351,9 +352,9 @@ class ForeignLeases:
     def explain(self, process: bytes, class_no: int) -> str:
         """Why a class waits that is asked of other nodes; empty when it is not."""
         abroad = self.machine.waits_abroad(process, class_no)
-        if abroad is None or not abroad.placed:
+        if abroad is None or not abroad.nodes():
             return ""
-        nodes = ", ".join(f"{count} of node {node_id.hex()[:8]}" for node_id, count in abroad.placed.items())
+        nodes = ", ".join(f"{abroad.asked_of(node_id)} of node {node_id.hex()[:8]}" for node_id in abroad.nodes())
         return f"leases were asked of other nodes ({nodes}), which have not granted them yet"
 
     def statistics(self) -> dict[str, int]:
