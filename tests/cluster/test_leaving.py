@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shoal
-from shoal.testing import Cluster
+from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -24,14 +26,100 @@ def here() -> str:
 where = shoal.remote(here)
 
 
-def test_a_node_that_is_stopped_is_missed_by_nobody(start_cluster: StartCluster) -> None:
+def row_of(cluster: Cluster, node: ClusterNode) -> dict[str, Any]:
+    rows = cluster.head.call("gcs.nodes")["nodes"]
+    return next(row for row in rows if row["node_id"].hex() == node.node_id)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGINT, "it left: it was told to (SIGINT)"), (signal.SIGTERM, "it left: it was drained: it was told to")],
+)
+def test_a_node_that_is_stopped_is_missed_by_nobody(start_cluster: StartCluster, number: int, cause: str) -> None:
     """It says that it leaves: nobody waits for its heartbeats."""
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node()
-    os.kill(node.pid, 15)
+    os.kill(node.pid, number)
     cluster.wait_for_nodes(1)
-    row = next(row for row in cluster.head.call("gcs.nodes")["nodes"] if row["node_id"].hex() == node.node_id)
-    assert "it left: it was told to (SIGTERM)" in row["cause"]
+    assert cause in row_of(cluster, node)["cause"]
+
+
+def test_a_preempted_node_hands_on_what_it_has(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """SIGTERM: what runs ends, what was made is kept, an actor goes on elsewhere from a fresh checkpoint, and nothing runs twice."""
+    cluster = start_cluster(num_cpus=2, resources={"home": 1})
+    node = cluster.add_node(num_cpus=3, resources={"two": 3})
+    cluster.connect(log_to_driver=False)
+
+    def note(line: str) -> None:
+        with (tmp_path / "runs").open("a") as file:
+            file.write(f"{line}\n")
+
+    @shoal.remote(max_retries=0, resources={"two": 1})
+    def make(number: int) -> bytes:
+        note(f"make {number}")
+        return bytes([number]) * 300_000
+
+    @shoal.remote(max_retries=0, resources={"two": 1})
+    def slow() -> str:
+        note("slow")
+        wait_until((tmp_path / "go").exists)
+        return here()
+
+    @shoal.remote(checkpoint_interval=1000, max_restarts=1, resources={"two": 1})
+    class Counter:
+        count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            note(f"add {self.count}")
+            return self.count
+
+        @shoal.method(read_only=True)
+        def where(self) -> str:
+            return here()
+
+    counter = Counter.remote()
+    assert shoal.get([counter.add.remote() for _ in range(5)], timeout=SOON_S) == [1, 2, 3, 4, 5]
+    made = [make.remote(number) for number in range(3)]
+    shoal.wait(made, num_returns=3, timeout=SOON_S, fetch_local=False)
+    running = slow.remote()
+    wait_until(lambda: "slow" in (tmp_path / "runs").read_text())
+    other = cluster.add_node(num_cpus=3, resources={"two": 3})
+    os.kill(node.pid, signal.SIGTERM)
+    assert shoal.get(counter.add.remote(), timeout=SOON_S) == 6
+    assert shoal.get(counter.where.remote(), timeout=SOON_S) == other.node_id
+    assert node.is_alive(), "a task runs there"
+    (tmp_path / "go").touch()
+    assert shoal.get(running, timeout=SOON_S) == node.node_id
+    wait_until(lambda: not node.is_alive())
+    assert "not empty" not in row_of(cluster, node)["cause"]
+    assert [shoal.get(ref, timeout=SOON_S)[0] for ref in made] == [0, 1, 2]
+    expected = [*(f"add {i}" for i in range(1, 7)), "make 0", "make 1", "make 2", "slow"]
+    assert sorted((tmp_path / "runs").read_text().split("\n")[:-1]) == sorted(expected)
+    # The move was no restart: there is one left.
+    pid = next(row["pid"] for row in other.call("node.workers")["workers"] if row["actor_id"])
+    os.kill(pid, signal.SIGKILL)
+    assert shoal.get(counter.add.remote(), timeout=SOON_S) == 7
+
+
+def test_a_second_sigterm_ends_a_node_at_once(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(resources={"two": 1})
+    cluster.connect(log_to_driver=False)
+    hanging = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 1}, max_retries=0).remote()
+    wait_until(lambda: not shoal.available_resources().get("two"))
+    os.kill(node.pid, signal.SIGTERM)
+    wait_until(lambda: row_of(cluster, node)["state"] == "draining")
+    os.kill(node.pid, signal.SIGTERM)
+    with pytest.raises(shoal.exceptions.WorkerCrashedError, match="it was told to"):
+        shoal.get(hanging, timeout=SOON_S)
 
 
 def test_draining_waits_for_what_runs(start_cluster: StartCluster, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Machine:
 
     def __init__(self, **changes: Any) -> None:
         self.nodes: list[bytes] = []
+        self.refusal = ""  #: why no node takes an actor
         self.manager = ActorManager(self.where)
         self.now = 0.0
         self.do(NodeJoined(NODE))
@@ -72,6 +73,8 @@ class Machine:
 
     def where(self, spec: ActorSpec, near: bytes, stay: bool, now: float) -> tuple[bytes, str]:
         """Where it was, or on the node that joined first."""
+        if self.refusal:
+            return b"", self.refusal
         return (near if near in self.nodes else next(iter(self.nodes), b"")), ""
 
     def do(self, event: Any) -> list[Any]:
@@ -209,6 +212,37 @@ def test_leaving_by_itself_is_no_reason_to_restart() -> None:
     machine = Machine(max_restarts=-1).live()
     machine.died(intended=True)
     assert (machine.record.state, machine.record.death) == ("dead", "exited")
+
+
+def test_a_life_that_moves_is_no_restart() -> None:
+    machine = Machine(max_restarts=1).live()
+    [start] = messages(machine.do(ActorWorkerDied(actor(), 1, "its node leaves", moved=True)))
+    assert start.incarnation == 2 and machine.record.row()["restarts"] == 0
+    machine.started(2)
+    machine.constructed(2)
+    [start] = messages(machine.died(2))
+    assert start.incarnation == 3 and machine.record.row()["restarts"] == 1
+    machine.died(3)
+    assert machine.record.state == "dead"
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_a_life_that_a_draining_node_gives_back_goes_elsewhere_or_waits(lived: bool) -> None:
+    machine = Machine(max_restarts=1)
+    if lived:
+        machine.live()
+        machine.died()
+    life = machine.record.incarnation
+    machine.do(ActorPlacementRefused(actor(), life, "this node drains", drains=True))
+    assert machine.record.state == ("restarting" if lived else "pending")
+    assert machine.record.incarnation == life
+
+
+def test_who_has_moved_and_finds_no_place_waits_for_one() -> None:
+    machine = Machine(max_restarts=1).live()
+    machine.refusal = "no node has a gripper"
+    machine.do(ActorWorkerDied(actor(), 1, "its node leaves", moved=True))
+    assert (machine.record.state, machine.record.waits) == ("restarting", "no node has a gripper")
 
 
 def test_kill_is_final_and_frees_the_name_at_once() -> None:

@@ -95,6 +95,13 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
 @click.option(
     "--tls-folder", metavar="PATH", help="The certificates; implies --tls. Default: $SHOAL_TLS_FOLDER, or ~/.shoal/tls."
 )
+@click.option(
+    "--drain-grace",
+    "drain_grace_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="What SIGTERM (a preemption notice) leaves a node for moving its work elsewhere; a second one ends it. Default: 30.",
+)
 @click.option("--block", is_flag=True, help="Stay in the foreground; the node ends with this command.")
 def start(**given: Any) -> None:
     """Start a node on this machine that stays: the head of a new cluster (--head), or one that joins (--address)."""

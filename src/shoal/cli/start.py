@@ -56,6 +56,7 @@ class StartRequest:
     storage: str | None = None
     tls: bool = False
     tls_folder: str | None = None
+    drain_grace_s: float | None = None
     block: bool = False
 
 
@@ -84,6 +85,8 @@ def _check(request: StartRequest) -> None:
     given = [name for name, value in of_heads.items() if value is not None]
     if given and not request.head:
         raise ValueError(f"{', '.join(given)}: only the head has these (for this node's own port there is --node-port)")
+    if request.drain_grace_s is not None and request.head:
+        raise ValueError("--drain-grace: the cluster ends with its head, so that is not drained")
     check_init_options(
         address=None,
         num_cpus=request.num_cpus,
@@ -115,6 +118,8 @@ def _start(request: StartRequest) -> StartedNode:
         "driver_pid": os.getpid() if request.block else 0,
         "ends_with_session": False,
     }
+    if request.drain_grace_s is not None:
+        options["settings"] = {"drain_grace_s": request.drain_grace_s}
     if request.address is not None:
         return start_node(NodeOptions(listen=request.host or "", **options), request.address)
     settings = {"gcs_storage": request.storage, "gcs_shards": request.gcs_shards}
@@ -150,16 +155,23 @@ def _how_to_go_on(node: StartedNode, request: StartRequest) -> str:
 
 
 def _stay(node: StartedNode) -> None:
-    """Until the node ends, or this command is told to."""
+    """Until the node ends, or this command is told to: by Ctrl-C at once, by SIGTERM as the node itself would be."""
+    told = False
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal told
+        told = True
+        node.notify()
 
     signal.signal(signal.SIGTERM, leave)
     try:
         how = node.wait()
     except KeyboardInterrupt:
         click.echo("ending the node")
+        node.stop()
+        return
+    if told:
+        click.echo("the node has left")
         node.stop()
         return
     tail = node.log_tail()

@@ -52,7 +52,7 @@ def _end(node: LocalNode, force: bool) -> bool:
     if pidfd < 0:
         return True
     try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL if force else signal.SIGTERM)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL if force else signal.SIGINT)
         ended = wait_readable(pidfd, STOP_WAIT_S)
     except ProcessLookupError:
         ended = True

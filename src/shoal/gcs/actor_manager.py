@@ -404,9 +404,8 @@ class ActorManager:
         record = self._live(event.actor_id, event.incarnation, "end", now)
         if record is None:
             return
-        if (
-            record.spec.strategy.get(KIND) == PLACEMENT_GROUP
-        ):  # its bundle has just moved: `where` knows, or refuses for good
+        if event.drains or record.spec.strategy.get(KIND) == PLACEMENT_GROUP:
+            # Its node is about to go, or its bundle has just moved: `where` knows, or refuses for good.
             self._place(record, False, now, effects)
         else:
             self._end(record, DEATH_UNSCHEDULABLE, event.reason, now, effects)
@@ -414,6 +413,8 @@ class ActorManager:
     def _on_worker_died(self, event: ActorWorkerDied, now: float, effects: list[Effect]) -> None:
         record = self._live(event.actor_id, event.incarnation, "end", now)
         if record is not None:
+            if event.moved:
+                record.moves += 1
             self._lose_worker(record, event.cause, event.intended, now, effects)
 
     def _on_refs_gone(self, event: ActorRefsGone, now: float, effects: list[Effect]) -> None:
@@ -563,7 +564,7 @@ class ActorManager:
     def _place(self, record: ActorRecord, stay: bool, now: float, effects: list[Effect]) -> None:
         """Find a node for the present life and send it there."""
         record.node_id, refusal = self._where(record.spec, record.node_id, stay, now)
-        if refusal and not record.restarts:
+        if refusal and record.state == PENDING:
             self._end(record, DEATH_UNSCHEDULABLE, refusal, now, effects)
             return
         record.waits = refusal  # what lived once waits for a node like the one that died

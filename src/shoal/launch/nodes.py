@@ -163,7 +163,12 @@ class StartedNode:
         """Let the node end by itself, and do not wait for it: `stop` does."""
         with self._lock:
             if os.getpid() == self._starter_pid and not self._stopped:
-                _send(self._pidfd, signal.SIGTERM)
+                _send(self._pidfd, signal.SIGINT)
+
+    def notify(self) -> None:
+        """Tell the node that its machine is about to go (SIGTERM): it drains for a while, if others can take what it has. Told again, it ends."""
+        if os.getpid() == self._starter_pid and not self._stopped:  # no lock: it is called by a signal's handler
+            _send(self._pidfd, signal.SIGTERM)
 
     def stop(self, grace_s: float = SHUTDOWN_GRACE_S) -> None:
         """End the node and everything it started, and wait until it is gone. Idempotent; does nothing in a fork of the starter.
@@ -176,7 +181,7 @@ class StartedNode:
         with self._lock:
             if self._stopped:
                 return
-            _send(self._pidfd, signal.SIGTERM)
+            _send(self._pidfd, signal.SIGINT)  # at once; SIGTERM would let it drain
             if not wait_readable(self._pidfd, grace_s):
                 _send(self._pidfd, signal.SIGKILL)
                 wait_readable(self._pidfd, 5.0)

@@ -187,22 +187,24 @@ class ActorConstructed(Message, tag=109):
 
 
 class ActorPlacementRefused(Message, tag=110):
-    """From a node: it can never place this actor: what was asked, what there is."""
+    """From a node: it can never place this actor: what was asked, what there is. `drains`: because it takes nothing new; others may."""
 
     actor_id: bytes
     incarnation: int
     reason: str
+    drains: bool = False
 
 
 class ActorWorkerDied(Message, tag=111):
     """From a node: the worker of this life of the actor has ended. `intended` when it left by itself (exit_actor, TerminateActor):
-    then the actor is not restarted."""
+    then the actor is not restarted. `moved` when it left with a node that drains: it begins elsewhere, which is no restart."""
 
     actor_id: bytes
     incarnation: int
     cause: str
     intended: bool = False
     exit_code: int = 0
+    moved: bool = False
 
 
 class ActorRefsGone(Message, tag=112):

@@ -63,6 +63,8 @@ START_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 WORKER_START_TIMEOUT_S = 60.0
 SHUTDOWN_GRACE_S = 0.5
+#: what SIGTERM leaves a node for moving what it has to others
+DRAIN_GRACE_S = 30.0
 GOODBYE_S = 0.05  #: a leaving driver waits so long for the last lines that workers printed
 CALL_TIMEOUT_S = 30.0
 PUT_COPIES_WAIT_S = 120.0  #: `put(copies=n)` waits so long for the other nodes

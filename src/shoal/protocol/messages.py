@@ -284,9 +284,10 @@ class SignalWorker(Message, tag=33):
 
 
 class WorkerExiting(Message, tag=34):
-    """From a worker that ends by its own will (exit_actor, max_calls, drained): the reason."""
+    """From a worker that ends by its own will (exit_actor, max_calls, drained): the reason. `moves`: its actor goes on elsewhere."""
 
     reason: str
+    moves: bool = False
 
 
 class Shutdown(Message, tag=35):
@@ -671,14 +672,14 @@ class KillActor(Message, tag=76):
 
 
 class TerminateActor(Message, tag=77):
-    """To an actor's worker: nobody holds a handle any more: finish what is queued, then leave."""
+    """To an actor's worker: no handle is left: finish what is queued, and leave. `move`, its node leaves: only what runs, then a checkpoint."""
 
     reason: str
+    move: bool = False
 
 
 class CallsSettled(Message, tag=80):
-    """To an actor with checkpoints: the caller has the answers of calls `task_ids`, and of all calls of `caller` (12 bytes) numbered below
-    `below`, and will not ask for them again."""
+    """To an actor with checkpoints: calls `task_ids`, and all of `caller` (12 bytes) numbered below `below`, will not be asked for again."""
 
     lease_id: int
     task_ids: list[bytes]

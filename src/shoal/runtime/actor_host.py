@@ -63,6 +63,7 @@ class ActorHost:
         self.instance: Any = None
         self.incarnation = 0
         self.ending = ""  #: why the actor leaves after what is queued
+        self.moving = ""  #: why it goes on elsewhere, after what runs
         self._threads: dict[str, ThreadGroup] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._semaphores: dict[str, asyncio.Semaphore] = {}
@@ -90,7 +91,9 @@ class ActorHost:
 
     def has_work(self) -> bool:
         """Whether the idle main thread has something to do for the actor."""
-        return self._become is not None or (bool(self.ending) and not self.executor.exit_reason)
+        if self._become is not None:
+            return True
+        return not self.executor.exit_reason and (bool(self.ending) or (bool(self.moving) and self.exact is not None))
 
     def attend_to(self) -> None:
         """Do it: construct the actor, or leave when drained. On the main thread."""
@@ -100,6 +103,8 @@ class ActorHost:
             if self.executor.page.is_leashed():
                 self.reactor.leash = self.executor.page
             self._construct(message)
+        elif self.moving and self.exact is not None:
+            self.exact.move(self.moving)
         elif self.ending:
             self.leave_if_drained()
             if not self.executor.exit_reason:
@@ -224,14 +229,14 @@ class ActorHost:
         else:
             self.leave("it was asked to terminate")
 
-    def leave(self, reason: str) -> None:
-        """Exit after the replies of what ran before were sent."""
+    def leave(self, reason: str, moves: bool = False) -> None:
+        """Exit after the replies of what ran before were sent. `moves`: to go on elsewhere."""
         executor = self.executor
         with self.reactor.lock:
             daemon = self.reactor.causal
             if daemon is not None:
                 executor.flush_replies()
-                daemon.send_now(WorkerExiting(reason))
+                daemon.send_now(WorkerExiting(reason, moves))
             executor.exit_reason = reason
         executor.wake()
         if self._loop is not None and self._stop is not None:
@@ -246,9 +251,13 @@ class ActorHost:
         return Failed(serialization.dumps_error(error))
 
     def _on_terminate(self, connection: Connection, message: TerminateActor) -> None:
-        """No handle is left: leave when what is queued has run."""
-        self.ending = message.reason
-        self.leave_if_drained()
+        """No handle is left: leave when what is queued has run. Or the node leaves: the actor begins nothing more here."""
+        if message.move:
+            self.moving = message.reason
+            self.executor.queue.clear()  # nobody has seen anything of these calls, and their callers ask again
+        else:
+            self.ending = message.reason
+            self.leave_if_drained()
         self.executor.wake()
 
     def leave_if_drained(self) -> None:

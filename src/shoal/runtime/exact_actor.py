@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 #: a checkpoint that is overdue waits so long for the answers of calls that this actor has made and does not wait for
 OVERDUE_WAIT_S = 1.0
+#: an actor that moves waits so long until its last checkpoint is out of its node's reach
+MOVE_CONFIRMED_S = 60.0
 
 
 class ExactActor:
@@ -171,6 +173,8 @@ class ExactActor:
         """Calls came: queue what is new, answer what is known. Caller holds the lock."""
         queue = self.executor.queue
         for job in jobs:
+            if self.host.moving:
+                continue  # its next life is asked again
             if not job.template.recorded:
                 queue.append(job)
                 continue
@@ -349,16 +353,23 @@ class ExactActor:
 
     # ------------------------------------------------------------ checkpoints
 
+    def move(self, reason: str) -> None:
+        """The node leaves, and nothing runs: take a checkpoint, so that the next life has nothing to replay, and end this one when it is safe."""
+        if self._calls:
+            self._checkpoint_or_tell(last=True)
+        self.reactor.wait_confirmed(MOVE_CONFIRMED_S)
+        self.host.leave(reason, moves=True)
+
     def _is_due(self) -> bool:
         if 0 < self._interval <= self._calls or self._bytes > RECORDS_BYTES_MAX:
             return True
         return self._seconds > 0 and perf_counter() - self._checkpointed_at >= self._seconds
 
-    def _checkpoint_or_tell(self) -> None:
-        """Take a checkpoint; one that fails costs the next life time, not the call its answer."""
+    def _checkpoint_or_tell(self, last: bool = False) -> None:
+        """Take a checkpoint; one that fails costs the next life time, not the call its answer. The `last` one is overdue."""
         pending = self.runtime.actor_calls.exact_pending()
         if pending:
-            overdue = self._calls > 2 * self._interval > 0 or self._bytes > RECORDS_BYTES_MAX
+            overdue = last or self._calls > 2 * self._interval > 0 or self._bytes > RECORDS_BYTES_MAX
             # Due again after the next call. An answer may wait for this very call, so not even what is overdue is waited for long.
             if not overdue or not self.runtime.wait_entries(pending, OVERDUE_WAIT_S):
                 return

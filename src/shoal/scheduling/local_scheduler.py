@@ -157,7 +157,7 @@ class LocalScheduler:
         self._granted_total = 0
         self._revoked_total = 0
         self._quiet_ticks = 0
-        self._draining = ""  #: why the node takes nothing new; "" while it does
+        self.draining = ""  #: why the node takes nothing new; "" while it does
         self.tick_at = -math.inf  #: the first tick starts the warm workers
         self._handlers: dict[type, Handler] = {
             LeasesRequested: self._on_leases_requested,
@@ -281,14 +281,14 @@ class LocalScheduler:
         """The bundle in which it may run (None outside of groups), or the kind of refusal and its reason."""
         if strategy.get(KIND) != PLACEMENT_GROUP:
             return None, "", self._infeasible(need, name)
-        if self._draining:
-            return None, UNSCHEDULABLE_BUNDLE_GONE, f"{name} was not taken: {self._draining}"
+        if self.draining:
+            return None, UNSCHEDULABLE_BUNDLE_GONE, f"{name} was not taken: {self.draining}"
         return self._view.bundles.find(need, strategy, name)
 
     def _infeasible(self, need: Resources, name: str) -> str:
         """Why this node can never give `need`, or "" when it can."""
-        if self._draining:
-            return f"{name} was not taken: {self._draining}"
+        if self.draining:
+            return f"{name} was not taken: {self.draining}"
         total = self._view.total
         if fits(need, total):
             return ""
@@ -297,8 +297,8 @@ class LocalScheduler:
 
     def _on_node_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
         """Who waits goes elsewhere; who works here finishes what it has begun."""
-        self._draining = f"this node drains and takes no new work ({event.reason})"
-        self._refuse_waiting(list(self._queue.waiting.values()), self._draining, effects)
+        self.draining = f"this node drains and takes no new work ({event.reason})"
+        self._refuse_waiting(list(self._queue.waiting.values()), self.draining, effects)
         for lease in list(self._leases.values()):
             self._revoke(lease, REVOKED_DRAINING, now, effects)
 
@@ -488,7 +488,7 @@ class LocalScheduler:
             if waiter.is_actor:
                 effects.append(RefuseActor(waiter.key[0], waiter.incarnation, sentence))
             else:
-                kind = UNSCHEDULABLE_BUNDLE_GONE if waiter.group_id and self._draining else ""
+                kind = UNSCHEDULABLE_BUNDLE_GONE if waiter.group_id and self.draining else ""
                 effects.append(RefuseClass(*waiter.key, sentence, kind))
             self._set_backlog(waiter, 0, 0.0)
 

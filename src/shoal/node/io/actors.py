@@ -278,6 +278,8 @@ class Actors:
                 return
         if state.node_id and state.worker_id:
             self._localize(state)
+        if state.node_id not in (b"", self._node_id) and state.actor_id not in self._placed:
+            self.recoveries.moved(state.actor_id)  # what was kept here for its next life is of no use any more
         self._end_former(followed.state, state)
         followed.state, followed.version = state, message.version
         for worker_id in followed.subscribers:
@@ -398,7 +400,9 @@ class Actors:
             return
         if isinstance(effect, events.RefuseActor):
             del self._placed[effect.actor_id]
-            self._gcs.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason))
+            drains = bool(self._leases.machine.draining)
+            self.recoveries.moved(effect.actor_id)
+            self._gcs.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason, drains))
             return
         worker = self._table.worker(effect.worker_id)
         if worker is None:
@@ -423,10 +427,10 @@ class Actors:
     # ---------------------------------------------------------------- lives
 
     def leave(self, reason: str) -> None:
-        """The node takes nothing new and is to be empty: actors whose state is kept go on elsewhere at once."""
-        for placed in list(self._placed.values()):
-            if placed.worker is not None and placed.worker.recoverable:
-                self._pool.kill(placed.worker, f"moved: its node leaves ({reason})")
+        """The node takes nothing new and is to be empty: actors whose state is kept go on elsewhere, after the call that runs."""
+        for placed in self._placed.values():
+            if placed.worker is not None and placed.spec.takes_checkpoints:
+                placed.worker.send(TerminateActor(f"moved: its node leaves ({reason})", move=True))
 
     def subscribers_of(self, worker: Worker) -> list[bytes]:
         """Who follows the actor that lives in `worker`."""
@@ -446,7 +450,12 @@ class Actors:
             self.recoveries.absorb(process.actor_id)
             self._gcs.report(
                 ActorWorkerDied(
-                    process.actor_id, process.incarnation, cause, process.exits_by_itself, end.exit_code or 0
+                    process.actor_id,
+                    process.incarnation,
+                    cause,
+                    process.exits_by_itself,
+                    end.exit_code or 0,
+                    process.moves,
                 )
             )
 

@@ -26,10 +26,9 @@ from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.node.io.processes import ProcessTable, Worker
 from shoal.node.io.routes import Routes
 from shoal.node.io.transfer import Transfer
-from shoal.protocol.gcs_messages import DrainNode, NodeLoad
+from shoal.protocol.gcs_messages import NodeLoad
 from shoal.protocol.limits import CONNECT_TIMEOUT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
-from shoal.scheduling.events import NodeDrains
 from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.wire.tcp import connect_authenticated, format_address, listening_socket
 from shoal.wire.tcp_listener import TcpListener
@@ -88,11 +87,13 @@ class Cluster:
         self._leases = leases
         self._gcs = gcs
         self._store = store
+        self._table = table
         self.token = token
         self.transfer = transfer
         transfer.use(self.dial)
         self.host = host
-        self.draining: Draining | None = None
+        #: made by `may_leave`, before the first message
+        self.draining: Draining = None  # type: ignore[assignment]
         self._heartbeats = 0
         self.leash = Leash()
         self._told: NodeLoad | None = None
@@ -155,7 +156,7 @@ class Cluster:
             machine.demands(WAITING_TOLD_MAX),
             machine.lease_time_s,
             self._store.resident_bytes,
-            self.draining is not None,
+            bool(self.draining.reason),
             machine.actors(),
         )
         self._heartbeats += 1
@@ -166,19 +167,22 @@ class Cluster:
             self._gcs.elsewhere.tell_replicas(load)
         self._arm(interval_s(1 + len(self.links.nodes)))
 
-    def drain(self, message: DrainNode, left: Callable[[], str], end: Callable[[str], None]) -> None:
-        """The GCS wants this node to leave; see `draining`."""
-        if self.draining is not None:
-            self.draining.hurry(message.deadline_s)
-            return
-
-        def left_now() -> str:
-            self.moving.empty()
-            return left()
-
-        self.draining = Draining(self._loop, message.reason, message.deadline_s, left_now, end)
-        self._leases.handle(NodeDrains(message.reason))
-        self.load_changed()
+    def may_leave(
+        self, needed_abroad: Callable[[], int], leave: Callable[[str], None], end: Callable[[str], None], grace_s: float
+    ) -> None:
+        """How this node leaves; see `Draining`."""
+        self.draining = Draining(
+            self._loop,
+            self._leases,
+            self._table,
+            self._store,
+            self.moving,
+            needed_abroad,
+            leave,
+            self._beat,
+            end,
+            grace_s,
+        )
 
     def close(self) -> None:
         """The node ends."""

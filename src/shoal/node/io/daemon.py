@@ -7,7 +7,8 @@ the order in which a death is told, and the end:
 
     a process ends -> its socket is read to the end -> WorkerDied to those concerned -> scheduler, actors, objects, store forget it
 
-    the home driver is gone, or SIGTERM -> no more connections -> Shutdown to everyone -> every child killed and reaped -> folder removed
+    the home driver is gone, or SIGINT -> no more connections -> Shutdown to everyone -> every child killed and reaped -> folder removed
+    SIGTERM: the same, but a node that has others beside it, and is not the head, drains first (`draining`), until a second one
 
 How to extend: a new message needs a method in the part that owns the matter and a row in `_HANDLERS`.
 
@@ -65,7 +66,7 @@ from shoal.protocol.gcs_messages import (
     StopActor,
 )
 from shoal.protocol.group_messages import FollowGroup
-from shoal.protocol.limits import CONNECT_TIMEOUT_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
+from shoal.protocol.limits import CONNECT_TIMEOUT_S, DRAIN_GRACE_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
 from shoal.protocol.storage_names import outlives_machine
 from shoal.scheduling.local_scheduler import LocalScheduler
@@ -219,6 +220,9 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
+        # The cluster ends with its head: that has nothing to hand on.
+        grace_s = 0.0 if self.start.gcs_pid else float(self.start.options.get("drain_grace_s", DRAIN_GRACE_S))
+        self.cluster.may_leave(self.objects.machine.needed_abroad, self.actors.leave, self.end, grace_s)
         self.objects.inherit(self.gcs.call, partial(transfer.fetch, priority=ARGUMENT))
         self.actors.join_cluster(self.links, self.node_id, self.cluster.leash)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
@@ -264,7 +268,7 @@ class NodeDaemon:
         start, loop = self.start, self.loop
         os.makedirs(os.path.join(start.session_dir, "logs"), mode=0o700, exist_ok=True)
         self._listener = Listener(start.node_socket, loop, self._accepted)
-        loop.add_signal_handler(signal.SIGTERM, self.end, "it was told to (SIGTERM)")
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         loop.add_signal_handler(signal.SIGINT, self.end, "it was told to (SIGINT)")
         # uvloop keeps SIGCHLD from `add_signal_handler`, but lets Python's own handlers run at once.
         signal.signal(signal.SIGCHLD, lambda _number, _frame: loop.call_soon(self.watches.reap_strangers))
@@ -606,7 +610,7 @@ class NodeDaemon:
         """A worker leaves by its own will."""
         if isinstance(process, Worker):
             process.leaving = process.leaving or message.reason
-            process.exits_by_itself = True
+            process.exits_by_itself, process.moves = not message.moves, message.moves
             self.pool.kill_later(process, EXIT_GRACE_S)
 
     def on_pull(self, process: Process, message: messages.Pull) -> None:
@@ -643,8 +647,7 @@ class NodeDaemon:
         elif kind is LeasesPlaced and self.leases.foreign is not None:
             self.leases.foreign.on_placed(message)
         elif kind is DrainNode and self.cluster is not None:
-            self.cluster.drain(message, self._what_keeps_it, self.end)
-            self.actors.leave(message.reason)
+            self.cluster.draining.begin(message.reason, message.deadline_s)
 
     def _on_gcs_connected(self) -> None:
         self.gcs_process.answered()
@@ -678,6 +681,12 @@ class NodeDaemon:
 
     # ---------------------------------------------------------------- the end
 
+    def _on_sigterm(self) -> None:
+        """The machine is about to go, or somebody ends this node: a node of a cluster has a while to hand on what it has."""
+        cluster = self.cluster
+        if cluster is None or not self._told_ready or not cluster.draining.on_signal(len(self.links.nodes)):
+            self.end("it was told to (SIGTERM)")
+
     def end(self, reason: str) -> None:
         """The node ends, once."""
         if self.ending:
@@ -695,18 +704,6 @@ class NodeDaemon:
         # The others need not wait until they miss it.
         self.gcs.call("gcs.leave", {"reason": f"it left: {reason}"}, lambda _body, _error: self.loop.stop())
         self.loop.call_later(LEAVE_S, self.loop.stop)
-
-    def _what_keeps_it(self) -> str:
-        """What a node that drains still has to do; "" when nothing."""
-        statistics = self.leases.machine.statistics()
-        counts = {
-            "tasks that run": statistics.leases,
-            "actors": statistics.actors,
-            "programs": len(self.table.drivers()),
-            "refs that other nodes have to objects here": self.objects.machine.needed_abroad(),
-            "objects in its store that others need": len(self.store.kept_for_others(self.table.by_id)),
-        }
-        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
     def finish(self) -> None:
         """End all children and remove the session's folder. The store is not closed in order: all of it goes with this process."""

@@ -1,12 +1,18 @@
 """A node that is to leave its cluster: it takes nothing new, and goes when nobody needs it any more.
 
-Purpose: `shoal drain`, and whoever takes a machine out of service: no task fails for it, and nothing is lost that somebody still refers to.
+Purpose: `shoal drain`, and SIGTERM, by which machines say that they are about to go: no task fails for it, and nothing is lost that somebody still
+refers to.
 
 Design: the scheduler refuses what waits (others are asked for it) and ends leases after their current task. What lies in the store and belongs to
-processes of other nodes is taken over by these (`moving`). Then the node waits until it has no leases, actors and drivers, and other nodes refer to
-nothing that lies here; or until the deadline, when it leaves all the same: then tasks are retried and actors restarted elsewhere, as after a death.
+processes of other nodes is taken over by these (`moving`). The GCS places the bundles of placement groups elsewhere. Then the node waits until it has
+no leases, actors and drivers, and other nodes refer to nothing that lies here; or until the deadline, when it leaves all the same: then tasks are
+retried and actors restarted elsewhere, as after a death.
 
-Actors with checkpoints leave at once (`actors.leave`): their log is in the GCS, and their next life goes on elsewhere. Others stay until they end.
+    DrainNode (shoal drain), 1st SIGTERM: drain --nobody needs it, or the deadline, or the 2nd SIGTERM--> the node ends
+    SIGTERM, when there is no other node or this one is the head; SIGINT: the node ends
+
+The GCS hears of it by the next heartbeat, if it has not asked for it. Actors with checkpoints leave after the call that runs (`actors.leave`), with
+a fresh checkpoint, and go on elsewhere. Others stay until they end.
 
 What it does not do: move objects (`moving`); decide where anything goes.
 """
@@ -17,8 +23,15 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shoal.scheduling.events import NodeDrains
+
 if TYPE_CHECKING:
     import asyncio
+
+    from shoal.node.io.leases import Leases
+    from shoal.node.io.moving import Moving
+    from shoal.node.io.processes import ProcessTable
+    from shoal.node.io.store_shell import StoreShell
 
 log = logging.getLogger("shoal.node")
 
@@ -26,38 +39,82 @@ LOOK_S = 0.05
 
 
 class Draining:
-    """The wait of one node for its end.
+    """How one node leaves.
 
     Args:
-        left: what keeps the node, in words; "" when nothing does.
+        needed_abroad: how many refs other nodes have to objects whose home is here.
+        leave: asks the actors that can go on elsewhere to do so, with the reason.
+        changed: tells the GCS how things stand.
         end: called once, with the reason.
+        grace_s: what SIGTERM leaves it; 0 for a node that cannot be missed.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        reason: str,
-        deadline_s: float,
-        left: Callable[[], str],
+        leases: Leases,
+        table: ProcessTable,
+        store: StoreShell,
+        moving: Moving,
+        needed_abroad: Callable[[], int],
+        leave: Callable[[str], None],
+        changed: Callable[[], None],
         end: Callable[[str], None],
+        grace_s: float,
     ) -> None:
         self._loop = loop
-        self._reason = reason
-        self._until = loop.time() + deadline_s
-        self._left = left
+        self._leases = leases
+        self._table = table
+        self._store = store
+        self._moving = moving
+        self._needed_abroad = needed_abroad
+        self._leave = leave
+        self._changed = changed
         self._end = end
-        log.info("the node drains, for %g s at most: %s", deadline_s, reason)
-        loop.call_later(LOOK_S, self._look)
+        self._grace_s = grace_s
+        self._notified = False
+        self._until = 0.0
+        self.reason = ""  #: why it leaves; "" while it does not
 
-    def hurry(self, deadline_s: float) -> None:
-        """It was asked again: the earlier deadline counts."""
-        self._until = min(self._until, self._loop.time() + deadline_s)
+    def on_signal(self, others: int) -> bool:
+        """SIGTERM. Whether the node drains: only the first time, and not when there is no other node that could take anything."""
+        if self._notified or not self._grace_s or not others:
+            return False
+        self._notified = True
+        self.begin("it was told to end (SIGTERM)", self._grace_s)
+        return True
+
+    def begin(self, reason: str, deadline_s: float) -> None:
+        """Leave, within `deadline_s`. When it was asked before, the earlier deadline counts."""
+        until = self._loop.time() + deadline_s
+        if self.reason:
+            self._until = min(self._until, until)
+            return
+        self.reason, self._until = reason, until
+        log.info("the node drains, for %g s at most: %s", deadline_s, reason)
+        self._changed()  # first: what the node gives back now must not be sent here again
+        self._leases.handle(NodeDrains(reason))
+        self._leave(reason)
+        self._loop.call_later(LOOK_S, self._look)
 
     def _look(self) -> None:
+        self._moving.empty()
         left = self._left()
         if not left:
-            self._end(f"it was drained: {self._reason}")
+            self._end(f"it was drained: {self.reason}")
         elif self._loop.time() >= self._until:
-            self._end(f"it was drained, but not empty at the deadline ({left}): {self._reason}")
+            self._end(f"it was drained, but not empty at the deadline ({left}): {self.reason}")
         else:
             self._loop.call_later(LOOK_S, self._look)
+
+    def _left(self) -> str:
+        """What the node still has to do; "" when nothing."""
+        statistics = self._leases.machine.statistics()
+        counts = {
+            "tasks that run": statistics.leases,
+            "actors": statistics.actors,
+            "programs": len(self._table.drivers()),
+            "refs that other nodes have to objects here": self._needed_abroad(),
+            "objects in its store that others need": len(self._store.kept_for_others(self._table.by_id)),
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -103,6 +103,8 @@ class Worker(Process):
     incarnation: int = 0
     #: it said WorkerExiting, or was asked to drain: an actor that ends so is not restarted
     exits_by_itself: bool = False
+    #: it said that its actor goes on elsewhere
+    moves: bool = False
     #: the memory watch chose it
     out_of_memory: bool = False
     #: bytes that its lease asked for (memory=), 0 for none, and what it held when the lease began
