@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -206,6 +207,49 @@ def test_a_node_that_drains_takes_nothing_new(three: tuple[Cluster, ClusterNode,
     assert shoal.wait([late], timeout=0.3)[0] == []
     third = cluster.add_node(num_cpus=2, labels={"zone": "b"})
     assert shoal.get(late, timeout=SOON_S) == third.node_id
+
+
+@shoal.remote(num_cpus=1, checkpoint_interval=100)
+class Counter:
+    count = 0
+
+    def add(self) -> tuple[int, str]:
+        self.count += 1
+        return self.count, str(shoal.get_runtime_context().get_node_id())
+
+
+def test_bundles_leave_a_node_that_drains(
+    three: tuple[Cluster, ClusterNode, ClusterNode], tmp_path: pathlib.Path
+) -> None:
+    """A task that runs there ends there; the actor and new tasks go with the bundle, while the old node still drains."""
+    cluster, first, second = three
+    group = placement_group([{"CPU": 2}], name="movable")
+    assert group.wait(SOON_S)
+    old, new = (first, second) if nodes_of(group) == [first.node_id] else (second, first)
+
+    @shoal.remote(max_retries=0)
+    def slow() -> str:
+        (tmp_path / "begun").touch()
+        wait_until((tmp_path / "go").exists, "it may go on")
+        return str(shoal.get_runtime_context().get_node_id())
+
+    counter = Counter.options(**in_group(group, 0)).remote()
+    assert shoal.get([counter.add.remote() for _ in range(3)], timeout=SOON_S)[-1] == (3, old.node_id)
+    running = slow.options(**in_group(group)).remote()
+    wait_until((tmp_path / "begun").exists, "it runs")
+    os.kill(old.pid, signal.SIGTERM)
+    assert shoal.get(counter.add.remote(), timeout=SOON_S) == (4, new.node_id)
+    assert nodes_of(group) == [new.node_id] and placement_group_table(group)["state"] == "CREATED"
+    assert shoal.get(where.options(**in_group(group)).remote(), timeout=SOON_S) == new.node_id
+    assert old.is_alive(), "a task runs there"
+    (tmp_path / "go").touch()
+    assert shoal.get(running, timeout=SOON_S) == old.node_id
+    wait_until(lambda: not old.is_alive(), "nobody needs it")
+    os.kill(new.pid, signal.SIGTERM)
+    wait_until(lambda: "drains" in placement_group_table(group)["reason"], "there is no room")
+    assert placement_group_table(group)["state"] == "RESCHEDULING"
+    third = cluster.add_node(num_cpus=2, wait=False)
+    assert shoal.get(counter.add.remote(), timeout=SOON_S) == (5, third.node_id)
 
 
 DRIVER = """

@@ -208,6 +208,53 @@ def test_a_node_that_goes_away_ends_the_attempts_with_it() -> None:
     assert [(node, each.attempt) for node, each in bench.take(ReturnBundle)] == [(b"b", 1)]
 
 
+def test_bundles_leave_a_node_that_drains_and_what_runs_there_ends_there() -> None:
+    bench = Bench(a=2, b=2)
+    bench.create(b"g", {"CPU": 1}, {"CPU": 1}, strategy="STRICT_PACK")
+    bench.answer()
+    assert bench.manager.state_of(b"g")[1].nodes == [b"a", b"a"]
+    bench.take(CommitBundle)
+    bench.tell(pg.NodeDrains(b"a"))
+    assert bench.states[-1] == (b"g", pg.RESCHEDULING)
+    assert not bench.take(ReturnBundle), "nothing is killed"
+    bench.answer()
+    assert bench.manager.state_of(b"g")[1].nodes == [b"b", b"b"] and bench.state(b"g") == pg.PLACED
+    bench.take(CommitBundle)
+    bench.join(b"a", 2, [BundleLife(b"g", 0, 1, True), BundleLife(b"g", 1, 1, True)])
+    bench.tell(pg.GroupRemoveAsked(b"g"))
+    assert {node for node, _ in bench.take(ReturnBundle)} == {b"a", b"b"}, "now it is"
+
+
+def test_what_drains_and_finds_no_room_waits_as_after_a_death() -> None:
+    bench = Bench(a=2)
+    bench.create(b"g", {"CPU": 2})
+    bench.answer()
+    load = NodeLoad(1, {}, to_units({"CPU": 2}), draining=True)
+    bench.tell(pg.NodeSpoke(b"a", load))
+    bench.tell(pg.NodeSpoke(b"a", NodeLoad(2, {}, to_units({"CPU": 2}))))  # was on its way
+    record = bench.manager.get(b"g")
+    assert record is not None and record.state == pg.RESCHEDULING and record.nodes == [b""]
+    assert record.reason.startswith(
+        "bundle 0 leaves node a, which drains. bundle 0 asks for 2 CPU, and no node has that"
+    )
+    bench.create(b"h", {"CPU": 0.5})
+    assert not bench.take(ReserveBundle), "it gets no new ones"
+    bench.join(b"b", 2)
+    bench.answer()
+    assert bench.manager.state_of(b"g")[1].nodes == [b"b"]
+
+
+def test_an_attempt_with_a_node_that_drains_is_over() -> None:
+    bench = Bench(a=1, b=1, c=1)
+    bench.create(b"g", {"CPU": 1}, {"CPU": 1}, strategy="STRICT_SPREAD")
+    bench.take(ReserveBundle)
+    bench.tell(pg.BundleAnswered(b"a", BundleReserved(b"g", 0, 1, True)))
+    bench.tell(pg.NodeDrains(b"a"))
+    assert [node for node, _ in bench.take(ReturnBundle)] == [b"a", b"b"]
+    bench.answer()
+    assert set(bench.manager.state_of(b"g")[1].nodes) == {b"b", b"c"}
+
+
 def test_a_new_server_finds_out_what_nodes_have() -> None:
     bench = Bench(a=1, b=1)
     bench.create(b"g", {"CPU": 1}, {"CPU": 1}, strategy="STRICT_SPREAD")
@@ -291,10 +338,15 @@ class PlayedNode:
     free: Resources
     bundles: dict[tuple[bytes, int], tuple[int, Resources, bool]] = field(default_factory=dict)
     connected: bool = False
+    draining: bool = False
     inbox: deque[Any] = field(default_factory=deque)
     outbox: deque[Any] = field(default_factory=deque)
 
     def handle(self, message: Any) -> None:
+        if message == "drain":
+            self.draining = True
+            self.outbox.append("beat")
+            return
         key = (message.group_id, message.index)
         known = self.bundles.get(key)
         if type(message) is ReserveBundle:
@@ -303,7 +355,7 @@ class PlayedNode:
             if known is not None and known[0] < message.attempt:
                 self.drop(key)
                 known = None
-            done = known is not None or fits(message.resources, self.free)
+            done = known is not None or (fits(message.resources, self.free) and not self.draining)
             if done and known is None:
                 subtract(self.free, message.resources)
                 self.bundles[key] = (message.attempt, message.resources, False)
@@ -324,6 +376,7 @@ class World:
         self.bench = Bench()
         self.nodes: dict[bytes, PlayedNode] = {}
         self.names = 0
+        self.draining: set[bytes] = set()  #: nodes of which the server has stored that they drain
         self.groups: dict[bytes, GroupSpec] = {}
         for _ in range(self.dice.randint(1, 4)):
             self.new_node()
@@ -346,7 +399,10 @@ class World:
     def connect(self, node: PlayedNode) -> None:
         node.connected = True
         self.tell(pg.NodeJoined(node.node_id, node.node_id.decode(), node.total, {}))
-        node.outbox.append("report")
+        if node.node_id in self.draining:
+            self.tell(pg.NodeDrains(node.node_id))
+            node.inbox.append("drain")
+        node.outbox.extend(["report", "beat"])
 
     def disconnect(self, node: PlayedNode) -> None:
         node.connected = False
@@ -383,6 +439,13 @@ class World:
             self.connect(node)
         elif what < 0.36:
             self.restart()
+        elif what < 0.375 and node is not None and node.connected:
+            if dice.random() < 0.5:  # the server was asked, or the node decides by itself
+                self.draining.add(node.node_id)
+                self.tell(pg.NodeDrains(node.node_id))
+                node.inbox.append("drain")
+            else:
+                node.handle("drain")
         elif what < 0.42:
             self.bench.now += dice.choice([0.05, 0.5, 5.0])
             self.tell(pg.TimePassed())
@@ -407,6 +470,10 @@ class World:
             if message == "report":
                 lives = [BundleLife(*key, each[0], each[2]) for key, each in node.bundles.items()]
                 self.tell(pg.NodeReported(node.node_id, lives))
+            elif message == "beat":
+                if node.draining:
+                    self.draining.add(node.node_id)
+                self.tell(pg.NodeSpoke(node.node_id, NodeLoad(1, node.free, node.total, draining=node.draining)))
             else:
                 self.tell(pg.BundleAnswered(node.node_id, message))
 
@@ -453,7 +520,10 @@ class World:
                     assert len(set(record.nodes)) == len(record.nodes)
             else:
                 assert record.reason
-                views = [NodeView(each.node_id, "", each.total, each.free) for each in self.nodes.values()]
+                views = [
+                    NodeView(each.node_id, "", each.total, each.free, draining=each.draining)
+                    for each in self.nodes.values()
+                ]
                 lacking = [bundle for bundle, node_id in zip(spec.bundles, record.nodes, strict=True) if not node_id]
                 kept = [node_id for node_id in record.nodes if node_id]
                 assert place_bundles(lacking, spec.strategy, views, (), kept) is None, "it waits in vain"
@@ -461,6 +531,10 @@ class World:
             node.node_id: {key: attempt for key, (attempt, _, committed) in node.bundles.items() if committed}
             for node in self.nodes.values()
         }
+        for node in self.nodes.values():
+            if node.draining:  # what is there ends there
+                assert not placed[node.node_id] and all(key[0] in self.groups for key in there[node.node_id])
+                placed[node.node_id] = there[node.node_id]
         assert there == placed
         assert all(len(node.bundles) == len(there[node.node_id]) for node in self.nodes.values()), "nothing leaks"
         assert set(self.bench.stored) == set(self.groups)
@@ -480,4 +554,4 @@ def test_nothing_leaks_and_nobody_waits_in_vain(seed: int) -> None:
     world.settle()
     world.check_settled()
     assert all(node.free == node.total for node in world.nodes.values())
-    assert all(not node.taken for node in world.bench.manager._nodes.values())
+    assert all(not node.taken and not node.left for node in world.bench.manager._nodes.values())

@@ -18,6 +18,9 @@ that should be there and is not is lost. Attempts with a node end when its conne
 its report. A new server knows nothing of attempts, and begins new ones with higher numbers: nodes end lower ones of a bundle by themselves,
 and report the others.
 
+*A node that drains* takes no new work, in a bundle neither, so its bundles get other places at once, as after a death. But it is not told to return
+what it has: what runs there ends there (or goes with the node). Only when the group is removed that is ended, too (`Node.left`).
+
 *Where.* What is free of a node is its total less all bundles that are there or on their way, which is known exactly, and not more than what it said
 last, as far as it has. If the group fits into that it goes there; else into what would be free without other work: the nodes make room for
 it within RESERVE_WAIT_S, if leases can end. Groups are tried in the order of asking, one attempt each at a time. A group that could not be
@@ -206,6 +209,7 @@ class GroupRecord(msgspec.Struct):
     attempt: int = 0  #: number of the last attempt
     version: int = 0  #: grows with every announcement
     reason: str = ""  #: why it waits, or is gone
+    lost: str = ""  #: what it has lost since it was placed last
 
     def wire_state(self) -> GroupState:
         """What subscribers are told."""
@@ -251,6 +255,8 @@ class Node:
     told: Resources | None = None  #: what it said last is free, less what was reserved there since
     bundles: dict[tuple[bytes, int], Resources] = field(default_factory=dict)  #: there, or on their way
     taken: Resources = field(default_factory=dict)  #: their sum
+    #: of a node that drains: bundles that still are there, and have a place elsewhere or wait for one; with their attempts
+    left: dict[tuple[bytes, int], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -426,6 +432,7 @@ class PlacementGroups:
             if node_id:
                 self._say_return(record, index, node_id, record.attempts[index], reason, returns, removed=True)
         record.nodes = [b""] * len(record.nodes)
+        self._return_left(record, reason, returns)
         self._waiting.pop(group_id, None)
         if record.spec.name:
             del self._names[record.spec.namespace, record.spec.name]
@@ -437,6 +444,15 @@ class PlacementGroups:
         self._removed.append(group_id)
         if len(self._removed) > GROUPS_REMOVED_MAX:
             del self._groups[self._removed.popleft()]
+
+    def _return_left(self, record: GroupRecord, reason: str, effects: list[Effect]) -> None:
+        """A group is removed: what of it runs on nodes that drain is to end, too."""
+        group_id = record.spec.group_id
+        for node_id, node in self._nodes.items():
+            for key in [key for key in node.left if key[0] == group_id]:
+                attempt = node.left.pop(key)
+                if node.view.alive:  # else it hears of it when it has reported
+                    effects.append(SendToNode(node_id, ReturnBundle(group_id, key[1], attempt, reason, True)))
 
     def _announce(self, record: GroupRecord, now: float, effects: list[Effect]) -> None:
         record.version += 1
@@ -489,7 +505,7 @@ class PlacementGroups:
         waiting = self._waiting[record.spec.group_id]
         news = not record.reason or infeasible != waiting.infeasible
         waiting.retry_at, waiting.infeasible = NEVER, infeasible
-        record.reason = reason
+        record.reason = f"{record.lost}. {reason}" if record.lost else reason
         if news:  # not at every change of what is free
             self._announce(record, now, effects)
 
@@ -540,7 +556,7 @@ class PlacementGroups:
         del self._attempts[group_id], self._waiting[group_id]
         for each, node_id in attempt.nodes.items():
             record.nodes[each], record.attempts[each] = node_id, attempt.number
-        record.state, record.reason = PLACED, ""
+        record.state, record.reason, record.lost = PLACED, "", ""
         commits = [
             SendToNode(node_id, CommitBundle(group_id, each, attempt.number)) for each, node_id in attempt.nodes.items()
         ]
@@ -621,7 +637,7 @@ class PlacementGroups:
         for life in event.bundles:
             self._compare(node_id, life, effects)
         there = {(life.group_id, life.index) for life in event.bundles}
-        self._lose(node_id, there, f"node {node.view.name} has not kept it", now, effects)
+        self._lose(node_id, there, f"is lost: node {node.view.name} has not kept it", now, effects)
         self._nodes_changed(now, effects)
 
     def _nodes_changed(self, now: float, effects: list[Effect]) -> None:
@@ -644,6 +660,9 @@ class PlacementGroups:
                 effects.append(SendToNode(node_id, CommitBundle(life.group_id, life.index, life.attempt)))
             return
         removed = record is None or record.state == REMOVED
+        if self._nodes[node_id].view.draining and known and life.committed and not removed:
+            self._nodes[node_id].left[life.group_id, life.index] = life.attempt
+            return
         reason = record.reason if record is not None and removed else "the GCS does not want it there"
         effects.append(SendToNode(node_id, ReturnBundle(life.group_id, life.index, life.attempt, reason, removed)))
 
@@ -653,9 +672,11 @@ class PlacementGroups:
             return
         load = event.load
         before = node.told or {}
-        changed = node.view.total != load.total or (node.view.draining and not load.draining)
+        changed = node.view.total != load.total
         node.told = dict(load.available)
-        node.view.total, node.view.draining = dict(load.total), load.draining
+        node.view.total = dict(load.total)
+        if load.draining:
+            self._on_drains(NodeDrains(event.node_id), now, effects)
         if changed:
             self._nodes_changed(now, effects)
         elif self._waiting and any(units > before.get(name, 0) for name, units in load.available.items()):
@@ -663,22 +684,32 @@ class PlacementGroups:
 
     def _on_drains(self, event: NodeDrains, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(event.node_id)
-        if node is not None:
-            node.view.draining = True
+        if node is None or node.view.draining:
+            return
+        node.view.draining = True
+        name = f"node {node.view.name}"
+        self._leave_attempts(event.node_id, f"{name} drains", now, effects)
+        for key in node.bundles:
+            node.left[key] = self._groups[key[0]].attempts[key[1]]
+        self._lose(event.node_id, set(), f"leaves {name}, which drains", now, effects)
+        self._nodes_changed(now, effects)
 
     def _on_away(self, event: NodeAway, now: float, effects: list[Effect]) -> None:
         node = self._nodes.get(event.node_id)
         if node is None:
             return
         node.view.alive = False
+        self._leave_attempts(event.node_id, f"node {node.view.name} is not connected", now, effects)
+
+    def _leave_attempts(self, node_id: bytes, reason: str, now: float, effects: list[Effect]) -> None:
         for group_id, attempt in list(self._attempts.items()):
-            if event.node_id in attempt.nodes.values():
-                self._give_up(self._groups[group_id], f"node {node.view.name} is not connected", now, effects)
+            if node_id in attempt.nodes.values():
+                self._give_up(self._groups[group_id], reason, now, effects)
 
     def _on_lost(self, event: NodeLost, now: float, effects: list[Effect]) -> None:
         self._on_away(NodeAway(event.node_id), now, effects)
         self._nodes.pop(event.node_id, None)
-        self._lose(event.node_id, set(), f"node {event.node_id.hex()[:8]} died: {event.cause}", now, effects)
+        self._lose(event.node_id, set(), f"is lost: node {event.node_id.hex()[:8]} died: {event.cause}", now, effects)
         self._nodes_changed(now, effects)
 
     def _lose(
@@ -695,7 +726,8 @@ class PlacementGroups:
             for index in lost:
                 self._vacate(record, index, node_id)
                 record.nodes[index] = b""
-            record.state, record.reason = RESCHEDULING, f"bundle {lost[0]} is lost: {reason}"
+            record.state, record.reason = RESCHEDULING, f"bundle {lost[0]} {reason}"
+            record.lost = record.reason
             self._waiting[group_id] = Waiting()
             self._announce(record, now, effects)
 
