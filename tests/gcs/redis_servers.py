@@ -31,10 +31,15 @@ def skip_without_redis(with_sentinel: bool = False) -> None:
 
 
 class ReplicaSet:
-    """The servers of one service. `servers` are the primary and its replica, at first in this order."""
+    """The servers of one service. `servers` are the primary and its replica, at first in this order.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        password: what they ask for; "" for nothing.
+    """
+
+    def __init__(self, folder: Path, password: str = "") -> None:
         self.folder = folder
+        self.password = password
         self.ports = [free_port(), free_port()]
         self.sentinel_port = free_port()
         self.servers = [self.start_server(0), self.start_server(1, self.ports[0])]
@@ -47,7 +52,8 @@ class ReplicaSet:
     @property
     def url(self) -> str:
         """For `open_backend`."""
-        return f"redis+sentinel://127.0.0.1:{self.sentinel_port}/{SERVICE}?prefix=test"
+        login = f":{self.password}@" if self.password else ""
+        return f"redis+sentinel://{login}127.0.0.1:{self.sentinel_port}/{SERVICE}?prefix=test"
 
     def start_server(self, index: int, primary: int = 0) -> subprocess.Popen[bytes]:
         """Start server `index`, as a replica of the port `primary` if one is given."""
@@ -56,6 +62,8 @@ class ReplicaSet:
         folder.mkdir(exist_ok=True)
         options = ["--port", str(self.ports[index]), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
         options += ["--appendonly", "no", "--repl-diskless-sync-delay", "0"]
+        if self.password:
+            options += ["--requirepass", self.password, "--masterauth", self.password]
         if primary:
             options += ["--replicaof", "127.0.0.1", str(primary)]
         return subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
@@ -67,6 +75,7 @@ class ReplicaSet:
             f"port {self.sentinel_port}\nbind 127.0.0.1\ndir {self.folder}\n"
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.ports[0]} 1\n"
             f"sentinel down-after-milliseconds {SERVICE} 300\nsentinel failover-timeout {SERVICE} 3000\n"
+            + (f"sentinel auth-pass {SERVICE} {self.password}\n" if self.password else "")
         )
         return subprocess.Popen([SENTINEL, str(config)], stdout=subprocess.DEVNULL)
 
@@ -80,12 +89,12 @@ class ReplicaSet:
         server.kill()
         server.wait()
 
-    @staticmethod
-    def ask(port: int, *words: str) -> str:
+    def ask(self, port: int, *words: str) -> str:
         """What a server answers; empty if it does not."""
         assert CLI is not None
+        login = {"REDISCLI_AUTH": self.password} if self.password and port != self.sentinel_port else {}
         command = [CLI, "-p", str(port), *words]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ})
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **login})
         return answer.stdout.replace("\r", "")
 
     def end(self) -> None:
@@ -96,10 +105,10 @@ class ReplicaSet:
 
 
 @contextmanager
-def replica_set(folder: Path) -> Iterator[ReplicaSet]:
+def replica_set(folder: Path, password: str = "") -> Iterator[ReplicaSet]:
     """A replica set that is ended at the end."""
     skip_without_redis(with_sentinel=True)
-    replicas = ReplicaSet(folder)
+    replicas = ReplicaSet(folder, password)
     try:
         yield replicas
     finally:

@@ -11,11 +11,11 @@ import pytest
 from tests.gcs.redis_servers import running_redis
 from tests.gcs.test_many_nodes import World, node_id
 
-from shoal.gcs.client import find_head
+from shoal.gcs.client import GcsClient, find_head
 from shoal.gcs.io.server import GcsServer
 from shoal.gcs.shard import GcsShard
 from shoal.gcs.storage.backend import Backend, ClaimRefusedError, StorageError, Write, open_backend
-from shoal.protocol.gcs_messages import NodeRegistered
+from shoal.protocol.gcs_messages import NodeRegistered, RegisterNode
 from shoal.protocol.limits import NODE_AWAY_S, TAKEN_OVER_AWAY_S
 
 HEAD, NODE, OTHER = b"h" * 16, b"n" * 16, b"o" * 16
@@ -126,6 +126,76 @@ def test_one_writes_at_a_time(tmp_path: Path) -> None:
     with_redis(tmp_path, body)
 
 
+def test_a_commit_that_comes_twice_undoes_nothing(tmp_path: Path) -> None:
+    """One that was given up when its connection ended may still be on its way, and is done again meanwhile."""
+
+    async def body(make: Callable[[], Backend], url: str) -> None:
+        backend: Any = make()
+        await backend.claim(b"one", True)
+        first: list[Any] = []
+        sent = backend._add_fenced
+        backend._add_fenced = lambda pipeline, writes: (first.append(list(writes)), sent(pipeline, writes))
+        await backend.commit([Write("t", b"k", b"first")])
+        await backend.commit([Write("t", b"k", b"second")])
+        backend._commit_no -= 1  # the first one, once more
+        async with backend._client.pipeline(transaction=False) as late:
+            sent(late, first[0])
+            await late.execute()
+        assert await backend.get("t", b"k") == b"second"
+
+    with_redis(tmp_path, body)
+
+
+def test_a_renewal_that_was_on_its_way_is_no_life(tmp_path: Path) -> None:
+    async def body(make: Callable[[], Backend], url: str) -> None:
+        first = make()
+        second: Any = make()
+        looks: list[int] = []
+        look = second._client.pttl
+
+        async def counted(key: str) -> int:
+            looks.append(await look(key))
+            return looks[-1]
+
+        async def looked(count: int) -> None:
+            while len(looks) < count and not claiming.done():
+                await asyncio.sleep(0.005)
+
+        second._client.pttl = counted
+        await first.claim(b"one", True)
+        claiming = asyncio.create_task(second.claim(b"two", True))
+        await looked(3)
+        await first.renew()  # and its server dies
+        await looked(len(looks) + 2)
+        await end_claim(first)
+        await claiming
+
+    with_redis(tmp_path, body, lease_s=60)
+
+
+def test_time_that_this_process_stood_still_is_not_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.gcs.storage.redis.RETRY_S", 0.0)
+    pytest.importorskip("redis", reason="redis-py is not installed (pip install 'shoal[redis]')")
+
+    async def run(failures: int) -> str:
+        backend: Any = open_backend("redis://127.0.0.1:1/0")
+        left = iter(range(failures))
+
+        async def attempt() -> str:
+            if next(left, None) is not None:
+                raise ConnectionResetError("gone")
+            return "done"
+
+        try:
+            return str(await backend._retried(attempt))
+        finally:
+            await backend.close()
+
+    assert asyncio.run(run(2)) == "done"
+    with pytest.raises(StorageError, match="could not be reached for 0 s: gone"):
+        asyncio.run(run(3))
+
+
 def test_a_head_that_lives_is_left_alone_and_one_of_the_past_is_refused(tmp_path: Path) -> None:
     async def body(make: Callable[[], Backend], url: str) -> None:
         first, second, past = make(), make(), make()
@@ -147,6 +217,45 @@ def test_a_head_that_lives_is_left_alone_and_one_of_the_past_is_refused(tmp_path
             await past.claim(b"one", False)
 
     with_redis(tmp_path, body, lease_s=60)
+
+
+def test_servers_take_over_and_end_in_order(tmp_path: Path) -> None:
+    def server(make: Callable[[], Backend], name: str, fresh: bool = True) -> GcsServer:
+        return GcsServer(str(tmp_path / name), make(), name, fresh=fresh, storage="s")
+
+    async def joined(name: str, node: bytes, **facts: Any) -> GcsClient:
+        client = await GcsClient.connect(str(tmp_path / name), node)
+        answer = await client.register(RegisterNode(node, 1, "host", "addr", {}, **facts))
+        assert not answer.refused
+        return client
+
+    async def body(make: Callable[[], Backend], url: str) -> None:
+        first = server(make, "first")
+        await first.start()
+        client = await joined("first", HEAD, is_head=True, gcs_address="tcp:first:1")
+        assert await find_head(url) == "tcp:first:1"
+        await client.call("gcs.kv_put", {"namespace": "s", "key": b"k", "value": b"v"})
+        await joined("first", NODE)
+        await first.stop()  # without order: the rows stay
+        second = server(make, "second")
+        await second.start()
+        client = await joined("second", OTHER, is_head=True, gcs_address="tcp:second:1")
+        nodes = (await client.call("gcs.nodes"))["nodes"]
+        assert [(row["node_id"], row["alive"]) for row in nodes] == [(HEAD, False), (NODE, True), (OTHER, True)]
+        assert (await client.call("gcs.kv_get", {"namespace": "s", "key": b"k"}))["value"] == b"v"
+        assert await find_head(url) == "tcp:second:1"
+        late = server(make, "first", fresh=False)
+        with pytest.raises(ClaimRefusedError):
+            await late.start()
+        await second.stop(for_good=True)
+        assert await find_head(url) == ""
+        third = server(make, "third")
+        await third.start()
+        client = await joined("third", HEAD, is_head=True)
+        assert len((await client.call("gcs.nodes"))["nodes"]) == 1, "nothing of a session that was ended"
+        await third.stop(for_good=True)
+
+    with_redis(tmp_path, body)
 
 
 def test_a_server_whose_place_is_taken_ends(tmp_path: Path) -> None:

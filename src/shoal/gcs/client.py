@@ -65,6 +65,12 @@ async def find_head(storage: str) -> str:
         return ""
 
 
+def _close_unwanted(dialling: asyncio.Future[socket.socket]) -> None:
+    """Who dialled has been cancelled; the thread that did it could not be."""
+    if dialling.exception() is None:
+        dialling.result().close()
+
+
 class GcsClient(asyncio.BufferedProtocol):
     """One connection to the GCS. Make it with `connect`."""
 
@@ -121,7 +127,12 @@ class GcsClient(asyncio.BufferedProtocol):
             try:
                 if address.startswith("tcp:"):
                     dial = partial(connect_authenticated, address, token, timeout_s, gateway=gateway)
-                    sock = await loop.run_in_executor(None, dial)
+                    dialling = loop.run_in_executor(None, dial)
+                    try:
+                        sock = await asyncio.shield(dialling)
+                    except asyncio.CancelledError:
+                        dialling.add_done_callback(_close_unwanted)
+                        raise
                     sock.setblocking(False)
                     # A machine that is gone answers nothing, and must be known to be gone although there is always something on its way to it.
                     if sock.family != socket.AF_UNIX:  # that leads to the gateway

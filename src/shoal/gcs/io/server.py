@@ -133,6 +133,7 @@ class GcsServer:
     ) -> None:
         self._fresh = fresh
         self._renewing: asyncio.Task[None] | None = None
+        self._stop_renewing = asyncio.Event()
         self._socket_path = socket_path
         self._backend = backend
         self._session = session.encode()
@@ -191,7 +192,7 @@ class GcsServer:
         await backend.claim(self._session, self._fresh)
         if backend.renew_s:
             self._renewing = asyncio.get_running_loop().create_task(self._renew())
-        former = await backend.get(SESSION_TABLE, b"")
+        former = await backend.get(SESSION_TABLE, b"") or b""
         taken_over = bool(former) and former != self._session and backend.renew_s > 0
         writes = [] if former == self._session else [Write(SESSION_TABLE, b"", self._session)]
         if writes and not taken_over:
@@ -203,7 +204,7 @@ class GcsServer:
             for key, value in await backend.scan(table):
                 self.shard.restore(table, key, value)
         if taken_over:
-            print(f"shoal:gcs: takes over the cluster whose head was {former!r}", file=sys.stderr, flush=True)
+            print(f"shoal:gcs: takes over the cluster whose head was {former.decode()}", file=sys.stderr, flush=True)
             effects = self.shard.take_over(self._now())
             # In one step with the session's name: a server that dies here and is started again takes over once more.
             await backend.commit([*writes, *(effect for effect in effects if type(effect) is Write)])
@@ -213,8 +214,13 @@ class GcsServer:
 
     async def _renew(self) -> None:
         """Say again and again that this server lives, for as long as no other has taken its place."""
-        while True:
-            await asyncio.sleep(self._backend.renew_s)
+        while not self._stopping:
+            try:
+                async with asyncio.timeout(self._backend.renew_s):
+                    await self._stop_renewing.wait()
+                return
+            except TimeoutError:
+                pass
             try:
                 await self._backend.renew()
             except ClaimRefusedError as error:
@@ -275,6 +281,9 @@ class GcsServer:
         if self._commit is not None:
             await asyncio.wait([self._commit])
         if self._renewing is not None:
+            # One that is on its way would come after the release, or look like life.
+            self._stop_renewing.set()
+            await asyncio.wait([self._renewing], timeout=self._backend.renew_s)
             self._renewing.cancel()
         if for_good:
             await self._release()
@@ -342,10 +351,15 @@ class GcsServer:
                     await self._backend.commit(writes)
                 for effect in sends:
                     self._emit(effect)
-        except StorageError as error:
-            print(f"shoal:gcs: the storage failed, so the GCS ends: {error}", file=sys.stderr)
+        except Exception as error:  # `_commit` stays set: nothing is sent any more
+            if not isinstance(
+                error, StorageError
+            ):  # a bug of ours, or of a library: nobody may wait for a server that says nothing
+                traceback.print_exc()
+            why = error if isinstance(error, StorageError) else f"internal error, please report it: {error!r}"
+            print(f"shoal:gcs: the storage failed, so the GCS ends: {why}", file=sys.stderr, flush=True)
             self.failed.set()
-            return  # `_commit` stays set: nothing is sent any more
+            return
         self._commit = None
 
     async def _probe(self, effect: ProbeNode) -> None:

@@ -16,8 +16,9 @@ must not go on alone: give it `min-replicas-to-write 1`. Fail-over takes what Se
 waited for it, while running work goes on.
 
 One server writes at a time. Who `claim`s gets a higher number (`<prefix>:epoch`), and a commit under a lower one is refused by the Redis server
-itself (a script compares and writes in one step), however late it comes. `<prefix>:alive` says for LEASE_S (`&lease=SECONDS`
-in the URL) that the claimer lives: another session's server takes over only when it is gone.
+itself (a script compares and writes in one step), however late it comes; one that comes a second time, after others, does nothing
+(`<prefix>:commits`). `<prefix>:alive` says for LEASE_S (`&lease=SECONDS` in the URL) that the claimer lives: another session's server takes over
+only when it is gone.
 
 What it does not do: start a server, or decide a fail-over (Sentinel does).
 """
@@ -44,13 +45,18 @@ REPLICA_GLANCE_MS = 1
 PAUSE_MAX_S = 0.5
 LEASE_S = 5.0
 RENEWALS = 5  #: within that time
+#: renewals seen that say that a claimer lives: one may have been on its way when its server was killed
+SIGNS_OF_LIFE = 2
 LOOK_S = 0.1
-#: KEYS: epoch, alive, session row's table. ARGV: session, whether it begins, lease in ms. The new epoch, or why not
+#: a process that stood still finds all its time gone at once: that alone does not say that nobody answers
+ATTEMPTS_MIN = 3
+#: KEYS: epoch, alive, session row's table, commits. ARGV: session, whether it begins, lease in ms. The new epoch, or why not
 _CLAIM = """
 local alive, former = redis.call('get', KEYS[2]), redis.call('hget', KEYS[3], '')
 if alive and alive ~= ARGV[1] then return 'alive' end
 if former and former ~= ARGV[1] and ARGV[2] == '0' then return 'taken' end
 redis.call('set', KEYS[2], ARGV[1], 'PX', ARGV[3])
+redis.call('set', KEYS[4], 0)
 return redis.call('incr', KEYS[1])
 """
 _FENCE = "if redis.call('get', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end\n"
@@ -66,11 +72,14 @@ for n = 4, #KEYS do redis.call('del', KEYS[n]) end
 return 1
 """
 )
-#: KEYS: epoch, then tables. ARGV: own epoch, then for each write: the number of its table among KEYS, 0 to delete, key, value
+#: KEYS: epoch, commits, then tables. ARGV: own epoch, number of the commit, then for each write: the number of its table among KEYS, 0 to
+#: delete, key, value. One that was given up and done again may still arrive, later than those after it: it is known by its number
 _COMMIT = (
     _FENCE
     + """
-for n = 2, #ARGV, 4 do
+if tonumber(redis.call('get', KEYS[2]) or 0) >= tonumber(ARGV[2]) then return 0 end
+redis.call('set', KEYS[2], ARGV[2])
+for n = 3, #ARGV, 4 do
   local table, key = KEYS[tonumber(ARGV[n])], ARGV[n + 2]
   if ARGV[n + 1] == '0' then redis.call('hdel', table, key) else redis.call('hset', table, key, ARGV[n + 3]) end
 end
@@ -119,6 +128,8 @@ class RedisBackend:
         #: as `claim` was told, and its number; empty before
         self._session = b""
         self._epoch = b""
+        #: the last commit under that
+        self._commit_no = 0
         self._retry_s = SENTINEL_RETRY_S if self._replicated else RETRY_S
         self._sentinel: Any = None
         try:
@@ -135,7 +146,9 @@ class RedisBackend:
 
     def _find_primary(self, parts: SplitResult) -> Any:
         """A client that asks the sentinels for the primary at every new connection."""
+        from redis.asyncio.retry import Retry
         from redis.asyncio.sentinel import Sentinel
+        from redis.backoff import NoBackoff
 
         login, _, hosts = parts.netloc.rpartition("@")
         addresses = []
@@ -153,9 +166,14 @@ class RedisBackend:
         user, _, password = login.rpartition(":")
         if login:
             options |= {"username": unquote(user) or None, "password": unquote(password)}
-        timeouts = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+        # A sentinel may be gone with the machine of the primary: then the next one is asked, at once (redis-py would ask ten times).
+        asked_once: dict[str, Any] = {
+            "socket_timeout": SENTINEL_TIMEOUT_S,
+            "socket_connect_timeout": SENTINEL_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 0),
+        }
         self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            addresses, sentinel_kwargs=timeouts, **options
+            addresses, sentinel_kwargs=asked_once, **options
         )
         return self._sentinel.master_for(service, db=int(database or 0))
 
@@ -167,6 +185,7 @@ class RedisBackend:
         """
         if not writes:
             return
+        self._commit_no += 1
 
         async def attempt() -> None:
             # Spelled out: the connection that wrote must be the one that waits.
@@ -193,9 +212,9 @@ class RedisBackend:
         pipeline.execute_command("EXEC")
 
     def _add_fenced(self, pipeline: Any, writes: Sequence[Write]) -> None:
-        keys = [self._key("epoch")]
+        keys = [self._key("epoch"), self._key("commits")]
         places: dict[str, int] = {}
-        told: list[bytes | int] = [self._epoch]
+        told: list[bytes | int] = [self._epoch, self._commit_no]
         for write in writes:
             if write.table not in places:
                 keys.append(self._hash(write.table))
@@ -209,19 +228,20 @@ class RedisBackend:
         Raises:
             ClaimRefusedError: another session's server lives, or has taken over.
         """
-        keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE)]
-        left_ms = 0
+        keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE), self._key("commits")]
+        left_ms = renewals = 0
         while True:
             answer = await self._eval(_CLAIM, keys, [session, int(fresh), int(self._lease_s * 1000)])
             if isinstance(answer, int):
-                self._session, self._epoch = session, b"%d" % answer
+                self._session, self._epoch, self._commit_no = session, b"%d" % answer, 0
                 return
             if answer == b"taken":
                 raise ClaimRefusedError(
                     f"another head has taken over the cluster of {self._shown} (prefix {self._prefix!r}): this one is of the past"
                 )
             before_ms, left_ms = left_ms, await self._retried(lambda: self._client.pttl(keys[1]))
-            if before_ms and left_ms > before_ms:  # renewed
+            renewals += bool(before_ms and left_ms > before_ms)
+            if renewals == SIGNS_OF_LIFE:
                 raise ClaimRefusedError(
                     f"the head of the cluster in {self._shown} (prefix {self._prefix!r}) lives: stop it first (`shoal stop` there), or give this one "
                     "another prefix"
@@ -277,7 +297,9 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._retry_s
         pause_s = 0.01
+        attempts = 0
         while True:
+            attempts += 1
             try:
                 return await attempt()
             except self._lost as error:
@@ -290,7 +312,7 @@ class RedisBackend:
                 if not any(word in str(error) for word in _PASSING):  # it may be said by a script, or of a pipeline
                     raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
                 lost = error
-            if loop.time() >= deadline:
+            if loop.time() >= deadline and attempts >= ATTEMPTS_MIN:
                 raise StorageError(
                     f"the Redis server {self._shown} could not be reached for {self._retry_s:g} s: {lost}. Is it running?"
                 ) from lost

@@ -140,12 +140,16 @@ class GcsLink:
         self._dial()
 
     def redirect(self, address: str) -> None:
-        """It is somewhere else now; what is connected stays until it ends."""
-        if address != self._addresses[0]:
-            self._addresses[0] = address
-            if self._client is not None:
-                self._client.close()
-                self._lost("it has moved")
+        """It is somewhere else now."""
+        if address == self._addresses[0]:
+            return
+        self._addresses[0] = address
+        if self._client is not None:
+            self._client.close()
+            self._lost("it has moved")
+        elif self._connecting is not None and not self._closed:
+            self._connecting.cancel()  # at the old address it might try for long
+            self._dial()
 
     def _dial(self) -> None:
         assert self._loop is not None, "started"
@@ -197,6 +201,10 @@ class GcsLink:
                 self.registered_ns = sent_ns
                 self._note_skew(registered.time_s)
                 self.node_no = self._node.node_no = registered.node_no
+            except asyncio.CancelledError:
+                if client is not None:
+                    client.close()
+                raise
             except GcsLostError as error:
                 refusals += 1
                 # It did not come; or it came and says nothing; or it ends every connection (one may be that of a server just killed).
