@@ -108,6 +108,18 @@ def test_refusals_of_nodes_end_in_words() -> None:
     assert last[-1] == fw.TellProcess(P, LeasesUnschedulable(0, "nor here"))
 
 
+def test_what_waits_here_too_is_told_by_quarters_and_the_rest_exactly() -> None:
+    made = machine()
+    made.handle(fw.Requested(P, request(100)))
+    asked = []
+    for backlog in (40, 41, 49, 50, 30, 13, 4, 3, 2, 1):
+        asked += [effect.backlog for effect in made.handle(fw.Overdue(P, 0, backlog)) if type(effect) is fw.AskGlobal]
+    assert asked == [40, 50, 3]
+    made = machine()
+    spread = [made.handle(fw.Requested(P, request(backlog, kind="SPREAD"))) for backlog in (40, 41, 20, 2)]
+    assert [len(effects) for effects in spread] == [1, 1, 0, 1]  # it waits nowhere else
+
+
 def waits_for_four(*queued: bytes) -> fw.Forwarding:
     """Four leases are asked of the global scheduler, which has queued one at each of some nodes."""
     made = machine()
