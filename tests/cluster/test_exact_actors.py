@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 import shoal
-from shoal.exceptions import ActorDiedError
 from shoal.runtime.core import current
 from shoal.testing import Cluster
 
@@ -51,6 +49,10 @@ class Log:
     @shoal.method(read_only=True)
     def node(self) -> str:
         return str(shoal.get_runtime_context().get_node_id())
+
+    @shoal.method(read_only=True)
+    def ballast_bytes(self) -> int:
+        return int(self.ballast.nbytes)
 
     @shoal.method(read_only=True)
     def all(self) -> list[Any]:
@@ -145,13 +147,34 @@ def test_workers_and_the_gcs_are_killed_too(start_cluster: StartCluster) -> None
     assert get(front.all.remote()) == get(back.all.remote()) == list(range(150))
 
 
-def test_a_checkpoint_that_is_lost_with_its_node_ends_the_actor(start_cluster: StartCluster) -> None:
-    cluster = start_cluster(num_cpus=1)
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(2))}
+def test_a_state_of_any_size_survives_its_node(start_cluster: StartCluster) -> None:
+    """The checkpoint and a large argument of a later call have copies elsewhere, and nothing of all that is left in the end."""
+    cluster = start_cluster(num_cpus=1, object_store_memory=300 << 20)
+    nodes = {
+        node.node_id: node
+        for node in cluster.add_nodes(2, num_cpus=2, resources={"out": 2}, object_store_memory=300 << 20)
+    }
     cluster.connect(log_to_driver=False)
     log = Log.remote()
-    get(log.load.remote(20))  # MB
-    get([log.append.remote(i) for i in range(10)])
-    cluster.remove_node(nodes[get(log.node.remote())], kill=True)
-    with pytest.raises(ActorDiedError, match="larger than 16 MB and lay in the store of a node that is lost"):
-        get(log.append.remote(10))
+    get(log.load.remote(32))  # MB
+    assert get([log.append.remote(i) for i in range(10)]) == list(range(1, 11))
+    large = np.arange(5 << 20)  # 40 MB
+    assert get(log.append.remote(large)) == 11
+    cluster.remove_node(nodes.pop(get(log.node.remote())), kill=True)
+    assert get(log.append.remote(11)) == 12
+    assert get(log.ballast_bytes.remote()) == 32 << 20
+    lines = get(log.all.remote())
+    assert lines[:10] + lines[11:] == [*range(10), 11] and (lines[10] == large).all()
+    del lines
+    # Once more: the life that was recovered has copies of its own.
+    cluster.add_node(num_cpus=2, resources={"out": 2}, object_store_memory=300 << 20)
+    cluster.remove_node(nodes.pop(get(log.node.remote())), kill=True)
+    assert get(log.append.remote(12)) == 13
+    assert get(log.ballast_bytes.remote()) == 32 << 20
+    shoal.kill(log)
+    deadline = time.monotonic() + SOON_S
+    while left := [node.call("node.stored")["stored"] for node in cluster.nodes]:
+        if not any(left):
+            break
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)

@@ -27,10 +27,18 @@ class Stored:
             else:
                 self.rows[write.key] = write.value
 
-    def append(self, incarnation: int, first: int, records: list[bytes], checkpoint: Any = None, index: int = 0) -> Any:
+    def append(
+        self,
+        incarnation: int,
+        first: int,
+        records: list[bytes],
+        checkpoint: Any = None,
+        index: int = 0,
+        places: bytes | None = None,
+    ) -> Any:
         writes: list[Write] = []
         body = {"actor_id": ACTOR, "incarnation": incarnation, "index": index, "checkpoint": checkpoint}
-        answer = self.table.append({**body, "first": first, "records": records}, writes)
+        answer = self.table.append({**body, "first": first, "records": records, "places": places}, writes)
         self.commit(writes)
         return answer
 
@@ -56,20 +64,33 @@ def test_one_life_after_the_other() -> None:
     assert stored.append(1, 1, [b"1", b"2"], b"c0") == {"accepted": True, "last": 2}
     assert stored.append(1, 2, [b"2", b"3"]) == {"accepted": True, "last": 3}  # said again
     assert stored.append(1, 5, [b"5"]) == {"accepted": True, "last": 3}  # something before is missing
-    claimed = {"accepted": True, "index": 0, "checkpoint": b"c0", "records": [b"1", b"2", b"3"]}
+    claimed = {"accepted": True, "index": 0, "checkpoint": b"c0", "records": [b"1", b"2", b"3"], "places": b""}
     assert stored.claim(2) == claimed
     stored.reread()
     assert stored.claim(2) == claimed
     assert not stored.append(1, 4, [b"4"])["accepted"]
     assert not stored.claim(1)["accepted"]
     assert stored.append(2, 3, [b"x"], b"c2", 2)["last"] == 3
-    assert stored.claim(3) == {"accepted": True, "index": 2, "checkpoint": b"c2", "records": [b"3"]}
+    assert stored.claim(3) == {"accepted": True, "index": 2, "checkpoint": b"c2", "records": [b"3"], "places": b""}
     stored.drop()
     assert not stored.rows and not len(stored.table)
 
 
 def test_nothing_was_said_before_the_node_was_lost() -> None:
-    assert Stored().claim(2) == {"accepted": True, "index": 0, "checkpoint": None, "records": []}
+    assert Stored().claim(2) == {"accepted": True, "index": 0, "checkpoint": None, "records": [], "places": b""}
+
+
+def test_where_large_objects_are_is_kept_until_it_is_told_anew() -> None:
+    stored = Stored()
+    stored.append(1, 1, [b"1"], b"", 0, b"p0")
+    stored.append(1, 2, [b"2"])
+    stored.reread()
+    assert stored.claim(1)["places"] == b"p0"
+    stored.append(1, 3, [], None, 0, b"p1")  # a copy is elsewhere now
+    stored.reread()
+    assert (stored.claim(2)["places"], stored.claim(2)["checkpoint"]) == (b"p1", b"")
+    assert not stored.append(1, 3, [], b"", 2, b"p2")["accepted"]
+    assert stored.claim(2)["places"] == b"p1"
 
 
 @settings(max_examples=200, deadline=None)

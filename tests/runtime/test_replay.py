@@ -164,6 +164,22 @@ def test_a_checkpoint_replaces_records_and_gives_back_what_they_held() -> None:
     assert logs.drop(ACTOR) and not logs.drop(ACTOR)
 
 
+def test_what_was_brought_from_another_node_goes_with_the_next_checkpoint() -> None:
+    logs = ActorLogs()
+    checkpoint, argument = Stored(b"c" * 20, 1, 0, 10, 1), Stored(b"a" * 20, 1, 64, 10, 1)
+    logs.begin(ACTOR, 2)
+    logs.put(ACTOR, 2, 5, checkpoint, [b"6"], [argument])
+    assert logs.recovery(ACTOR) == Recovery(5, checkpoint, [b"6"], "", [argument])
+    log = logs.get(ACTOR)
+    assert log is not None and sorted(log.stored()) == [argument.oid, checkpoint.oid]
+    gone = logs.checkpointed(StoreCheckpoint(ACTOR, 2, 6, b"state", []))
+    assert sorted(gone.stored) == [argument.oid, checkpoint.oid]
+    assert logs.recovery(ACTOR) == Recovery(6, b"state", [])
+    logs.put(ACTOR, 3, 5, b"", [b"6"], [], "the stores are lost")
+    recovery = logs.recovery(ACTOR)
+    assert recovery is not None and recovery.problem == "the stores are lost"
+
+
 def test_what_a_former_life_says_late_is_refused() -> None:
     logs = ActorLogs()
     logs.begin(ACTOR, 1)

@@ -6,7 +6,7 @@ Design: a table of shard 0, one row for the head of each log (who writes it, its
 writes only itself. The node of the present life says what is new (`append`, in the order of indexes, repeats change nothing); the node of the next
 one asks for all (`claim`), and from then on the former one is refused: of two nodes that both believe to have the actor, one can answer.
 
-What it does not do: read records or checkpoints, or know when an actor is dead (`shard` tells).
+What it does not do: read records, checkpoints or places, or know when an actor is dead (`shard` tells).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ class LogHead(msgspec.Struct, array_like=True):
     incarnation: int
     #: index of the last call that the checkpoint covers
     index: int = 0
-    #: None before there was one; empty for one that was too large to leave its node
+    #: None before there was one; empty for one that is too large for this table
     checkpoint: bytes | None = None
+    #: where such ones are, and arguments that are; as the nodes wrote it, empty if there never was one
+    places: bytes = b""
 
 
 class StoredLog:
@@ -69,7 +71,8 @@ class StoredLogs:
             self._logs[actor_id].records.append(value)
 
     def append(self, body: dict[str, Any], writes: list[Write]) -> dict[str, Any]:
-        """What is new of a log: a checkpoint (None for none, empty for one that does not leave its node), then records from index `first` on.
+        """What is new of a log: a checkpoint (None for none, empty for one that is too large), then records from index `first` on, and where its
+        large objects are (None for no news).
 
         Returns:
             Whether the life may write, and the index of the last call that is here now: less than was sent if something before is missing.
@@ -86,6 +89,10 @@ class StoredLogs:
                 writes.append(Write(self.TABLE, _record_key(actor_id, number), None))
             log.records = log.records[len(covered) :] if index <= log.last else []
             log.head.index, log.head.checkpoint = index, bytes(checkpoint)
+        places = body["places"]
+        if places is not None:
+            log.head.places = bytes(places)
+        if places is not None or checkpoint is not None:
             self._write_head(actor_id, log, writes)
         for number, record in enumerate(records, first):
             if number == log.last + 1:
@@ -99,7 +106,13 @@ class StoredLogs:
         head = log.head
         if head.incarnation > incarnation:
             return {"accepted": False}
-        return {"accepted": True, "index": head.index, "checkpoint": head.checkpoint, "records": list(log.records)}
+        return {
+            "accepted": True,
+            "index": head.index,
+            "checkpoint": head.checkpoint,
+            "records": list(log.records),
+            "places": head.places,
+        }
 
     def _claimed(self, actor_id: bytes, incarnation: int, writes: list[Write]) -> StoredLog:
         log = self._logs.get(actor_id)

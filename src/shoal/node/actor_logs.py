@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoal.protocol.limits import CLUSTER_LOG_BYTES_MAX, RECOVERIES_MAX
+from shoal.protocol.limits import RECOVERIES_MAX
 from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint, Stored, Value
 
 
@@ -48,6 +48,8 @@ class ActorLog:
     kept: Kept = field(default_factory=Kept)
     #: the calls after `index` that have been sent, without a gap: (record, refs held for it, objects stored for it)
     records: list[tuple[bytes, list[bytes], list[bytes]]] = field(default_factory=list)
+    #: of the log of a life elsewhere: where objects in its records are here
+    places: list[Stored] = field(default_factory=list)
     #: why nothing can be recovered from it
     broken: str = ""
     #: lives in a row that began with it and added nothing
@@ -57,6 +59,10 @@ class ActorLog:
     def last(self) -> int:
         """Index of the last call."""
         return self.index + len(self.records)
+
+    def stored(self) -> list[bytes]:
+        """Its objects in the store."""
+        return [*self.kept.stored, *(oid for _, _, stored in self.records for oid in stored)]
 
 
 class ActorLogs:
@@ -85,16 +91,24 @@ class ActorLogs:
         return False
 
     def put(
-        self, actor_id: bytes, incarnation: int, index: int, checkpoint: bytes | None, records: list[bytes]
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        index: int,
+        checkpoint: Value | None,
+        records: list[bytes],
+        places: list[Stored],
+        lost: str = "",
     ) -> None:
-        """The log of a former life on another node; its checkpoint is empty when it never left that."""
+        """The log of a former life on another node; with the objects that were brought from there, and why one could not be."""
         log = self._logs[actor_id] = ActorLog(incarnation, index, checkpoint)
-        if checkpoint == b"":
-            log.broken = (
-                f"its checkpoint after call {index} was larger than {CLUSTER_LOG_BYTES_MAX >> 20} MB and lay in the store "
-                "of a node that is lost"
-            )
+        log.broken = lost
         log.records = [(record, [], []) for record in records]
+        log.places = places
+        # The next checkpoint covers all of them.
+        log.kept.stored = [place.oid for place in places]
+        if type(checkpoint) is Stored:
+            log.kept.stored.append(checkpoint.oid)
 
     def recovery(self, actor_id: bytes) -> Recovery | None:
         """What the next life needs; None when the actor begins from nothing."""
@@ -107,7 +121,8 @@ class ActorLogs:
             )
         if log.checkpoint is None and not problem:
             return None  # no constructor has returned yet, so there are no calls either
-        return Recovery(log.index, log.checkpoint or b"", [record for record, _, _ in log.records], problem)
+        records = [record for record, _, _ in log.records]
+        return Recovery(log.index, log.checkpoint or b"", records, problem, log.places)
 
     def record(self, message: RecordCall) -> bool:
         """A call begins. Returns whether it is noted: not when another life writes the log by now."""
@@ -136,13 +151,13 @@ class ActorLogs:
             log.broken = f"its checkpoint covers call {message.index}, the one before had covered call {log.index}"
         log.records = log.records[covered:]
         log.index, log.checkpoint = message.index, message.state
-        log.kept = own
+        log.kept, log.places = own, []
         log.vain = 0
         return gone
 
-    def drop(self, actor_id: bytes) -> bool:
-        """The actor is dead, or lives elsewhere. Returns whether it had a log."""
-        return self._logs.pop(actor_id, None) is not None
+    def drop(self, actor_id: bytes) -> ActorLog | None:
+        """The actor is dead, or lives elsewhere. Returns the log that it had."""
+        return self._logs.pop(actor_id, None)
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""

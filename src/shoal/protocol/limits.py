@@ -106,7 +106,7 @@ GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 RECORD_ARGUMENT_BYTES_MAX = 1 << 20  #: larger arguments are recorded as objects in the store
 CLUSTER_LOG_BYTES_MAX = (
     16 << 20
-)  #: in a cluster both, and checkpoints, go to the GCS up to this; larger ones stay on their node
+)  #: in a cluster both, and checkpoints, go to the GCS up to this; larger ones have a copy on another node
 RECORDS_BYTES_MAX = 16 << 20  #: arguments recorded since the last checkpoint: then there is another one
 REPLIES_KEPT_MAX = 100_000  #: answers that callers may ask for again; the oldest are let go beyond it
 REPLIES_KEPT_BYTES_MAX = 64 << 20

@@ -527,8 +527,7 @@ class Relocated(Message, tag=46):
 
 
 class FreeBlocks(Message, tag=58):
-    """To a writer: blocks of its segment that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their
-    pages and their budget."""
+    """To a writer: blocks that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their pages and their budget."""
 
     segment: int
     blocks: list[tuple[int, int, bool]]
@@ -637,12 +636,13 @@ class ActorState(Message, tag=73):
 
 class Recovery(msgspec.Struct, array_like=True, gc=False):
     """What a new life of an actor with checkpoints begins with: its last checkpoint (`runtime.exact_actor`), which covers the calls up to
-    `index`, and the records of those since. With `problem` nothing can be recovered: why."""
+    `index`, and the records of those since; `places` says where objects in records are now. With `problem` nothing can be recovered: why."""
 
     index: int
     checkpoint: Value
     records: list[bytes]
     problem: str = ""
+    places: list[Stored] = []
 
 
 class BecomeActor(Message, tag=74):

@@ -172,6 +172,31 @@ class CopyKept(Message, tag=159):
     reason: str = ""
 
 
+class KeepLogCopy(Message, tag=162):
+    """Keep a copy of an object of the sender, which belongs to the log of an actor with checkpoints in this life of it, until FreeLogCopies or the
+    actor's death. Answered by LogCopyKept."""
+
+    actor_id: bytes
+    incarnation: int
+    stored: Stored
+
+
+class LogCopyKept(Message, tag=163):
+    """A copy is kept at this place; or, without one, cannot be."""
+
+    oid: bytes
+    stored: Stored | None = None
+
+
+class FreeLogCopies(Message, tag=164):
+    """These copies of the actor's log are not needed any more; without any named, none that was made for a life before this one is, and no log of
+    such a life."""
+
+    actor_id: bytes
+    incarnation: int
+    oids: list[bytes] = []
+
+
 class DropMirrors(Message, tag=161):
     """The receiver need not know any more how these are made."""
 
@@ -293,6 +318,9 @@ BetweenNodes = (
     | MoveStored
     | KeepCopy
     | CopyKept
+    | KeepLogCopy
+    | LogCopyKept
+    | FreeLogCopies
     | ForeignLeases
     | ForeignProcessDied
     | ForProcess

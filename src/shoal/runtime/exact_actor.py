@@ -28,6 +28,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import (
@@ -87,6 +89,8 @@ class ExactActor:
         self._bytes = 0  #: of arguments, likewise
         self._checkpointed_at = 0.0
         self._told_failure = ""
+        #: where large arguments of records lie that were written on another node
+        self._places: dict[bytes, Stored] = {}
         #: where records go; None while (or when) they are sent
         self._page: RecordPage | None = None
         self._whole_page: RecordPage | None = None
@@ -136,6 +140,7 @@ class ExactActor:
         for reply in snapshot.kept:
             if reply.refs:
                 self._refs[reply.task_id] = [self.runtime.objects.borrow(oid, home) for oid, home in reply.refs]
+        self._places = {place.oid: place for place in recovery.places}
         self.host.instance = restored(cls, construct, state)
         self.ledger.restore(snapshot, map(replay.decode_record, recovery.records))
         self._checkpointed_at = perf_counter()
@@ -153,6 +158,7 @@ class ExactActor:
             self._results.recovers = False
         self._calls = len(plan)
         plan.clear()
+        self._places.clear()
 
     def _job_of(self, record: Record) -> Job:
         """A recorded call as the executor runs it; its reply goes to nobody."""
@@ -161,11 +167,18 @@ class ExactActor:
         wire = TaskTemplate(
             0, b"", record.name, KIND_ACTOR_CALL, record.num_returns, self.host.spec.job_id, method=record.method
         )
-        for value in (record.arguments, *(value for _, value in record.dependencies or ())):
-            if type(value) is Stored:
-                self.runtime.load_stored(value)  # one that is lost is no error of the call
-        item = (0, 0, record.task_id, 0, record.arguments, record.dependencies)
+        arguments = self._here(record.arguments)
+        dependencies = record.dependencies and [(key, self._here(value)) for key, value in record.dependencies]
+        item = (0, 0, record.task_id, 0, arguments, dependencies)
         return Job(daemon, self.host.held, BoundTemplate(wire), item)
+
+    def _here(self, value: Value) -> Value:
+        """A recorded argument; one in the store where it lies now."""
+        if type(value) is Stored:
+            place = self._places.get(value.oid)
+            value = value if place is None else replace(place, nested=value.nested)
+            self.runtime.load_stored(value)  # one that is lost is no error of the call
+        return value
 
     # ------------------------------------------------------------ calls
 

@@ -210,13 +210,16 @@ class Actors:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
         if message.spec.takes_checkpoints:
-            # Its log is kept here until it is dead: that must be heard.
-            if message.actor_id not in self._followed:
-                self._followed[message.actor_id] = Followed()
-                self._follow(message.actor_id, self._followed[message.actor_id])
+            self.follow(message.actor_id)  # its log is kept here until it is dead
             self.recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))
         else:
             self._place_later(placed, message)
+
+    def follow(self, actor_id: bytes) -> None:
+        """Something is kept here for an actor until it is dead: that must be heard."""
+        if actor_id not in self._followed:
+            self._followed[actor_id] = Followed()
+            self._follow(actor_id, self._followed[actor_id])
 
     def _place_later(self, placed: Placed, message: StartActor) -> None:
         if message.delay_s > 0:

@@ -100,7 +100,7 @@ class NodeLinks:
     Attributes:
         nodes: the other nodes that live.
         handlers: by type of message, what takes it: called with the sender's NodeID and the message.
-        on_joined, on_died: called with a NodeEntry, and with (NodeID, cause).
+        on_joined, on_drains, on_died: called with a NodeEntry (more than once of a node that drains), and with (NodeID, cause).
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, node_id: bytes, dial: Dial | None = None) -> None:
@@ -116,6 +116,7 @@ class NodeLinks:
         self.nodes: dict[bytes, NodeEntry] = {}
         self.handlers: dict[type, Handler] = {}
         self.on_joined: list[Callable[[NodeEntry], None]] = []
+        self.on_drains: list[Callable[[NodeEntry], None]] = []
         self.on_died: list[Callable[[bytes, str], None]] = []
 
     def use(self, dial: Dial) -> None:
@@ -142,6 +143,9 @@ class NodeLinks:
                 if fresh:
                     for joined in self.on_joined:
                         joined(entry)
+                if entry.draining:
+                    for drains in self.on_drains:
+                        drains(entry)
                 line = self._lines.get(entry.node_id)
                 if line is not None:
                     self._connect(line)

@@ -13,6 +13,9 @@ In a cluster the GCS has the log too: one call at a time for each actor brings w
 worker's answers wait for that as they wait for holds on other nodes (`Promised`, `PromiseKept`): an answered call is in the GCS. A node that begins a
 life of an actor which lived elsewhere claims the log there, and from then on what the former node says is refused, and never confirmed.
 
+What is too large for the GCS lies in the store, with a copy on another node (`io.log_keeping`). The GCS is told where, and nothing before that is
+known: so answers wait for the copy, too. What a checkpoint replaces is let go elsewhere when the GCS has the new one.
+
 What it does not do: decide anything (`node.actor_logs`, `gcs.actor_logs`), or read a record.
 """
 
@@ -22,15 +25,24 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from shoal.node import object_events as events
-from shoal.node.actor_logs import ActorLogs, Kept
+from shoal.node.actor_logs import ActorLog, ActorLogs, Kept
 from shoal.node.io.gcs_link import GcsLink
-from shoal.node.io.objects import Objects
+from shoal.node.io.log_keeping import LogKeeping, Places
+from shoal.node.io.objects import Fetch, Objects
 from shoal.node.io.processes import Process
-from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint
+from shoal.protocol.limits import CLUSTER_LOG_BYTES_MAX
+from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint, Stored
 from shoal.store.page import RecordPage
+
+if TYPE_CHECKING:
+    from shoal.node.io.node_links import NodeLinks
+    from shoal.node.io.store_shell import StoreShell
 
 log = logging.getLogger("shoal.node")
 
@@ -45,6 +57,14 @@ class Mirror:
     sent: int = 0
     #: the checkpoint was not sent
     lacks_checkpoint: bool = True
+    #: nor where objects are that lie in stores
+    lacks_places: bool = False
+    #: where those are that a former life on another node had kept, until the next checkpoint
+    inherited: Places | None = None
+    #: objects that the checkpoint has replaced which was not sent
+    replaced: list[bytes] = field(default_factory=list)
+    #: a former life had kept objects on other nodes, which may go when there is another checkpoint
+    has_former: bool = False
     #: numbers of what was written since the last call to the GCS
     promises: list[int] = field(default_factory=list)
     #: a call is on its way
@@ -75,13 +95,21 @@ class Recoveries:
         #: what living workers write their records into, by ActorID
         self._pages: dict[bytes, RecordPage] = {}
         self._promises = 0  #: made so far, as a negative number
+        #: None on a node that is alone
+        self._keeping: LogKeeping | None = None
+
+    def join_cluster(
+        self, node_id: bytes, links: NodeLinks, store: StoreShell, fetch: Fetch, follow: Callable[[bytes], None]
+    ) -> None:
+        """The node is one of many."""
+        self._keeping = LogKeeping(node_id, links, store, fetch, follow, self._on_settled, self._on_former)
 
     # ---------------------------------------------------------------- lives
 
     def begin(self, actor_id: bytes, incarnation: int, then: Callable[[], None]) -> None:
         """A life of an actor is to begin here; `then` when its log is there."""
         if self._logs.is_outdated(actor_id, incarnation):
-            self.drop(actor_id)
+            self._drop(actor_id)
         if not self._logs.begin(actor_id, incarnation):
             then()
             return
@@ -105,13 +133,45 @@ class Recoveries:
                 log.warning("the GCS did not give the log of actor %s: %s", actor_id.hex(), error[1])
                 self._loop.call_later(AGAIN_S, self._claim, actor_id, incarnation, then)
             elif body["accepted"]:
-                index, records = body["index"], body["records"]
-                self._logs.put(actor_id, incarnation, index, body["checkpoint"], records)
-                self._mirrors[actor_id] = Mirror(index + len(records), lacks_checkpoint=False)
-                then()
+                places = msgspec.msgpack.decode(body["places"], type=Places) if body["places"] else None
+                take_over = partial(self._take_over, actor_id, incarnation, body, then)
+                if places is None or self._keeping is None:
+                    take_over(places, [], "")
+                elif body["checkpoint"] == b"" and not places.checkpoint:
+                    take_over(places, [], "nobody knows where it is")
+                else:
+                    self._keeping.bring(actor_id, places, partial(take_over, places))
 
         assert self._gcs is not None, "of a node in a cluster"
         self._gcs.call("gcs.actor_log_claim", {"actor_id": actor_id, "incarnation": incarnation}, answered)
+
+    def _take_over(
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        body: dict[str, Any],
+        then: Callable[[], None],
+        places: Places | None,
+        here: list[Stored],
+        lost: str,
+    ) -> None:
+        """The log is here, and the objects of it that could be had."""
+        if self._incarnation(actor_id) != incarnation:
+            if self._logs.get(actor_id) is None:
+                self._free([place.oid for place in here])
+            return
+        index, checkpoint, records = body["index"], body["checkpoint"], body["records"]
+        mirror = self._mirrors[actor_id] = Mirror(index + len(records), lacks_checkpoint=False)
+        mirror.inherited, mirror.has_former = places, places is not None
+        if checkpoint == b"" and here and not lost:
+            checkpoint, here = here[0], here[1:]
+        if lost:
+            lost = (
+                f"its checkpoint after call {index}, or an argument since, was larger than {CLUSTER_LOG_BYTES_MAX >> 20} MB, and "
+                f"the stores where it lay are lost: {lost}"
+            )
+        self._logs.put(actor_id, incarnation, index, checkpoint, records, here, lost)
+        then()
 
     def _incarnation(self, actor_id: bytes) -> int:
         known = self._logs.get(actor_id)
@@ -141,19 +201,40 @@ class Recoveries:
         page.close()
 
     def moved(self, actor_id: bytes) -> None:
-        """A life that was to begin here is to begin elsewhere, or nowhere: the GCS has its log, if there is one."""
-        if self._gcs is not None:
-            self.drop(actor_id)
+        """The actor lives, or is to live, elsewhere, or nowhere: the GCS has its log, if there is one. Objects stay until it has others."""
+        known = self._logs.get(actor_id)
+        if self._gcs is not None and known is not None and not known.stored():
+            self._drop(actor_id)
+
+    def _on_former(self, actor_id: bytes, incarnation: int) -> None:
+        """This life of an actor has a checkpoint of its own: what former ones have left here is of no use."""
+        if 0 < self._incarnation(actor_id) < incarnation:
+            self._drop(actor_id)
 
     def drop(self, actor_id: bytes) -> None:
-        """The actor is dead, or lives elsewhere."""
-        self._mirrors.pop(actor_id, None)
+        """The actor is dead."""
+        if self._keeping is not None:
+            mirror, known = self._mirrors.get(actor_id), self._logs.get(actor_id)
+            self._keeping.unwanted([*(known.stored() if known else ()), *(mirror.replaced if mirror else ())])
+            self._keeping.actor_dead(actor_id)
+        self._drop(actor_id)
+
+    def _drop(self, actor_id: bytes) -> None:
+        """Its log is of no use here any more."""
+        mirror = self._mirrors.pop(actor_id, None)
         page = self._pages.pop(actor_id, None)
         if page is not None:
             page.close()
-        if self._logs.drop(actor_id):
-            self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
-            self._objects.owner_gone(actor_id)
+        known = self._logs.drop(actor_id)
+        if known is None:
+            return
+        stored = known.stored()
+        if self._keeping is not None:
+            self._keeping.forget([*stored, *(mirror.replaced if mirror is not None else ())])
+        self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
+        self._objects.owner_gone(actor_id)
+        if stored:
+            self._free(stored)
 
     # ---------------------------------------------------------------- what an actor writes
 
@@ -162,15 +243,23 @@ class Recoveries:
         noted = self._logs.record(message)
         if not noted:
             self._let_go(process.worker_id, message.actor_id, Kept(message.refs, message.stored))
+        elif message.stored:
+            self._keep(message.actor_id, message.incarnation, message.stored)
         self._promise(process, message.actor_id, noted)
 
     def on_checkpoint(self, process: Process, message: StoreCheckpoint) -> None:
         """A state is to be kept."""
         noted = self._incarnation(message.actor_id) == message.incarnation
-        self._let_go(process.worker_id, message.actor_id, self._logs.checkpointed(message))
+        gone = self._logs.checkpointed(message)
+        self._let_go(process.worker_id, message.actor_id, gone)
         mirror = self._mirrors.get(message.actor_id)
         if noted and mirror is not None:
             mirror.lacks_checkpoint = True
+            mirror.lacks_places |= bool(gone.stored)
+            mirror.inherited = None
+            mirror.replaced += gone.stored
+            if type(message.state) is Stored:
+                self._keep(message.actor_id, message.incarnation, [message.state.oid])
         self._promise(process, message.actor_id, noted)
 
     def _let_go(self, sender: bytes, actor_id: bytes, gone: Kept) -> None:
@@ -178,6 +267,20 @@ class Recoveries:
             self._objects.handle(events.Released(sender, gone.refs, actor_id))
         if gone.stored:
             self._free(gone.stored)
+
+    def _keep(self, actor_id: bytes, incarnation: int, oids: list[bytes]) -> None:
+        """Objects in the store belong to a log: another node is to have them, too."""
+        mirror = self._mirrors.get(actor_id)
+        if self._keeping is not None and mirror is not None:
+            mirror.lacks_places = True
+            self._keeping.want(actor_id, incarnation, oids)
+
+    def _on_settled(self, actor_id: bytes) -> None:
+        """It has become clear where an object of a log is."""
+        mirror = self._mirrors.get(actor_id)
+        if mirror is not None:
+            mirror.lacks_places = True
+            self._loop.call_soon(self._tell, actor_id)
 
     # ---------------------------------------------------------------- the GCS
 
@@ -196,11 +299,12 @@ class Recoveries:
     def _tell(self, actor_id: bytes) -> None:
         """Bring to the GCS what it does not have."""
         mirror, known = self._mirrors.get(actor_id), self._logs.get(actor_id)
-        if mirror is None or known is None or self._gcs is None or mirror.asking or not mirror.promises:
+        if mirror is None or known is None or self._gcs is None or mirror.asking:
+            return
+        if not (mirror.promises or mirror.lacks_places) or not self._is_settled(known):
             return
         checkpoint = None
         if mirror.lacks_checkpoint:
-            # A larger one stays here: after the loss of this node there is no state, and the actor ends with an error that says so.
             checkpoint = known.checkpoint if type(known.checkpoint) is bytes else b""
         first = max(mirror.sent, known.index) + 1
         body = {
@@ -210,32 +314,72 @@ class Recoveries:
             "checkpoint": checkpoint,
             "first": first,
             "records": [record for record, _, _ in known.records[first - known.index - 1 :]],
+            "places": self._places(mirror, known) if mirror.lacks_places else None,
         }
         mirror.asking = True
-        mirror.lacks_checkpoint = False
+        replaced: list[bytes] | None = None
+        if mirror.lacks_checkpoint:
+            replaced, mirror.replaced = mirror.replaced, []
+        mirror.lacks_checkpoint = mirror.lacks_places = False
         mirror.sent = known.last
         promises, mirror.promises = mirror.promises, []
 
         def answered(body: Any, error: list[str]) -> None:
-            self._on_told(actor_id, mirror, promises, body, error)
+            self._on_told(actor_id, mirror, promises, replaced, body, error)
 
         self._gcs.call("gcs.actor_log_append", body, answered)
 
-    def _on_told(self, actor_id: bytes, mirror: Mirror, promises: list[int], body: Any, error: list[str]) -> None:
+    def _is_settled(self, known: ActorLog) -> bool:
+        return self._keeping is None or self._keeping.is_settled(known.stored())
+
+    def _places(self, mirror: Mirror, known: ActorLog) -> bytes:
+        """Where the objects of a log are, for its next life."""
+        assert self._keeping is not None, "of a node in a cluster"
+        checkpoint = known.checkpoint.oid if type(known.checkpoint) is Stored else b""
+        arguments = [oid for _, _, stored in known.records for oid in stored]
+        places = self._keeping.places(checkpoint, arguments)
+        if mirror.inherited is not None:
+            places.checkpoint = mirror.inherited.checkpoint
+            places.arguments[:0] = mirror.inherited.arguments
+        return msgspec.msgpack.encode(places)
+
+    def _on_told(
+        self,
+        actor_id: bytes,
+        mirror: Mirror,
+        promises: list[int],
+        replaced: list[bytes] | None,
+        body: Any,
+        error: list[str],
+    ) -> None:
+        """The answer of the GCS. `replaced`: what the checkpoint had replaced that was sent; None when none was."""
         mirror.asking = False
         if self._mirrors.get(actor_id) is not mirror:
             return
         if error or (body["accepted"] and body["last"] < mirror.sent):
             mirror.promises[:0] = promises
-            mirror.sent, mirror.lacks_checkpoint = 0, True
+            mirror.replaced[:0] = replaced or []
+            mirror.sent, mirror.lacks_checkpoint, mirror.lacks_places = 0, True, self._keeping is not None
             self._loop.call_later(AGAIN_S if error else 0.0, self._tell, actor_id)
         elif body["accepted"]:
             for number in promises:
                 self._objects.handle(events.PromiseKept(number))
+            self._let_go_elsewhere(actor_id, mirror, replaced)
             self._tell(actor_id)
         else:
             log.warning("actor %s lives on another node by now: what it says here is refused", actor_id.hex())
 
+    def _let_go_elsewhere(self, actor_id: bytes, mirror: Mirror, replaced: list[bytes] | None) -> None:
+        """The GCS has a log; with a new checkpoint if `replaced` is not None."""
+        if self._keeping is None or replaced is None:
+            return
+        if replaced:
+            self._keeping.unwanted(replaced)
+        if mirror.has_former:
+            mirror.has_former = False
+            self._keeping.free_former(actor_id, self._incarnation(actor_id))
+
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
-        return self._logs.statistics()
+        keeping = self._keeping.statistics() if self._keeping is not None else {}
+        return {**self._logs.statistics(), **keeping}
