@@ -4,7 +4,9 @@
 
 Images: a network of four layers (0.6 M weights) on images of 32 x 32, batches of 128 a worker. Images per second of one torch process with all
 cores, of torchrun with `--workers` processes of one thread each, of `shoal.train.TorchTrainer` with as many, and of a parameter server with two
-shards, synchronous and asynchronous. They take turns, because a machine's speed changes; a figure is the median of its turns.
+shards, synchronous and asynchronous. They take turns, because a machine's speed changes; a figure is the median of its turns. Processes of
+shoal.train keep the memory that a step frees (shoal.train.memory), which is worth a quarter here; `torchrun_kept_memory` is torchrun with glibc told to
+do the same.
 
 Allreduce: 4 members, float32, in place: `shoal.train.collective` between actors, gloo under torchrun, mpi4py (left out, and said so, without mpirun).
 A figure is the median over the turns of the slowest member's median. 1,000 MB take 4 GB of memory, and as much again while MPI reduces.
@@ -37,6 +39,8 @@ from measuring import REALTIME_VARIABLE, realtime
 BATCH = 128
 MEMBERS = 4
 FLOATS_A_MEGABYTE = 250_000
+#: what shoal.train's processes do by themselves (shoal.train.memory)
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
 
 
 # ------------------------------------------------------------------ images
@@ -111,101 +115,84 @@ def with_trainer(workers: int, seconds: float) -> float:
     return found
 
 
-class GradientWorker:
-    """An actor that computes gradients for a parameter server."""
+class ServedWorker:
+    """An actor that trains a model whose weights are a parameter server's."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, worker: int, workers: int | None, lag: int) -> None:
         import torch
 
+        from shoal.train import ServedModel
+
         torch.set_num_threads(1)
-        self._torch, self._server, self._model = torch, server, make_model()
+        self._loss = torch.nn.functional.cross_entropy
+        self._served = ServedModel(make_model(), server, worker, workers, lag=lag)
         self._images, self._labels = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
-        # The model's tensors are views of one vector, so that new weights are taken over by one copy.
-        self._parameters = list(self._model.parameters())
-        self._weights = torch.nn.utils.parameters_to_vector(self._parameters).detach()
-        torch.nn.utils.vector_to_parameters(self._weights, self._parameters)
 
-    def _flat_gradient(self, weights: list[np.ndarray]) -> np.ndarray:
-        np.concatenate(weights, out=self._weights.numpy())
-        self._model.zero_grad()
-        self._torch.nn.functional.cross_entropy(self._model(self._images), self._labels).backward()
-        found: np.ndarray = self._torch.cat([each.grad.ravel() for each in self._parameters]).numpy()
-        return found
-
-    def gradient(self, *weights: np.ndarray) -> list[np.ndarray]:
-        """One batch's gradient, a slice for each shard."""
-        slices: list[np.ndarray] = self._server.split(self._flat_gradient(list(weights)))
-        return slices
-
-    def run(self, seconds: float) -> float:
-        """Asynchronous training: push each gradient as it is there. Images per second."""
-        weights, steps = self._server.pull(), 0
-        for _ in range(3):
-            weights = self._server.push(self._flat_gradient([weights]))
+    def run(self, steps: int) -> float:
+        """Take so many steps; the seconds."""
         began = time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            weights = self._server.push(self._flat_gradient([weights]))
-            steps += 1
-        return BATCH * steps / (time.perf_counter() - began)
+        for _ in range(steps):
+            self._loss(self._served.model(self._images), self._labels).backward()
+            self._served.step()
+        return time.perf_counter() - began
 
 
-def with_parameter_server(workers: int, seconds: float) -> tuple[float, float]:
-    """Images per second of all workers: (synchronous, asynchronous)."""
-    from torch.nn.utils import parameters_to_vector
-
+def with_parameter_server(workers: int, seconds: float, synchronous: bool) -> float:
+    """Images per second of all workers; asynchronous ones do not wait for the weights of their last step (lag 1)."""
     import shoal
     from shoal import train
 
-    server = train.ParameterServer(parameters_to_vector(make_model().parameters()).detach().numpy(), shards=2)
-    actors = [shoal.remote(GradientWorker).remote(server) for _ in range(workers)]
-    weights: list[Any] = [shard.pull.remote() for shard in server.shards]
-
-    def step() -> None:
-        nonlocal weights
-        rows = [actor.gradient.options(num_returns=len(server.shards)).remote(*weights) for actor in actors]
-        weights = server.step(rows)
-
-    for _ in range(5):
-        step()
-    shoal.get(weights)
+    server = train.serve_model(make_model(), 2, lambda: train.Momentum(0.01, 0.0))
+    make = shoal.remote(ServedWorker)
+    actors = [
+        make.remote(server, number, workers if synchronous else None, 0 if synchronous else 1)
+        for number in range(workers)
+    ]
+    shoal.get([actor.run.remote(5) for actor in actors])
     with realtime(family_too=True):
-        began, steps = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds:
-            step()
-            steps += 1
-            if steps % 4 == 0:
-                shoal.get(weights)
-        shoal.get(weights)
-        synchronous = BATCH * workers * steps / (time.perf_counter() - began)
-    with realtime(family_too=True):
-        asynchronous = sum(shoal.get([actor.run.remote(seconds) for actor in actors]))
+        first = max(shoal.get([actor.run.remote(5) for actor in actors]))
+        steps = max(10, round(5 * seconds / first))
+        found = sum(BATCH * steps / took for took in shoal.get([actor.run.remote(steps) for actor in actors]))
     for actor in [*actors, *server.shards]:
         shoal.kill(actor)
-    return synchronous, asynchronous
+    return found
 
 
 def measure_images(options: argparse.Namespace) -> dict[str, Any]:
     """Paper figure 13, on the cores of this machine."""
     workers, seconds = options.workers, options.seconds
     found: dict[str, list[float]] = {
-        name: [] for name in ("one_process", "torchrun", "trainer", "parameter_server_sync", "parameter_server_async")
+        name: []
+        for name in (
+            "one_process",
+            "torchrun",
+            "torchrun_kept_memory",
+            "trainer",
+            "parameter_server_sync",
+            "parameter_server_async",
+        )
     }
     for _ in range(options.turns):
         found["torchrun"].append(under_torchrun(workers, "images", seconds)[0])
         found["trainer"].append(with_trainer(workers, seconds))
-        synchronous, asynchronous = with_parameter_server(workers, seconds)
-        found["parameter_server_sync"].append(synchronous)
-        found["parameter_server_async"].append(asynchronous)
+        found["parameter_server_sync"].append(with_parameter_server(workers, seconds, synchronous=True))
+        found["torchrun_kept_memory"].append(under_torchrun(workers, "images", seconds, more=KEPT_MEMORY)[0])
+        found["parameter_server_async"].append(with_parameter_server(workers, seconds, synchronous=False))
         found["one_process"].append(train_for(make_model(), seconds))
     medians = {name: statistics.median(values) for name, values in found.items()}
+
+    def beside(other: str) -> dict[str, float]:
+        # Ratios within a turn: the machine is the same then.
+        return {
+            name: round(statistics.median(a / b for a, b in zip(values, found[other], strict=True)), 3)
+            for name, values in found.items()
+        }
+
     return {
         "workers": workers,
         "images_s": {name: round(value) for name, value in medians.items()},
-        "of_torchrun": {
-            # Ratios within a turn: the machine is the same then.
-            name: round(statistics.median(a / b for a, b in zip(values, found["torchrun"], strict=True)), 3)
-            for name, values in found.items()
-        },
+        "of_torchrun": beside("torchrun"),
+        "of_torchrun_kept_memory": beside("torchrun_kept_memory"),
     }
 
 
@@ -303,12 +290,14 @@ def measure_allreduce(options: argparse.Namespace) -> dict[str, Any]:
 # ------------------------------------------------------------------ processes of the others
 
 
-def under_torchrun(processes: int, role: str, seconds: float, sizes: list[int] | None = None) -> list[float]:
-    """What rank 0 prints."""
+def under_torchrun(
+    processes: int, role: str, seconds: float, sizes: list[int] | None = None, more: dict[str, str] | None = None
+) -> list[float]:
+    """What rank 0 prints. `more`: of the environment."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **(more or {})}
     return run_members(command, role, seconds, sizes or [], environment)
 
 

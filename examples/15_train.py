@@ -81,4 +81,20 @@ for step in range(40):
     weights = shoal.get(gradient.remote(server, weights, x[part], 3 * x[part] - 1))
 print("learned:", np.round(weights).astype(int).tolist())
 
+# The same for a torch model: gradients leave while backward goes on; `step` waits for the other workers and takes the new weights over.
+@shoal.remote
+def served_loop(server, worker, workers, inputs, targets):
+    served = train.ServedModel(torch.nn.Linear(1, 1), server, worker, workers)
+    for _ in range(40):
+        (served.model(inputs) - targets).square().mean().backward()
+        served.step()
+    return [round(each.item()) for each in served.model.parameters()]
+
+
+inputs = torch.tensor(x).reshape(-1, 1)
+server = train.serve_model(torch.nn.Linear(1, 1), shards=2, rule=lambda: train.Momentum(0.1, 0.5))
+parts = [inputs[worker::2] for worker in range(2)]
+loops = [served_loop.remote(server, worker, 2, part, 3 * part - 1) for worker, part in enumerate(parts)]
+print("learned by each:", shoal.get(loops))
+
 shoal.shutdown()

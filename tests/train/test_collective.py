@@ -137,6 +137,10 @@ def test_parameter_server_steps_are_those_of_one_process(shoal_shared: ModuleTyp
     gradient = rng.normal(size=weights.size).astype(np.float32)
     np.testing.assert_array_equal(other.push(gradient), server.push(gradient))
     np.testing.assert_array_equal(other.pull(), server.pull())
+    with pytest.raises(ValueError, match="has blocks of"):
+        train.ParameterServer(weights, shards=3, sizes=[1, 20_000 - 3, 3]).load(state)
+    with pytest.raises(ValueError, match="do not cut"):
+        train.ParameterServer(weights, shards=1, sizes=[7, 8])
     with pytest.raises(ValueError, match="cannot share"):
         train.ParameterServer(np.zeros(2, np.float32), shards=3)
     with pytest.raises(ValueError, match="of 3 shards"):

@@ -10,8 +10,8 @@
 
     train.TorchTrainer(loop, train_loop_config={"epochs": 3}, scaling_config=train.ScalingConfig(num_workers=2)).fit()
 
-The names are those of Ray Train. Reading order: `trainer`, `worker`, `session`; `collective` and `parameter_server` stand alone. Only the public
-API of Shoal is used. docs/guide/15_train.md says what is there.
+The names are those of Ray Train. Reading order: `trainer`, `worker`, `session`; `collective` and `parameter_server` with `served_model` stand
+alone. Only the public API of Shoal is used. docs/guide/15_train.md says what is there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.train import collective
     from shoal.train.collective import CollectiveError
-    from shoal.train.parameter_server import Momentum, ParameterServer
+    from shoal.train.parameter_server import Momentum, ParameterServer, RoundIncomplete
+    from shoal.train.served_model import ServedModel, serve_model
     from shoal.train.session import (
         get_checkpoint,
         get_context,
@@ -42,8 +43,10 @@ _HOMES = {
     "Momentum": "shoal.train.parameter_server",
     "ParameterServer": "shoal.train.parameter_server",
     "Result": "shoal.train.trainer",
+    "RoundIncomplete": "shoal.train.parameter_server",
     "RunConfig": "shoal.train.trainer",
     "ScalingConfig": "shoal.train.trainer",
+    "ServedModel": "shoal.train.served_model",
     "TorchTrainer": "shoal.train.trainer",
     "TrainingFailedError": "shoal.train.trainer",
     "get_checkpoint": "shoal.train.session",
@@ -53,6 +56,7 @@ _HOMES = {
     "prepare_data_loader": "shoal.train.session",
     "prepare_model": "shoal.train.session",
     "report": "shoal.train.session",
+    "serve_model": "shoal.train.served_model",
 }
 
 __all__ = [
@@ -62,8 +66,10 @@ __all__ = [
     "Momentum",
     "ParameterServer",
     "Result",
+    "RoundIncomplete",
     "RunConfig",
     "ScalingConfig",
+    "ServedModel",
     "TorchTrainer",
     "TrainingFailedError",
     "collective",
@@ -74,6 +80,7 @@ __all__ = [
     "prepare_data_loader",
     "prepare_model",
     "report",
+    "serve_model",
 ]
 
 

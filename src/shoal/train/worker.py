@@ -12,6 +12,7 @@ from typing import Any
 
 import shoal
 from shoal.train import session
+from shoal.train.memory import keep_freed_memory
 from shoal.train.session import LoopStopped, Report, Session, TrainContext
 from shoal.tune.checkpoint import Checkpoint
 from shoal.tune.storage import Storage
@@ -71,6 +72,7 @@ class TrainWorker:
     def start(self, start: Start) -> None:
         """Join the others and begin the loop."""
         context = start.context
+        keep_freed_memory()
         if context.world_size > 1:
             self._join(start)
         self._session = Session(
