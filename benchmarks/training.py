@@ -5,8 +5,8 @@
 Images: a network of four layers (0.6 M weights) on images of 32 x 32, batches of 128 a worker. Images per second of one torch process with all
 cores, of torchrun with `--workers` processes of one thread each, of `shoal.train.TorchTrainer` with as many, and of a parameter server with two
 shards, synchronous and asynchronous. They take turns, because a machine's speed changes; a figure is the median of its turns. Processes of
-shoal.train keep the memory that a step frees (shoal.train.memory), which is worth a quarter here; `torchrun_kept_memory` is torchrun with glibc told to
-do the same.
+shoal.train keep the memory that a step frees (shoal.train.memory), which is worth a quarter here; `torchrun_kept_memory` is torchrun with glibc told
+to do the same.
 
 Allreduce: 4 members, float32, in place: `shoal.train.collective` between actors, gloo under torchrun, mpi4py (left out, and said so, without mpirun).
 A figure is the median over the turns of the slowest member's median. 1,000 MB take 4 GB of memory, and as much again while MPI reduces.

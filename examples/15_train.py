@@ -81,6 +81,7 @@ for step in range(40):
     weights = shoal.get(gradient.remote(server, weights, x[part], 3 * x[part] - 1))
 print("learned:", np.round(weights).astype(int).tolist())
 
+
 # The same for a torch model: gradients leave while backward goes on; `step` waits for the other workers and takes the new weights over.
 @shoal.remote
 def served_loop(server, worker, workers, inputs, targets):
