@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
-from tests.rl.environments_for_tests import Corridor, Dying, Hanging, Raising
+from tests.rl.environments_for_tests import Corridor, Dying, Hanging, Raising, once
 
 pytest.importorskip("gymnasium")
 from shoal import rl  # noqa: E402
@@ -72,6 +73,28 @@ def test_episodes_that_hang_are_given_up(shoal_shared: ModuleType) -> None:
     trainer = rl.EvolutionStrategies(rl.ESConfig(Hanging, **SMALL, episode_timeout_s=0.5))
     with pytest.raises(rl.EnvironmentFailed, match="episode_timeout_s"):
         trainer.train()
+
+
+@pytest.mark.parametrize("trouble", [Raising, Hanging])
+def test_a_judging_episode_that_fails_is_left_out(
+    shoal_shared: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: type[Corridor]
+) -> None:
+    environment = functools.partial(once, tmp_path / "failed", trouble)
+    trainer = rl.EvolutionStrategies(rl.ESConfig(environment, **SMALL))
+    wait = shoal_shared.wait
+
+    def time_is_up_for_the_last(refs: list[Any], **more: Any) -> Any:
+        # The others have come: the one that is left hangs. So no clock says whether a machine is slow or an episode hangs.
+        return ([], refs) if len(refs) == 1 and trouble is Hanging else wait(refs, **more)
+
+    monkeypatch.setattr(shoal_shared, "wait", time_is_up_for_the_last)
+    reward, steps, failures = trainer._judge()
+    assert -20 <= reward <= -1 and steps >= 3
+    assert len(failures) == 1 and ("lost a wheel" if trouble is Raising else "episode_timeout_s") in failures[0]
+    trainer.config.failures_max = 0
+    (tmp_path / "failed").unlink()
+    with pytest.raises(rl.EnvironmentFailed, match="1 of 4 episodes of the policy itself"):
+        trainer._judge()
 
 
 def test_an_environment_that_kills_its_process_costs_a_retry(shoal_shared: ModuleType, tmp_path: Path) -> None:

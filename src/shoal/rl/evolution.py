@@ -12,7 +12,8 @@ aggregators keeps both ways short for the trainer: it submits nothing per task a
 a dead one is restarted and its call repeated. Every episode has its seed from (seed, generation, direction): results do not depend on the number of
 workers or on who was first.
 
-An episode that raises or does not end in time costs its direction; more than `failures_max` in a generation end the training.
+An episode that raises or does not end in time costs its direction (or itself, if it is one that judges the policy); more than `failures_max` of
+either in a generation end the training.
 
 How to extend: another update rule is a class with `step(gradient) -> change`, like `Adam`.
 
@@ -50,7 +51,7 @@ class ESConfig:
         evaluations: episodes that judge the policy itself after each generation.
         episode_steps: an episode is cut after so many steps; None: when the environment says so.
         episode_timeout_s: an episode that takes longer is given up.
-        failures_max: episodes of a generation that may fail.
+        failures_max: directions of a generation that may fail, and episodes that judge the policy.
         normalize: scale observations by their running mean and deviation.
         noise_size: numbers in the noise table (4 bytes each).
         aggregators: leaves of the tree.
@@ -186,6 +187,36 @@ def play_policy(config: ESConfig, network: FlatNetwork, at: Generation, number: 
     return play(config, network, at.weights, at, [config.seed, 1 << 40, at.number, number], seen)
 
 
+@dataclass(slots=True)
+class Lost:
+    """Why episodes brought nothing."""
+
+    reason: str
+
+
+def collect(config: ESConfig, refs: list[Any]) -> list[Any]:
+    """What tasks that play have brought, or `Lost`; in order. They are given up when nothing has come for as long as two episodes may take."""
+    found: dict[Any, Any] = {}
+    waiting = list(refs)
+    while waiting:
+        done, waiting = shoal.wait(waiting, num_returns=1, timeout=2 * config.episode_timeout_s)
+        if not done:
+            for ref in waiting:
+                shoal.cancel(ref, force=True)
+                found[ref] = Lost(
+                    f"{name_of(config.environment)} did not end within {config.episode_timeout_s:g} s an episode (episode_timeout_s)"
+                )
+            break
+        for ref in done:
+            try:
+                found[ref] = shoal.get(ref)
+            except EnvironmentFailed as error:
+                found[ref] = Lost(str(getattr(error, "cause", error)))  # the text alone, without the task's stack
+            except shoal.exceptions.ShoalError as error:  # its process died, again and again
+                found[ref] = Lost(str(error))
+    return [found[ref] for ref in refs]
+
+
 class Aggregator:
     """A node of the tree: hands work to its children, or to tasks, and what comes back upwards. Keeps nothing between calls."""
 
@@ -209,30 +240,11 @@ class Aggregator:
             self._task.remote(self._config, self._network, self._table, ref, int(direction), int(start))
             for direction, start in zip(directions, starts, strict=True)
         ]
-        return self._gather(refs, directions)
-
-    def _gather(self, refs: list[Any], directions: np.ndarray) -> list[Played]:
-        """What comes; a task is given up when nothing has come for as long as two episodes may take."""
-        found: dict[Any, Played] = {}
-        waiting = list(refs)
-        direction_of = dict(zip(refs, directions.tolist(), strict=True))
-        while waiting:
-            done, waiting = shoal.wait(waiting, num_returns=1, timeout=2 * self._config.episode_timeout_s)
-            if not done:
-                for ref in waiting:
-                    shoal.cancel(ref, force=True)
-                    found[ref] = Played(
-                        direction_of[ref],
-                        error=f"{name_of(self._config.environment)} did not end within {self._config.episode_timeout_s:g} s "
-                        "an episode (episode_timeout_s)",
-                    )
-                break
-            for ref in done:
-                try:
-                    found[ref] = shoal.get(ref)
-                except shoal.exceptions.ShoalError as error:  # its process died, again and again
-                    found[ref] = Played(direction_of[ref], error=str(error))
-        return [found[ref] for ref in refs]
+        played = collect(self._config, refs)
+        return [
+            Played(int(direction), error=one.reason) if isinstance(one, Lost) else one
+            for direction, one in zip(directions, played, strict=True)
+        ]
 
     def gradient(self, starts: np.ndarray, weights: Floats) -> Floats:
         """The weighted sum of directions."""
@@ -282,7 +294,7 @@ def centered_ranks(returns: np.ndarray) -> np.ndarray:
 @dataclass(slots=True)
 class ESResult:
     """One generation. `reward` is the mean return of the policy itself, `played` that of the perturbed ones; `steps` of the environment
-    were taken in `seconds`; `failures` lists why directions were lost."""
+    were taken in `seconds`; `failures` lists why directions and judging episodes were lost."""
 
     generation: int
     reward: float
@@ -338,10 +350,7 @@ class EvolutionStrategies:
         at = Generation(self.generation, self.weights, *self.seen.scale())
         played: list[Played] = shoal.get(self._root.evaluate.remote(at, directions, starts))
         failures = [one.error for one in played if one.error]
-        if len(failures) > config.failures_max or len(failures) == len(played):
-            raise EnvironmentFailed(
-                f"{len(failures)} of {len(played)} directions of generation {self.generation} failed; first: {failures[0]}"
-            )
+        self._check("directions", len(played), failures)
         returns = np.array([one.returns for one in played])
         ranks = centered_ranks(returns)
         ranks[np.isnan(returns).any(axis=1)] = 0.0
@@ -354,30 +363,32 @@ class EvolutionStrategies:
             if one.seen is not None:
                 self.seen.add(one.seen)
         self.generation += 1
-        reward, steps = self._judge()
+        reward, steps, unjudged = self._judge()
         return ESResult(
             self.generation,
             reward,
             float(np.nanmean(returns)),
             steps + sum(one.steps for one in played),
             time.perf_counter() - began,
-            failures,
+            failures + unjudged,
         )
 
-    def _judge(self) -> tuple[float, int]:
-        """(mean return, steps) of the policy itself."""
+    def _check(self, what: str, count: int, failures: list[str]) -> None:
+        if len(failures) > self.config.failures_max or len(failures) == count:
+            raise EnvironmentFailed(
+                f"{len(failures)} of {count} {what} of generation {self.generation} failed; first: {failures[0]}"
+            )
+
+    def _judge(self) -> tuple[float, int, list[str]]:
+        """(mean return, steps, failures) of the policy itself."""
         at = shoal.put(Generation(self.generation, self.weights, *self.seen.scale()))
         task = play_policy.options(num_cpus=self.config.cpus_per_task)
         refs = [task.remote(self.config, self.network, at, number) for number in range(self.config.evaluations)]
-        try:
-            played = shoal.get(refs, timeout=self.config.episode_timeout_s * (1 + self.config.evaluations))
-        except shoal.exceptions.GetTimeoutError:
-            for ref in refs:
-                shoal.cancel(ref, force=True)
-            raise EnvironmentFailed(
-                f"{name_of(self.config.environment)}: the policy's own episodes did not end in time (episode_timeout_s)"
-            ) from None
-        return float(np.mean([gained for gained, _ in played])), sum(steps for _, steps in played)
+        found = collect(self.config, refs)
+        failures = [one.reason for one in found if isinstance(one, Lost)]
+        self._check("episodes of the policy itself", len(found), failures)
+        played = [one for one in found if not isinstance(one, Lost)]
+        return float(np.mean([gained for gained, _ in played])), sum(steps for _, steps in played), failures
 
     def act(self, observation: Any) -> Any:
         """The policy's action for one observation."""

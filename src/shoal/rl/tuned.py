@@ -29,7 +29,7 @@ PPO: dict[str, dict[str, Any]] = {
 
 EVOLUTION: dict[str, dict[str, Any]] = {
     "CartPole-v1": {"hidden": (16,), "pairs": 24},
-    "Pendulum-v1": {"hidden": (16,), "pairs": 32, "normalize": True},
+    "Pendulum-v1": {"hidden": (16,), "pairs": 32, "learning_rate": 0.1},
     "Humanoid-v5": {
         "hidden": (64, 64),
         "pairs": 128,
