@@ -137,12 +137,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_redis(folder: Path) -> Iterator[Path]:
-    """One server, on a socket in `folder`, ended at the end; its path."""
+def running_redis(folder: Path, kept: bool = False) -> Iterator[Path]:
+    """One server, on a socket in `folder`, ended at the end; its path. `kept`: the next one in that folder has its rows."""
     skip_without_redis()
     assert REDIS_SERVER is not None
     path = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    path.unlink(missing_ok=True)
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder), "--appendonly"]
+    options += ["yes", "--appendfsync", "always"] if kept else ["no"]
     server = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.DEVNULL)
     try:
         wait_until(path.exists)

@@ -68,7 +68,8 @@ def session_facts(node: LocalNode) -> dict[str, Any]:
             session["resources"] = observer.call("node.resources")
             session["statistics"] = observer.call("node.stats")
             session["waiting"] = [_pending(row) for row in observer.call("node.waiting")["waiting"]]
-            if not node.address:
+            session["gcs"] = session["statistics"]["gcs"].get("trouble", "")
+            if not node.address and not session["gcs"]:
                 session.update(_program_facts(observer))
                 session["waiting"] += session["placement_groups_waiting"]
     except (SessionUnreachableError, RuntimeError) as error:
@@ -83,6 +84,8 @@ def cluster_facts(node: LocalNode) -> dict[str, Any]:
     cluster: dict[str, Any] = {"address": node.address}
     try:
         with Observer(node.session_dir) as observer:
+            if trouble := observer.call("node.gcs")["trouble"]:
+                return {**cluster, "error": trouble}
             load = observer.call("gcs.cluster_load")
             rows = observer.call("gcs.nodes")["nodes"]
             cluster.update(_program_facts(observer))
@@ -235,6 +238,7 @@ def lines_of(session: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("processes", f"{session['processes']} with {size(session['memory_bytes'])} of their own"),
         ("folder", session["session"]),
+        *([("trouble", session["gcs"])] if session.get("gcs") else []),
     ]
 
 

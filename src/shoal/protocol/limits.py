@@ -83,6 +83,7 @@ STORY_LINES_MAX = 64
 GCS_REFUSED_EXIT = (
     3  #: the exit code of a GCS server whose tables are another head's: none started after it would fare better
 )
+GCS_STORAGE_AWAY_EXIT = 4  #: that of one whose storage does not answer: the next one may find it there
 TAKEN_OVER_AWAY_S = 30.0  #: nodes have so long to find a head that has taken over
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
 HEARTBEAT_S = 0.5

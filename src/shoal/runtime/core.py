@@ -659,7 +659,12 @@ class Runtime:
         Raises:
             ShoalError: what the other side said, or that it did not answer in time.
         """
-        return self.unpack(self.request(lambda number: Call(number, method, body or {}), timeout_s))
+        try:
+            return self.unpack(self.request(lambda number: Call(number, method, body or {}), timeout_s))
+        except errors.RpcError as error:
+            if method.startswith("gcs.") and timeout_s >= CALL_TIMEOUT_S and (trouble := waiting.gcs_trouble(self)):
+                raise errors.RpcError(f"{method} was not answered within {timeout_s:g} s: {trouble}") from error
+            raise
 
     def unpack(self, answer: Answer) -> Any:
         """The body of an answer, or its error raised."""

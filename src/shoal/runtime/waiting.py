@@ -288,9 +288,17 @@ def timed_out(runtime: Runtime, entries: list[ObjectEntry], timeout_s: float | N
     # The same reason may hold for many: it is told once.
     reasons = "; ".join(dict.fromkeys(explain(runtime, entry).rstrip(".") for entry in pending[:3]))
     more = f" (and {len(pending) - 3} more)" if len(pending) > 3 else ""
-    return errors.GetTimeoutError(
-        f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}"
-    )
+    trouble = gcs_trouble(runtime)
+    text = f"{len(pending)} of {len(entries)} objects were not ready within {timeout_s} s: {reasons}{more}"
+    return errors.GetTimeoutError(f"{text}. Besides, {trouble}" if trouble else text)
+
+
+def gcs_trouble(runtime: Runtime) -> str:
+    """Why the GCS does not answer, as the node knows; "" when it does, or the node does not answer either."""
+    try:
+        return str(runtime.call("node.gcs", timeout_s=1.0)["trouble"])
+    except errors.ShoalError:
+        return ""
 
 
 def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:

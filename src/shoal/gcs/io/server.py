@@ -37,9 +37,17 @@ from shoal.gcs.shard_events import (
     Send,
     TimePassed,
 )
-from shoal.gcs.storage.backend import SESSION_TABLE, Backend, ClaimRefusedError, StorageError, Write, open_backend
+from shoal.gcs.storage.backend import (
+    SESSION_TABLE,
+    Backend,
+    ClaimRefusedError,
+    StorageAwayError,
+    StorageError,
+    Write,
+    open_backend,
+)
 from shoal.protocol.gcs_messages import GcsAnswer, GcsCall, ToGcs
-from shoal.protocol.limits import FRAME_BYTES_MAX, GCS_REFUSED_EXIT
+from shoal.protocol.limits import FRAME_BYTES_MAX, GCS_REFUSED_EXIT, GCS_STORAGE_AWAY_EXIT
 from shoal.protocol.storage_names import outlives_machine
 from shoal.system.janitor import remove_session
 from shoal.system.process import open_pidfd, set_process_title, wait_readable
@@ -156,6 +164,8 @@ class GcsServer:
         self._probes: set[asyncio.Task[None]] = set()
         self._commit: asyncio.Task[None] | None = None
         self.failed = asyncio.Event()
+        #: what the process ends with then
+        self.exit_code = 1
 
     async def start(self) -> None:
         """Read the tables and listen.
@@ -358,6 +368,7 @@ class GcsServer:
                 traceback.print_exc()
             why = error if isinstance(error, StorageError) else f"internal error, please report it: {error!r}"
             print(f"shoal:gcs: the storage failed, so the GCS ends: {why}", file=sys.stderr, flush=True)
+            self.exit_code = _exit_code(error)
             self.failed.set()
             return
         self._commit = None
@@ -455,7 +466,7 @@ async def _serve(
         return GCS_REFUSED_EXIT
     except StorageError as error:
         print(f"shoal:gcs: the tables cannot be read: {error}", file=sys.stderr)
-        return 1
+        return _exit_code(error)
     waits = [asyncio.ensure_future(ended.wait()), asyncio.ensure_future(server.failed.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -463,7 +474,11 @@ async def _serve(
     await server.stop(for_good=told.is_set() and not server.failed.is_set())
     if parent_pid and (parent_fd < 0 or wait_readable(parent_fd, 0.0)):
         remove_session(folder)
-    return 1 if server.failed.is_set() else 0
+    return server.exit_code if server.failed.is_set() else 0
+
+
+def _exit_code(error: Exception) -> int:
+    return GCS_STORAGE_AWAY_EXIT if isinstance(error, StorageAwayError) else 1
 
 
 def main(
@@ -488,8 +503,8 @@ def main(
         fresh: the node has not had a server of this shard yet that answered.
 
     Returns:
-        The exit code: 0 after SIGTERM, 1 when the storage failed, GCS_REFUSED_EXIT when it belongs to another head (the last line on stderr says
-        why).
+        The exit code: 0 after SIGTERM, 1 when the storage failed, GCS_STORAGE_AWAY_EXIT when it does not answer, GCS_REFUSED_EXIT when it belongs
+        to another head (the last line on stderr says why).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which ends us through the daemon
     set_process_title("shoal:gcs")

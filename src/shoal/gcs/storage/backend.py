@@ -58,6 +58,10 @@ class StorageError(Exception):
     """The backend cannot do what was asked; the text says why and what to do."""
 
 
+class StorageAwayError(StorageError):
+    """It does not answer, and may do so later."""
+
+
 class ClaimRefusedError(StorageError):
     """Another session's server has what was to be claimed: trying again is no use."""
 

@@ -31,12 +31,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from shoal.gcs.storage.backend import SESSION_TABLE, ClaimRefusedError, StorageError, Write
+from shoal.gcs.storage.backend import SESSION_TABLE, ClaimRefusedError, StorageAwayError, StorageError, Write
 from shoal.protocol.storage_names import SENTINEL_SCHEME
 
 PREFIX = "shoal"
 RETRY_S = 5.0
 SENTINEL_RETRY_S = 60.0
+TOLD_AFTER_S = 1.0  #: a server that is away is a line in the log
 TIMEOUT_S = 5.0
 SENTINEL_TIMEOUT_S = 1.0
 REPLICA_WAIT_MS = 1000
@@ -231,7 +232,9 @@ class RedisBackend:
         keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE), self._key("commits")]
         left_ms = renewals = 0
         while True:
-            answer = await self._eval(_CLAIM, keys, [session, int(fresh), int(self._lease_s * 1000)])
+            # Who begins, and waits for long without listening, would be taken for stuck.
+            told: list[bytes | int] = [session, int(fresh), int(self._lease_s * 1000)]
+            answer = await self._eval(_CLAIM, keys, told, min(RETRY_S, self._retry_s))
             if isinstance(answer, int):
                 self._session, self._epoch, self._commit_no = session, b"%d" % answer, 0
                 return
@@ -258,8 +261,10 @@ class RedisBackend:
         keys = [self._key("epoch"), self._key("alive"), self._hash(SESSION_TABLE), *map(self._hash, tables)]
         await self._eval(_RELEASE, keys, [self._epoch])
 
-    async def _eval(self, script: str, keys: Sequence[str], told: Sequence[bytes | int]) -> Any:
-        return await self._retried(lambda: self._client.eval(script, len(keys), *keys, *told))
+    async def _eval(
+        self, script: str, keys: Sequence[str], told: Sequence[bytes | int], retry_s: float | None = None
+    ) -> Any:
+        return await self._retried(lambda: self._client.eval(script, len(keys), *keys, *told), retry_s)
 
     def _note_replicas(self, count: int) -> None:
         if bool(count) != self._has_replica:
@@ -269,7 +274,7 @@ class RedisBackend:
                 if count
                 else "has no replica that answers: what it acknowledges now is lost if it dies"
             )
-            print(f"shoal:gcs: the primary of {self._shown} {state}", file=sys.stderr, flush=True)
+            self._say(f"the primary of {self._shown} {state}")
 
     async def get(self, table: str, key: bytes) -> bytes | None:
         """One row."""
@@ -293,15 +298,24 @@ class RedisBackend:
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
 
-    async def _retried(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    def _say(self, text: str) -> None:
+        print(f"shoal:gcs: {text}", file=sys.stderr, flush=True)
+
+    async def _retried(self, attempt: Callable[[], Awaitable[Result]], retry_s: float | None = None) -> Result:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._retry_s
+        retry_s = self._retry_s if retry_s is None else retry_s
+        deadline = loop.time() + retry_s
+        tell_at = loop.time() + TOLD_AFTER_S
+        told = False
         pause_s = 0.01
         attempts = 0
         while True:
             attempts += 1
             try:
-                return await attempt()
+                result = await attempt()
+                if told:
+                    self._say(f"the Redis server {self._shown} answers again")
+                return result
             except self._lost as error:
                 lost = error
             except self._error as error:
@@ -312,9 +326,16 @@ class RedisBackend:
                 if not any(word in str(error) for word in _PASSING):  # it may be said by a script, or of a pipeline
                     raise StorageError(f"the Redis server {self._shown} refused: {error}") from error
                 lost = error
+            if not told and loop.time() >= tell_at:
+                told = True
+                self._say(f"the Redis server {self._shown} cannot be reached: {_reason(lost)}; trying again")
             if loop.time() >= deadline and attempts >= ATTEMPTS_MIN:
-                raise StorageError(
-                    f"the Redis server {self._shown} could not be reached for {self._retry_s:g} s: {lost}. Is it running?"
+                raise StorageAwayError(
+                    f"the Redis server {self._shown} could not be reached for {retry_s:g} s: {_reason(lost)}. Is it running?"
                 ) from lost
             await asyncio.sleep(pause_s)
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).rstrip(".")

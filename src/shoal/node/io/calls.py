@@ -13,6 +13,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.recorded   oids: [bytes]    -> known: bool, whether others know the objects, which the asker holds then; lineage: bytes, how the first
                                         was made, or empty
     node.keep_here  stored           -> stored: where this node's own copy of it lies, an original from now on (NotKept, ObjectStoreFull)
+    node.gcs                         -> how the lines to the GCS are; trouble: why it does not answer, "" when it does
     node.ping                        -> {}
 
 How to extend: a method is a row of `_METHODS`: (calls, process or None, body) -> the answer's body; raise CallError to refuse. One that answers
@@ -161,6 +162,9 @@ class Calls:
     def _recorded(self, process: Process | None, body: dict[str, Any]) -> Any:
         return self._recorded_of(process.worker_id if process is not None else b"", body["oids"])
 
+    def _gcs_record(self, _process: Process | None, _body: dict[str, Any]) -> Any:
+        return self._statistics["gcs"]()
+
     def _ping(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {}
 
@@ -201,5 +205,6 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.waiting": Calls._waiting,
     "node.stored": Calls._stored,
     "node.recorded": Calls._recorded,
+    "node.gcs": Calls._gcs_record,
     "node.ping": Calls._ping,
 }

@@ -37,6 +37,7 @@ from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
 from shoal.node.io.facts import cluster_address, membership, move_cluster, total_resources
+from shoal.node.io.gcs_health import GcsHealth
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.groups import Groups
@@ -119,6 +120,7 @@ class NodeDaemon:
         )
         self.log_router = LogRouter(self.table.drivers)
         self.shards: GcsShards | None = None  #: further shards of the GCS
+        self.gcs_health = GcsHealth(loop, self.table, self.gcs, self.gcs_process, lambda: self.shards)
         self.pool = WorkerPool(start, self.watches, self.log_router, self._on_start_failed, self._on_worker_exit)
         machine = LocalScheduler(self.resources)
         self.leases = Leases(
@@ -244,12 +246,7 @@ class NodeDaemon:
             "objects": lambda: self.objects.machine.statistics(),
             "actors": lambda: {**self.actors.statistics(), **self.recoveries.statistics()},
             "placement_groups": self.groups.statistics,
-            "gcs": lambda: {
-                **self.gcs.statistics(),
-                "pid": self.gcs_process.pid,
-                "restarts": self.gcs_process.restarts,
-                "shards": [] if self.shards is None else self.shards.statistics(),
-            },
+            "gcs": self.gcs_health.statistics,
             "store": lambda: asdict(self.store.statistics()),
             "cluster": lambda: {
                 **self.links.statistics(),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.node")
 
+#: after a connection ended it is looked whether there is another
+TROUBLE_AFTER_S = 2.0
 #: with other addresses to try, one has so long to answer
 ADDRESS_WAIT_S = 1.0
 #: after a connection that did not come to a registration
@@ -94,8 +96,15 @@ class GcsLink:
         self.on_shards: Callable[[list[str]], None] = lambda addresses: None
         #: called when a registered connection ends
         self.on_lost: Callable[[], None] = lambda: None
+        #: called TROUBLE_AFTER_S after a registered connection ended, and when there is one again
+        self.on_trouble: Callable[[], None] = lambda: None
+        self.on_back: Callable[[], None] = lambda: None
+        #: what is known of why the GCS is away; "" for nothing
+        self.why: Callable[[], str] = lambda: ""
         #: None while there is no registered connection
         self._client: GcsClient | None = None
+        #: since when
+        self._away_at = 0.0
         self._closed = False
         #: what was said and is not confirmed, by number, in order: a call or a report
         self._kept: dict[int, Any] = {}
@@ -135,6 +144,7 @@ class GcsLink:
             gateway: of a node whose cluster uses TLS.
         """
         self._loop, self._node = loop, node
+        self._away_at = loop.time()
         self._addresses = [address, *(other for other in others if other != address)]
         self._token, self._gateway = token, gateway
         self._dial()
@@ -257,6 +267,7 @@ class GcsLink:
         for number, said in list(self._kept.items()):
             self._transmit(client, number, said)
         self._on_connected()
+        self.on_back()
 
     def _lost(self, _reason: str) -> None:
         if self._closed or self._client is None:
@@ -264,6 +275,9 @@ class GcsLink:
         self._client = None
         self.on_lost()
         self.reconnects += 1
+        assert self._loop is not None, "started"
+        self._away_at = self._heard_s if self._kept else self._loop.time()  # it had said nothing before
+        self._loop.call_later(TROUBLE_AFTER_S, self.on_trouble)
         self._dial()
 
     def _hear(self) -> None:
@@ -314,6 +328,14 @@ class GcsLink:
             return
         self._keep(message)
 
+    def silent_s(self) -> float:
+        """For how long there has been no connection, or on it nothing of what is owed."""
+        if self._loop is None or self._closed:
+            return 0.0
+        if self._client is None:
+            return self._loop.time() - self._away_at
+        return self._loop.time() - self._heard_s if self._kept else 0.0
+
     def is_connected(self) -> bool:
         """Whether what is told now reaches the GCS."""
         return self._client is not None
@@ -332,6 +354,8 @@ class GcsLink:
         """Ask this shard, whichever the call belongs to."""
         if len(self._kept) >= GCS_QUEUE_MAX:
             text = f"{method} was not asked: {len(self._kept)} things wait for the GCS server, which is away or slow; try again later"
+            if why := self.why():
+                text = f"{text}: {why}"
             if then is not None:
                 then(None, ["GcsUnavailable", text])
             else:

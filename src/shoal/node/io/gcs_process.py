@@ -4,7 +4,8 @@ Purpose: the death of the GCS costs a pause of some tenths of a second, and no s
 
 Design: the process is watched by pidfd; a fresh interpreter is started on the same socket path and the same storage (the daemon has an event loop,
 so it must not fork on). One that dies before it answered, or many deaths in a short time, mean that starting it again is no help: then
-`on_failed` says so, once. So does the death of one whose storage does not outlive it.
+`on_failed` says so, once. So does the death of one whose storage does not outlive it. One that cannot reach its storage is started again without end:
+what runs needs no GCS.
 
 A node that joined a cluster has its GCS elsewhere (`GcsElsewhere`).
 
@@ -21,7 +22,15 @@ from collections.abc import Callable
 
 from shoal.node.io.processes import End, Watch, WatchTable
 from shoal.protocol.errors import describe_exit
-from shoal.protocol.limits import GCS_AWAY_S, GCS_DEATHS_MAX, GCS_DEATHS_WITHIN_S, GCS_REFUSED_EXIT, GCS_STILLBIRTHS_MAX
+from shoal.protocol.limits import (
+    CONNECT_TIMEOUT_S,
+    GCS_AWAY_S,
+    GCS_DEATHS_MAX,
+    GCS_DEATHS_WITHIN_S,
+    GCS_REFUSED_EXIT,
+    GCS_STILLBIRTHS_MAX,
+    GCS_STORAGE_AWAY_EXIT,
+)
 from shoal.protocol.storage_names import outlives_server
 from shoal.system.gcs_process import respawn_gcs
 from shoal.system.start_plan import DaemonStart
@@ -57,6 +66,7 @@ class GcsProcess:
         self._loop: asyncio.AbstractEventLoop = watches.loop
         self._on_failed = on_failed
         self.pid = 0 if shard else start.gcs_pid
+        self._begun_at = 0.0
         self._watch: Watch | None = None
         self._closed = False
         #: when it died, those within GCS_DEATHS_WITHIN_S
@@ -65,9 +75,15 @@ class GcsProcess:
         self._stillbirths = 0
         self._ever_answered = False
         self.restarts = 0
+        #: how the last one died, and what it had said
+        self._death = ""
+        self._said = ""
+        #: how long the log was when it answered last: what stands before is of former troubles
+        self._log_from = 0
 
     def watch(self) -> None:
         """Begin to watch the process of `self.pid`."""
+        self._begun_at = self._loop.time()
         self._watch = self._watches.watch(self.pid, self._died)
 
     def begin(self) -> None:
@@ -83,12 +99,26 @@ class GcsProcess:
         """It is up: the node is registered there."""
         self._stillbirths = 0
         self._ever_answered = True
+        self._death = ""
+        self._log_from = log_size(self._start.log_path)
+
+    def explain(self) -> str:
+        """What is known of why it does not answer, or died last."""
+        said = last_words(self._start.log_path, self._log_from) or self._said
+        how = self._death or f"its server (process {self.pid}) runs"
+        return f"{how}. It said: {said}" if said else how
+
+    def recent_deaths(self) -> int:
+        """How many there were within GCS_DEATHS_WITHIN_S."""
+        return sum(at > self._loop.time() - GCS_DEATHS_WITHIN_S for at in self._deaths)
 
     def moved(self, address: str) -> None:
         """Only the GCS of another node moves."""
 
     def end(self, reason: str) -> None:
         """It is of no use as it is: end it, so that another one is started."""
+        if self._loop.time() - self._begun_at < CONNECT_TIMEOUT_S:
+            return  # it is another one by now, which has its time before it
         log.error("the GCS server (process %d) is ended: %s", self.pid, reason)
         if self._watch is not None:
             self._watch.kill()
@@ -103,12 +133,18 @@ class GcsProcess:
             return
         which = f"shard {self.shard} of its GCS" if self.shard else "its GCS server"
         how = f"{which} (process {self.pid}) died: {describe_exit(end.exit_code)}"
+        self._death = how
+        self._said = last_words(self._start.log_path, self._log_from) or self._said
         storage = self._start.options["gcs_storage"]
         if not outlives_server(storage):
             self._fail(f"{how}, and with it the tables that gcs_storage={storage!r} keeps in its memory")
             return
         if end.exit_code == GCS_REFUSED_EXIT:
             self._fail(f"{which} may not begin")
+            return
+        if end.exit_code == GCS_STORAGE_AWAY_EXIT and self._ever_answered:
+            log.warning("%s; starting another one", how)  # it waits for its storage itself, as long as that takes
+            self._restart()
             return
         now = self._loop.time()
         self._deaths.append(now)
@@ -153,6 +189,8 @@ class GcsElsewhere:
         self._loop = loop
         self._on_failed = on_failed
         self._ever_answered = False
+        #: what was said of that last
+        self._why = ""
         #: when it was first in trouble since it answered last; None while it is not
         self._silent_since: float | None = None
 
@@ -165,6 +203,7 @@ class GcsElsewhere:
             log.info("the GCS server at %s is back after %.0f s", self._address, self._loop.time() - self._silent_since)
         self._ever_answered = True
         self._silent_since = None
+        self._why = ""
 
     def moved(self, address: str) -> None:
         """It is another node's now."""
@@ -173,6 +212,7 @@ class GcsElsewhere:
     def end(self, reason: str) -> None:
         """It is of no use as it is."""
         now = self._loop.time()
+        self._why = reason
         if self._silent_since is None:
             self._silent_since = now
             log.warning("the GCS server at %s is away: %s; trying again", self._address, reason)
@@ -181,15 +221,32 @@ class GcsElsewhere:
                 f"the GCS server at {self._address} was away for {now - self._silent_since:.0f} s: {reason}"
             )
 
+    def explain(self) -> str:
+        """What is known of why it does not answer."""
+        why = self._why or "it was connected until now"
+        return f"nobody answers at {self._address} ({why}). `shoal status` on the head's machine may say why"
+
+    def recent_deaths(self) -> int:
+        """That is known on its own node."""
+        return 0
+
     def close(self) -> None:
         """The node ends."""
 
 
-def last_words(log_path: str) -> str:
-    """The last line that a GCS server wrote into the node's log; empty if none is found."""
+def log_size(log_path: str) -> int:
+    """How long the node's log is now."""
+    try:
+        return os.stat(log_path).st_size
+    except OSError:
+        return 0
+
+
+def last_words(log_path: str, since: int = 0) -> str:
+    """The last line that a GCS server wrote into the node's log, behind the first `since` bytes; empty if none is found."""
     try:
         with open(log_path, "rb") as log_file:
-            log_file.seek(max(0, os.fstat(log_file.fileno()).st_size - LAST_WORDS_BYTES))
+            log_file.seek(max(since, os.fstat(log_file.fileno()).st_size - LAST_WORDS_BYTES))
             lines = log_file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""

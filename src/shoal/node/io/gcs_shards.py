@@ -177,6 +177,10 @@ class GcsShards:
         """How the lines to shards 1 to N - 1 are."""
         return [link.statistics() for link in self._links[1:]]
 
+    def silent_s(self) -> list[float]:
+        """For how long shards 1 to N - 1 have said nothing that they owe."""
+        return [link.silent_s() for link in self._links[1:]]
+
     def close(self) -> None:
         """The node ends."""
         for link in self._links[1:]:

@@ -1,0 +1,108 @@
+"""Why the GCS does not answer, for those who wait for it.
+
+Purpose: a GCS that keeps dying, or cannot go on (its disk is full, its Redis is away), looks like a hang to who creates an actor. Its last words
+stand in the node's log, where nobody looks: here they are put where people do.
+
+    GcsLink: how long it has said nothing   `-- trouble() --> `shoal status`, time-outs of get, of calls, refused calls (`node.gcs`)
+    GcsProcess: how it died, what it said    `- a sentence to this node's drivers, once for each time that it is away
+
+Design: a death costs some tenths of a second, which is worth no sentence; NOTICED_S is, and so are many deaths in a row. There is no timer
+while all is well.
+
+What it does not do: start another one (`gcs_process`); know what ails the GCS of another node, beyond that nobody answers there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.processes import ProcessTable
+from shoal.protocol.limits import GCS_DEATHS_WITHIN_S
+from shoal.protocol.messages import Notice
+
+if TYPE_CHECKING:
+    from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
+    from shoal.node.io.gcs_shards import GcsShards
+
+NOTICED_S = 1.0  #: shorter silence is none
+#: so many deaths within GCS_DEATHS_WITHIN_S are worth a sentence although it answers in between
+KEEPS_DYING = 3
+
+
+class GcsHealth:
+    """One node's knowledge of what ails its GCS. `shards` returns those beyond the first, None while there is one."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: ProcessTable,
+        link: GcsLink,
+        server: GcsProcess | GcsElsewhere,
+        shards: Callable[[], GcsShards | None],
+    ) -> None:
+        self._loop = loop
+        self._table = table
+        self._link = link
+        self._server = server
+        self._shards = shards
+        #: when the drivers were told last
+        self._told_at = float("-inf")
+        #: they know that it is away
+        self._told_away = False
+        link.why = self.trouble
+        link.on_trouble = self._look
+        link.on_back = self._back
+
+    def trouble(self) -> str:
+        """Why the GCS does not answer; "" when it does."""
+        silent_s = self._link.silent_s()
+        if silent_s >= NOTICED_S:
+            return f"the GCS has not answered for {silent_s:.0f} s: {self._server.explain()}"
+        return next((text for text in self._of_shards() if text), "")
+
+    def _of_shards(self) -> list[str]:
+        shards = self._shards()
+        if shards is None:
+            return []
+        return [
+            f"shard {process.shard} of the GCS has not answered for {silent_s:.0f} s: {process.explain()}"
+            for process, silent_s in zip(shards.processes, shards.silent_s(), strict=False)
+            if silent_s >= NOTICED_S
+        ]
+
+    def _look(self) -> None:
+        """It was lost some time ago: is that worth a sentence?"""
+        trouble = self.trouble()
+        deaths = self._server.recent_deaths()
+        if trouble:
+            self._told_away = True
+        elif deaths < KEEPS_DYING or self._loop.time() - self._told_at < GCS_DEATHS_WITHIN_S:
+            return
+        else:
+            trouble = f"the GCS server died {deaths} times within {GCS_DEATHS_WITHIN_S:g} s: {self._server.explain()}"
+        self._tell(f"what runs goes on, but new actors, names and listings wait: {trouble}")
+
+    def _back(self) -> None:
+        if self._told_away:
+            self._told_away = False
+            self._tell("the GCS answers again")
+
+    def _tell(self, text: str) -> None:
+        self._told_at = self._loop.time()
+        for driver in self._table.drivers():
+            if driver.log_to_driver:
+                driver.send(Notice("warning", text))
+
+    def statistics(self) -> dict[str, Any]:
+        """How the GCS is, and the lines to it."""
+        shards = self._shards()
+        return {
+            **self._link.statistics(),
+            "pid": self._server.pid,
+            "restarts": self._server.restarts,
+            "shards": [] if shards is None else shards.statistics(),
+            "trouble": self.trouble(),
+        }
