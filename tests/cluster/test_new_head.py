@@ -82,7 +82,8 @@ def test_a_new_head_takes_over(start_cluster: StartCluster, redis_url: str, tmp_
     put_keys(one, range(8))
     running = wait_for.remote(str(tmp_path / "go"))
     lost, former_address = cluster.head, cluster.address
-    head = cluster.replace_head()
+    head = cluster.replace_head(wait=False)
+    cluster.wait_for_nodes(timeout=SOON_S)
     (tmp_path / "go").touch()
     assert shoal.get(running, timeout=SOON_S) == "done"
     assert shoal.get(counter.count.remote(), timeout=SOON_S) == 2
@@ -117,7 +118,8 @@ def test_head_and_primary_are_lost_at_once(start_cluster: StartCluster, tmp_path
         put_keys(two, range(8))
         running = wait_for.remote(str(tmp_path / "go"))
         replicas.kill_primary()
-        cluster.replace_head()
+        cluster.replace_head(wait=False)
+        cluster.wait_for_nodes(timeout=SOON_S)
         (tmp_path / "go").touch()
         assert shoal.get(running, timeout=SOON_S) == "done"
         assert shoal.get(shoal.get_actor("counter").count.remote(), timeout=SOON_S) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -16,11 +17,12 @@ import pytest
 
 import shoal
 from shoal.launch.nodes import NodeOptions, start_node
+from shoal.node.io import tls_process
 from shoal.system.tls_files import find_tls_files, make_tls_files
 from shoal.system.token_file import cluster_token
 from shoal.testing import Cluster, ClusterNode
-from shoal.wire.tcp import connect_authenticated
-from shoal.wire.tls import client_context
+from shoal.wire.tcp import connect_authenticated, set_options
+from shoal.wire.tls import client_context, dial_through, server_context
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -163,6 +165,33 @@ def gateway_of(node: ClusterNode) -> int:
             if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"shoal:tls"):
                 return int(pid)
     return 0
+
+
+def test_only_the_line_to_the_gcs_ends_when_nothing_is_acknowledged(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that vanishes without a word is noticed by its line's gateway; peers that are slow to read keep theirs."""
+    given: list[int] = []
+
+    def note(sock: socket.socket, silent_s: float = 0.0) -> None:
+        set_options(sock, silent_s)
+        given.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr(tls_process, "set_options", note)
+    door = str(tmp_path / "door")
+
+    async def run() -> None:
+        far = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=server_context(folder))
+        gateway = await asyncio.start_unix_server(tls_process._Outward(client_context(folder)).accepted, door)
+        port = far.sockets[0].getsockname()[1]
+        for silent_s in (0.0, 12.5):
+            near = await asyncio.to_thread(dial_through, door, "127.0.0.1", port, SOON_S, silent_s)
+            near.close()
+        for server in (gateway, far):
+            server.close()
+
+    asyncio.run(run())
+    assert given == [0, 12_500]
 
 
 def test_files(folder: str, tmp_path: Path) -> None:

@@ -126,7 +126,10 @@ class GcsClient(asyncio.BufferedProtocol):
         while True:
             try:
                 if address.startswith("tcp:"):
-                    dial = partial(connect_authenticated, address, token, timeout_s, gateway=gateway)
+                    # A machine that is gone answers nothing, and must be known to be gone although there is always something on its way to it.
+                    dial = partial(
+                        connect_authenticated, address, token, timeout_s, gateway=gateway, silent_s=SILENT_HEAD_S
+                    )
                     dialling = loop.run_in_executor(None, dial)
                     try:
                         sock = await asyncio.shield(dialling)
@@ -134,9 +137,6 @@ class GcsClient(asyncio.BufferedProtocol):
                         dialling.add_done_callback(_close_unwanted)
                         raise
                     sock.setblocking(False)
-                    # A machine that is gone answers nothing, and must be known to be gone although there is always something on its way to it.
-                    if sock.family != socket.AF_UNIX:  # that leads to the gateway
-                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_HEAD_S * 1000))
                     _, client = await loop.create_connection(lambda: cls(on_push, on_lost, on_acknowledged), sock=sock)
                 else:
                     _, client = await loop.create_unix_connection(

@@ -23,11 +23,11 @@ KEEPALIVE_INTERVAL_S = 2
 KEEPALIVE_PROBES = 3
 
 
-def _dial(host: str, port: int, timeout_s: float, gateway: str, tls_folder: str) -> socket.socket:
+def _dial(host: str, port: int, timeout_s: float, gateway: str, tls_folder: str, silent_s: float) -> socket.socket:
     if gateway:
         from shoal.wire.tls import dial_through
 
-        return dial_through(gateway, host, port, timeout_s)
+        return dial_through(gateway, host, port, timeout_s, silent_s)
     sock = socket.create_connection((host, port), timeout_s)
     if not tls_folder:
         return sock
@@ -93,8 +93,10 @@ def _cannot_listen(host: str, port: int, error: OSError | OverflowError) -> OSEr
     return OSError(number, f"cannot listen on {host}:{port}: {text}{advice}")
 
 
-def set_options(sock: socket.socket) -> None:
-    """What every connection between nodes has."""
+def set_options(sock: socket.socket, silent_s: float = 0.0) -> None:
+    """What every connection between nodes has; `silent_s` as for `connect_authenticated`."""
+    if silent_s:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silent_s * 1000))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -104,13 +106,21 @@ def set_options(sock: socket.socket) -> None:
 
 
 def connect_authenticated(
-    address: str, token: bytes, timeout_s: float, *, gateway: str = "", tls_folder: str = ""
+    address: str,
+    token: bytes,
+    timeout_s: float,
+    *,
+    gateway: str = "",
+    tls_folder: str = "",
+    silent_s: float = 0.0,
 ) -> socket.socket:
     """Connect to a node or GCS server at "tcp:HOST:PORT" and let both ends prove that they know the token.
 
     Args:
         gateway: the path of this node's TLS gateway, if the cluster uses TLS (`wire.tls`).
         tls_folder: the certificates, for one who has no gateway; then what comes back cannot be handed to another process.
+        silent_s: the connection ends when what was sent is not acknowledged for so long; 0: when the kernel gives up. Not for a peer that may be
+            slow to read.
 
     Returns:
         A blocking socket without a timeout, on which nothing else was read.
@@ -122,7 +132,7 @@ def connect_authenticated(
     host, port = parse_address(address)
     deadline = time.monotonic() + timeout_s
     try:
-        sock = _dial(host, port, timeout_s, gateway, tls_folder)
+        sock = _dial(host, port, timeout_s, gateway, tls_folder, silent_s)
     except HandshakeError as error:
         raise ConnectionError(f"{host}:{port} does not belong to this cluster: {error}") from None
     except OSError as error:
@@ -133,7 +143,7 @@ def connect_authenticated(
         ) from None
     try:
         if sock.family != socket.AF_UNIX:
-            set_options(sock)
+            set_options(sock, silent_s)
         handshake = ClientHandshake(token)
         sock.sendall(handshake.hello)
         while not handshake.done:

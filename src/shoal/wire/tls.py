@@ -6,8 +6,8 @@ their node (`node/io/tls_process.py`).
     worker, daemon, GCS line --unix--> gateway ==TLS==> gateway --unix--> listener of the other node (token, then frames)
 
 Design: both ends show a certificate of the cluster's authority (mutual TLS, 1.3 only); names are not looked at. A process that dials writes
-"HOST:PORT\\n" to its gateway's socket and reads "+\\n", or "-" and a reason. Sockets can be handed on to other processes (`node/io/routes.py`) and
-read in threads (`node/io/movers.py`) as ever, which a TLS socket could not.
+"HOST:PORT SILENT_S\\n" to its gateway's socket and reads "+\\n", or "-" and a reason. Sockets can be handed on to other processes
+(`node/io/routes.py`) and read in threads (`node/io/movers.py`) as ever, which a TLS socket could not.
 
 What it does not do: make certificates (`system.tls_files`); replace the token's proof, which follows inside.
 """
@@ -50,8 +50,11 @@ def _context(protocol: int, folder: str) -> ssl.SSLContext:
     return context
 
 
-def dial_through(gateway: str, host: str, port: int, timeout_s: float) -> socket.socket:
+def dial_through(gateway: str, host: str, port: int, timeout_s: float, silent_s: float = 0.0) -> socket.socket:
     """A socket whose other end is HOST:PORT, reached through the gateway that listens at the path `gateway`.
+
+    Args:
+        silent_s: as for `wire.tcp.connect_authenticated`.
 
     Raises:
         OSError: the gateway or the other node does not answer.
@@ -60,7 +63,7 @@ def dial_through(gateway: str, host: str, port: int, timeout_s: float) -> socket
     try:
         sock.settimeout(timeout_s)
         sock.connect(gateway)
-        sock.sendall(f"{host}:{port}\n".encode())
+        sock.sendall(f"{host}:{port} {silent_s:g}\n".encode())
         answer = b""
         while not answer.endswith(b"\n") and len(answer) < ANSWER_BYTES_MAX:
             piece = sock.recv(1)  # what follows the answer is another's to read

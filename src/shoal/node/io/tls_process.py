@@ -18,6 +18,7 @@ import signal
 import socket
 import ssl
 import sys
+from functools import partial
 from typing import Any, NoReturn
 
 import uvloop
@@ -105,7 +106,9 @@ class _Outward:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 line = await reader.readuntil(b"\n")
-                host, port = parse_address(line[:ADDRESS_BYTES_MAX].decode().strip())
+                address, _, silent_s = line[:ADDRESS_BYTES_MAX].decode().strip().partition(" ")
+                host, port = parse_address(address)
+                options = partial(set_options, silent_s=float(silent_s))
                 far_reader, far_writer = await asyncio.open_connection(
                     host, port, ssl=self._context, server_hostname="", ssl_handshake_timeout=HANDSHAKE_WITHIN_S
                 )
@@ -113,7 +116,7 @@ class _Outward:
             writer.write(f"-{_reason(error)}\n".encode())
             writer.close()
             return
-        set_options(far_writer.get_extra_info("socket"))
+        options(far_writer.get_extra_info("socket"))
         writer.write(DIALLED)
         await _join(reader, writer, far_reader, far_writer)
 
