@@ -54,7 +54,7 @@ def test_a_node_that_is_stopped_is_missed_by_nobody(start_cluster: StartCluster,
 def test_a_preempted_node_hands_on_what_it_has(start_cluster: StartCluster, tmp_path: Path) -> None:
     """SIGTERM: what runs ends, what was made is kept, an actor goes on elsewhere from a fresh checkpoint, and nothing runs twice."""
     cluster = start_cluster(num_cpus=2, resources={"home": 1})
-    node = cluster.add_node(num_cpus=3, resources={"two": 3})
+    node = cluster.add_node(num_cpus=3, resources={"two": 3}, drain_grace=600.0)
     cluster.connect(log_to_driver=False)
 
     def note(line: str) -> None:
@@ -111,7 +111,7 @@ def test_a_preempted_node_hands_on_what_it_has(start_cluster: StartCluster, tmp_
 
 def test_a_second_sigterm_ends_a_node_at_once(start_cluster: StartCluster) -> None:
     cluster = start_cluster(num_cpus=1)
-    node = cluster.add_node(resources={"two": 1})
+    node = cluster.add_node(resources={"two": 1}, drain_grace=600.0)
     cluster.connect(log_to_driver=False)
     hanging = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 1}, max_retries=0).remote()
     wait_until(lambda: not shoal.available_resources().get("two"))
@@ -212,6 +212,79 @@ def test_a_node_that_drains_leaves_what_it_has_made(start_cluster: StartCluster,
     while left := cluster.head.call("node.stored")["stored"]:
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
+
+
+def test_what_has_its_home_on_a_node_that_drains_outlives_it(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """Its owners are dead or end with it, holders are elsewhere: nothing is made again, and a put, which could not be, is still there."""
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(num_cpus=3, resources={"two": 3}, drain_grace=600.0)
+    cluster.connect(log_to_driver=False)
+
+    @shoal.remote(resources={"two": 1})
+    def make(number: int, size: int) -> bytes:
+        with (tmp_path / "runs").open("a") as file:
+            file.write("x")
+        return bytes([number]) * size
+
+    @shoal.remote(resources={"two": 1})
+    class Owner:
+        def own(self, number: int) -> list[shoal.ObjectRef]:
+            refs = [make.remote(number, 300_000), make.remote(number, 3), shoal.put(bytes([number]) * 400_000)]
+            shoal.wait(refs, num_returns=3)
+            return refs
+
+    owners = [Owner.remote(), Owner.remote()]
+    refs = [ref for number, owner in enumerate(owners) for ref in shoal.get(owner.own.remote(number), timeout=SOON_S)]
+    shoal.kill(owners[0])
+    os.kill(node.pid, signal.SIGTERM)
+    wait_until(lambda: row_of(cluster, node)["state"] == "draining")
+    shoal.kill(owners[1])
+    wait_until(lambda: not node.is_alive())
+    assert "not empty" not in row_of(cluster, node)["cause"]
+    values = [shoal.get(ref, timeout=SOON_S) for ref in refs]
+    assert [(value[0], len(value)) for value in values] == [(i, n) for i in (0, 1) for n in (300_000, 3, 400_000)]
+    assert (tmp_path / "runs").read_text() == "x" * 4
+    del refs, values
+    wait_until(lambda: not cluster.head.call("node.stored")["stored"])
+
+
+def test_nodes_are_killed_in_the_midst_of_a_move(start_cluster: StartCluster) -> None:
+    """First the node that drains: what had not left it is made again. Then the node of the owner: nobody needs its objects any more."""
+    cluster = start_cluster(num_cpus=1)
+    first, second = cluster.add_nodes(2, num_cpus=2, resources={"makes": 2}, drain_grace=600.0)
+    owning = cluster.add_node(resources={"owns": 1})
+    cluster.connect(log_to_driver=False)
+
+    @shoal.remote(resources={"makes": 1})
+    def make(number: int) -> bytes:
+        return bytes([number]) * (4 << 20)
+
+    @shoal.remote(resources={"owns": 1})
+    class Owner:
+        def own(self) -> None:
+            self.refs = [make.remote(number) for number in range(20)]
+            shoal.wait(self.refs, num_returns=20, fetch_local=False)
+
+    def lying_at(node: ClusterNode) -> int:
+        return len(node.call("node.stored")["stored"])
+
+    refs = [make.remote(number) for number in range(30)]
+    shoal.wait(refs, num_returns=30, timeout=SOON_S, fetch_local=False)
+    assert lying_at(first) and lying_at(second)
+    os.kill(first.pid, signal.SIGTERM)
+    wait_until(lambda: lying_at(cluster.head))  # the first has arrived
+    cluster.remove_node(first, kill=True)
+    assert [shoal.get(ref, timeout=SOON_S)[:1] for ref in refs] == [bytes([number]) for number in range(30)]
+    del refs
+    owner = Owner.remote()
+    shoal.get(owner.own.remote(), timeout=SOON_S)
+    cluster.add_node(resources={"makes": 1})
+    os.kill(second.pid, signal.SIGTERM)
+    wait_until(lambda: not second.is_alive() or lying_at(owning))
+    cluster.remove_node(owning, kill=True)
+    wait_until(lambda: not second.is_alive())
+    assert "not empty" not in row_of(cluster, second)["cause"]
+    wait_until(lambda: not any(lying_at(node) for node in cluster.nodes if node.is_alive()))
 
 
 def test_draining_many_tasks(start_cluster: StartCluster) -> None:

@@ -54,8 +54,8 @@ class Resident:
 def three(start_cluster: StartCluster) -> tuple[Cluster, ClusterNode, ClusterNode]:
     """A head with 1 CPU, where the driver is, and two nodes of 2 CPUs."""
     cluster = start_cluster(num_cpus=1)
-    first = cluster.add_node(num_cpus=2, labels={"zone": "a"})
-    second = cluster.add_node(num_cpus=2, labels={"zone": "b"})
+    first = cluster.add_node(num_cpus=2, labels={"zone": "a"}, drain_grace=600.0)
+    second = cluster.add_node(num_cpus=2, labels={"zone": "b"}, drain_grace=600.0)
     cluster.connect(log_to_driver=False)
     return cluster, first, second
 

@@ -20,6 +20,7 @@ from shoal.node.object_events import (
     FreeStored,
     HeirTold,
     Held,
+    HomeLeaves,
     Lost,
     MirrorItem,
     MirrorsArrived,
@@ -154,6 +155,44 @@ def test_an_heir_that_finds_no_copy_says_so() -> None:
     node.tell(HeirTold(X, HERE), CopyKept(THIRD, X, None, "gone"))
     [answer] = node.tell(CopyKept(HERE, X, None, "gone"))
     assert type(answer.value) is Failed and b"none is left" in answer.value.error and b"copies=" in answer.value.error
+
+
+def home_of_x(value: Any) -> Node:
+    """A node whose process A owns X, which THERE holds."""
+    node = Node(A)
+    node.tell(Escaped(A, [X]), Published(A, X, value), NodeHoldArrived(THERE, 1, [X]))
+    return node
+
+
+def test_what_others_hold_outlives_a_home_that_leaves() -> None:
+    node = home_of_x(stored(X))
+    copies = node.directory.copies()
+    assert copies.left_over([X, Y]) == (1, 2), "what is not known here is needed by somebody"
+    [ask] = node.tell(HomeLeaves([]))
+    assert type(ask) is AskCopy and ask.node in (THERE, THIRD) and ask.stored == stored_here()
+    assert node.tell(HomeLeaves([])) == [], "said again and again"
+    assert copies.left_over([X]) == (1, 1)
+    told = MirrorItem(X, b"", [], b"", b"", None, 1, [at(ask.node)])
+    assert node.tell(CopyKept(ask.node, X, at(ask.node))) == [SendMirrors(THERE, [told])]
+    assert copies.left_over([X]) == (0, 0)
+    if ask.node == THIRD:  # else the only holder is gone
+        [again] = node.tell(NodeDied(THIRD, "killed"))
+        assert again == AskCopy(THERE, X, stored_here()) and copies.left_over([X]) == (1, 1)
+    node = home_of_x(stored(X))
+    [ask] = node.tell(HomeLeaves([THERE]))
+    assert ask.node == THIRD, "the other one leaves too"
+    assert node.tell(CopyKept(THIRD, X, None, "full")) == []
+    assert node.directory.copies().left_over([X]) == (1, 1)
+
+
+def test_inline_values_outlive_their_home_and_refs_inside_do_not() -> None:
+    node = home_of_x(b"inline")
+    assert node.tell(HomeLeaves([])) == [] and node.directory.copies().left_over([]) == (0, 0)
+    node = Node(A)
+    place = stored(X)
+    place.nested = [Y]
+    node.tell(Escaped(A, [Y]), Escaped(A, [X]), Published(A, X, place), NodeHoldArrived(THERE, 1, [X]))
+    assert node.tell(HomeLeaves([])) == [] and node.directory.copies().left_over([X]) == (1, 1)
 
 
 def test_nothing_to_copy() -> None:

@@ -23,15 +23,13 @@ class Node:
             machine=SimpleNamespace(statistics=statistics), handle=lambda event: self.said.append(type(event).__name__)
         )
         table: Any = SimpleNamespace(drivers=list, by_id={})
-        store: Any = SimpleNamespace(kept_for_others=lambda _by_id: [])
         moving: Any = SimpleNamespace(empty=lambda: None)
         self.draining = Draining(
             self,  # type: ignore[arg-type]
             leases,
             table,
-            store,
             moving,
-            lambda: 0,
+            dict,
             lambda reason: self.said.append(reason),
             lambda: self.said.append("changed"),
             self.ended.append,

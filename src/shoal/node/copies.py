@@ -11,6 +11,8 @@ original of their own (never dropped to make room, but moved to disk), and free 
     the value is lost     the next place takes its stead (`instead`), before anybody would make it again
     the home dies         holders know the places by its mirrors; the heir asks those nodes to keep their copies for it (`inherit`)
     the object is freed   FreeStored to all of them
+    this node leaves      (HomeLeaves) what other nodes hold, and nobody wanted to be on several, gets one more place, which holders know: an heir
+                          has the value there. `outlives` says when a holder need not fear the home's end
 
 What it does not do: move bytes, keep refs that are inside the value, or wait: who keeps a copy for a dead home frees it if no heir comes (the
 shell).
@@ -21,7 +23,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from shoal.node.object_events import AnswerCopies, AskCopy, CopiesAsked, CopyKept, Effect, FreeStored, MirrorItem
+from shoal.node.mirrors import VALUE_TOLD
+from shoal.node.object_events import (
+    AnswerCopies,
+    AskCopy,
+    CopiesAsked,
+    CopyKept,
+    Effect,
+    FreeStored,
+    HomeLeaves,
+    MirrorItem,
+)
 from shoal.node.object_rows import ObjectRow
 from shoal.protocol.errors import ObjectLostError
 from shoal.protocol.messages import Failed, Stored
@@ -33,11 +45,13 @@ if TYPE_CHECKING:
 class Copied:
     """One object of this home that is to be on several nodes."""
 
-    __slots__ = ("asked", "askers", "number", "places", "refused")
+    __slots__ = ("asked", "askers", "moves", "number", "places", "refused")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, moves: bool = False) -> None:
         #: on how many nodes, with that of its value
         self.number = number
+        #: one of them only because this node leaves
+        self.moves = moves
         #: the other nodes that keep it, and where
         self.places: dict[bytes, Stored] = {}
         #: nodes that were asked, and have not answered
@@ -54,6 +68,8 @@ class Copies:
     def __init__(self, directory: ObjectDirectory) -> None:
         self._directory = directory
         self.rows: dict[bytes, Copied] = {}
+        #: nodes that get no copies: this one when it leaves, and others that do
+        self.unfit: set[bytes] = set()
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
@@ -66,7 +82,7 @@ class Copies:
             return 0, []
         value = self._directory._objects[oid].value
         here = [value] if type(value) is Stored and value.node != self._directory._node_id else []
-        return copied.number, [*here, *copied.places.values()]
+        return copied.number - copied.moves, [*here, *copied.places.values()]
 
     # ------------------------------------------------------------ copies are made
 
@@ -98,7 +114,7 @@ class Copies:
 
     def _candidates(self, oid: bytes, copied: Copied, value: Stored) -> list[bytes]:
         nodes = [*self._directory._nodes, self._directory._node_id]
-        taken = {value.node, *copied.places, *copied.asked, *copied.refused}
+        taken = {value.node, *copied.places, *copied.asked, *copied.refused, *self.unfit}
         return sorted((node for node in nodes if node not in taken), key=lambda node: crc32(oid + node))
 
     def on_kept(self, event: CopyKept, effects: list[Effect]) -> None:
@@ -151,6 +167,42 @@ class Copies:
         )
         row.value = Failed(directory._dump_error(error))
         directory._answer_waiters(oid, row, row.value, effects)
+
+    # ------------------------------------------------------------ the home leaves
+
+    def on_leaves(self, event: HomeLeaves, effects: list[Effect]) -> None:
+        """This node is to leave."""
+        directory = self._directory
+        self.unfit = {directory._node_id, *event.unfit}
+        for _, oid in self.held_abroad():
+            row = directory._objects.get(oid)
+            if row is not None and row.abroad is None and type(row.value) is Stored and not row.nested:
+                if oid not in self.rows:
+                    self.rows[oid] = Copied(2, moves=True)
+                self._fill(oid, self.rows[oid], effects)
+
+    def outlives(self, node: bytes, oid: bytes) -> bool:
+        """Whether a node that holds an object of this home has all that it needs should the home be gone. (Refs inside a value would be lost.)"""
+        row, told = self._directory._objects.get(oid), self._directory._mirrors.told.get(node, {})
+        if row is None or oid not in told:
+            return False
+        if type(row.value) is bytes:
+            return told[oid] == VALUE_TOLD
+        copied = self.rows.get(oid)
+        return copied is not None and not row.nested and any(place not in self.unfit for place in copied.places)
+
+    def held_abroad(self) -> list[tuple[bytes, bytes]]:
+        """(node, object): what other nodes hold of this home."""
+        directory = self._directory
+        return [(node, oid) for node in directory._nodes for oid in directory._held[node]]
+
+    def left_over(self, lying: list[bytes]) -> tuple[int, int]:
+        """How many refs of other nodes, also on their way there, end with this home; and how many of the objects `lying` here, whose owner does
+        not live here, somebody needs who does not outlive it."""
+        ending = [oid for node, oid in self.held_abroad() if not self.outlives(node, oid)]
+        known, objects = set(ending), self._directory._objects
+        needed = sum(oid in known or (row := objects.get(oid)) is None or row.abroad is not None for oid in lying)
+        return len(ending) + len(self._directory._handed), needed
 
     # ------------------------------------------------------------ copies are needed
 
@@ -218,4 +270,5 @@ class Copies:
 HANDLERS: dict[type, Any] = {
     CopiesAsked: lambda directory, event, effects: directory._copies.on_asked(event, effects),
     CopyKept: lambda directory, event, effects: directory._copies.on_kept(event, effects),
+    HomeLeaves: lambda directory, event, effects: directory._copies.on_leaves(event, effects),
 }

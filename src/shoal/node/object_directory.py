@@ -188,9 +188,9 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return b"" if row is None else row.owner
 
-    def needed_abroad(self) -> int:
-        """How many holds other nodes have on objects of this one, and refs that are on their way there."""
-        return sum(len(self._held[node]) for node in self._nodes) + len(self._handed)
+    def copies(self) -> copies.Copies:
+        """Its part that knows what outlives this node."""
+        return self._copies
 
     def inherit(self) -> None:
         """This node is one of many: objects whose home dies get another one."""

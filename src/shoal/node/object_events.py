@@ -305,6 +305,13 @@ class CopyKept:
     reason: str = ""
 
 
+@dataclass(slots=True)
+class HomeLeaves:
+    """This node is to leave: what it is the home of is to outlive it, without the nodes `unfit`, which leave too. Said again and again."""
+
+    unfit: list[bytes]
+
+
 Event = (
     ProcessJoined
     | ProcessDied
@@ -336,6 +343,7 @@ Event = (
     | HeirTold
     | CopiesAsked
     | CopyKept
+    | HomeLeaves
 )
 
 

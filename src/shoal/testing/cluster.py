@@ -25,11 +25,13 @@ from typing import Any
 import shoal
 from shoal.launch.nodes import HeadOptions, NodeOptions, StartedNode, default_parent_dir, start_head, start_node
 from shoal.launch.observer import Observer, SessionUnreachableError
+from shoal.protocol.limits import DRAIN_GRACE_S
 
 OBJECT_STORE_BYTES = 256 << 20
 WAIT_S = 30.0
 POLL_S = 0.005
 DRAIN_S = 30.0
+SETTINGS = ("gcs_storage", "gcs_shards", "drain_grace_s")  #: of a node's options, what goes to its daemon as it is
 
 
 class ClusterNode:
@@ -144,6 +146,7 @@ class Cluster:
         memory: int | None = None,
         name: str = "",
         host: str = "",
+        drain_grace: float = DRAIN_GRACE_S,
         wait: bool = True,
     ) -> ClusterNode:
         """Start a node that joins the cluster.
@@ -152,6 +155,7 @@ class Cluster:
             num_cpus, num_gpus, resources, labels, object_store_memory, memory: as for `shoal.init`.
             name: no other node's.
             host: where it listens, if not where the others do.
+            drain_grace: seconds that SIGTERM leaves it, as for `shoal start`.
             wait: until all nodes know of it.
 
         Raises:
@@ -166,6 +170,7 @@ class Cluster:
             "object_store_memory": object_store_memory,
             "memory": memory,
             "name": name,
+            "drain_grace_s": drain_grace,
         }
         options = NodeOptions(
             **_node_options(host or self.host, given), token_path=self.token_path, tls_folder=self._tls_folder
@@ -278,7 +283,7 @@ class Cluster:
 
 def _node_options(host: str, given: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `NodeOptions` for a node that poses as one of many on this machine."""
-    settings = {name: given[name] for name in ("gcs_storage", "gcs_shards") if name in given}
+    settings = {name: given[name] for name in SETTINGS if name in given}
     known = {name: value for name, value in given.items() if name not in settings}
     return {
         "num_cpus": 1,

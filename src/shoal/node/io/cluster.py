@@ -168,16 +168,19 @@ class Cluster:
         self._arm(interval_s(1 + len(self.links.nodes)))
 
     def may_leave(
-        self, needed_abroad: Callable[[], int], leave: Callable[[str], None], end: Callable[[str], None], grace_s: float
+        self,
+        move_objects: Callable[[], dict[str, int]],
+        leave: Callable[[str], None],
+        end: Callable[[str], None],
+        grace_s: float,
     ) -> None:
         """How this node leaves; see `Draining`."""
         self.draining = Draining(
             self._loop,
             self._leases,
             self._table,
-            self._store,
             self.moving,
-            needed_abroad,
+            move_objects,
             leave,
             self._beat,
             end,

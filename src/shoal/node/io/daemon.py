@@ -224,7 +224,7 @@ class NodeDaemon:
         )
         # The cluster ends with its head: that has nothing to hand on.
         grace_s = 0.0 if self.start.gcs_pid else float(self.start.options.get("drain_grace_s", DRAIN_GRACE_S))
-        self.cluster.may_leave(self.objects.machine.needed_abroad, self.actors.leave, self.end, grace_s)
+        self.cluster.may_leave(self.objects.leave, self.actors.leave, self.end, grace_s)
         fetch = partial(transfer.fetch, priority=ARGUMENT)
         self.objects.inherit(self.gcs.call, fetch)
         self.recoveries.join_cluster(self.node_id, self.links, self.store, fetch, self.actors.follow)

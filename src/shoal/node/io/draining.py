@@ -4,9 +4,10 @@ Purpose: `shoal drain`, and SIGTERM, by which machines say that they are about t
 refers to.
 
 Design: the scheduler refuses what waits (others are asked for it) and ends leases after their current task. What lies in the store and belongs to
-processes of other nodes is taken over by these (`moving`). The GCS places the bundles of placement groups elsewhere. Then the node waits until it has
-no leases, actors and drivers, and other nodes refer to nothing that lies here; or until the deadline, when it leaves all the same: then tasks are
-retried and actors restarted elsewhere, as after a death.
+processes of other nodes is taken over by these (`moving`); what has its home here, and is held elsewhere, gets a copy there (`node.copies`), so that
+its holders' heir need not make it anew. The GCS places the bundles of placement groups elsewhere. Then the node waits until it has no leases,
+actors and drivers, and other nodes need nothing that ends with it; or until the deadline, when it leaves all the same: then tasks are retried and
+actors restarted elsewhere, as after a death.
 
     DrainNode (shoal drain), 1st SIGTERM: drain --nobody needs it, or the deadline, or the 2nd SIGTERM--> the node ends
     SIGTERM, when there is no other node or this one is the head; SIGINT: the node ends
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from shoal.node.io.leases import Leases
     from shoal.node.io.moving import Moving
     from shoal.node.io.processes import ProcessTable
-    from shoal.node.io.store_shell import StoreShell
 
 log = logging.getLogger("shoal.node")
 
@@ -42,7 +42,7 @@ class Draining:
     """How one node leaves.
 
     Args:
-        needed_abroad: how many refs other nodes have to objects whose home is here.
+        move_objects: has objects whose home is here outlive it, and says what keeps it (`Objects.leave`).
         leave: asks the actors that can go on elsewhere to do so, with the reason.
         changed: tells the GCS how things stand.
         end: called once, with the reason.
@@ -54,9 +54,8 @@ class Draining:
         loop: asyncio.AbstractEventLoop,
         leases: Leases,
         table: ProcessTable,
-        store: StoreShell,
         moving: Moving,
-        needed_abroad: Callable[[], int],
+        move_objects: Callable[[], dict[str, int]],
         leave: Callable[[str], None],
         changed: Callable[[], None],
         end: Callable[[str], None],
@@ -65,9 +64,8 @@ class Draining:
         self._loop = loop
         self._leases = leases
         self._table = table
-        self._store = store
         self._moving = moving
-        self._needed_abroad = needed_abroad
+        self._move_objects = move_objects
         self._leave = leave
         self._changed = changed
         self._end = end
@@ -114,7 +112,6 @@ class Draining:
             "tasks that run": statistics.leases,
             "actors": statistics.actors,
             "programs": len(self._table.drivers()),
-            "refs that other nodes have to objects here": self._needed_abroad(),
-            "objects in its store that others need": len(self._store.kept_for_others(self._table.by_id)),
+            **self._move_objects(),
         }
         return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -362,8 +362,13 @@ class NodeLinks:
         return {
             "nodes": len(self.nodes),
             "lines": sum(line.welcomed for line in self._lines.values()),
-            "unconfirmed": sum(len(line.kept) for line in self._lines.values()),
+            "unconfirmed": self.unconfirmed,
         }
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages other nodes have not said to have."""
+        return sum(len(line.kept) for line in self._lines.values())
 
     def close(self) -> None:
         """The node ends."""

@@ -363,6 +363,18 @@ class Objects:
     def _on_copy_kept(self, node: bytes, message: node_messages.CopyKept) -> None:
         self.handle(events.CopyKept(node, message.oid, message.stored, message.reason))
 
+    def leave(self) -> dict[str, int]:
+        """This node leaves: see that what others need outlives it. What does not (yet), in words and numbers."""
+        copies, links = self.machine.copies(), self._links
+        self.handle(events.HomeLeaves([entry.node_id for entry in links.nodes.values() if entry.draining]))
+        lying = [row.oid for row in self._store.kept_for_others(self._table.by_id) if row.oid not in self._copy_for]
+        refs, needed = copies.left_over(lying)
+        return {
+            "refs that other nodes have to objects here": refs,
+            "objects in its store that others need": needed,
+            "messages that others have not read": links.unconfirmed if copies.held_abroad() else 0,
+        }
+
     # ---------------------------------------------------------------- from the store
 
     def moved(self, oid: bytes, stored: Stored | None) -> None:
