@@ -101,6 +101,7 @@ def test_actors_leave_a_node_that_drains(start_cluster: StartCluster) -> None:
     nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2, resources={"out": 2}) for _ in range(2))}
     cluster.connect(log_to_driver=False)
     log = Log.remote()
+    get(log.load.remote(20))  # MB: its checkpoints have copies elsewhere
     assert get([log.append.remote(i) for i in range(10)]) == list(range(1, 11))
     left = nodes[get(log.node.remote())]
     current().call("gcs.drain_node", {"node_id": bytes.fromhex(left.node_id), "deadline_s": SOON_S, "reason": "a test"})

@@ -137,6 +137,18 @@ def test_a_dead_node_is_told_nothing_and_refused(loop: asyncio.AbstractEventLoop
     assert a.heard == []
 
 
+def test_a_node_that_is_told_dead_before_its_connection_is_seen_to_end(
+    loop: asyncio.AbstractEventLoop, pair: tuple[Node, Node]
+) -> None:
+    a, b = pair
+    introduce(a, b)
+    a.links.send(b.node_id, ReturnLease(1))
+    until(loop, lambda: b.heard)
+    a.dialled[-1].shutdown(socket.SHUT_RDWR)
+    a.links.on_cluster(ClusterNodes(2, [b.entry(alive=False)]))
+    assert a.died == [(b.node_id, "killed")]
+
+
 def test_first_frames_are_read_exactly(loop: asyncio.AbstractEventLoop, pair: tuple[Node, Node]) -> None:
     _a, b = pair
     client = socket.create_connection(b.listener.getsockname())

@@ -160,9 +160,10 @@ class NodeLinks:
         line = self._lines.pop(node_id, None)
         heard = self._heard.pop(node_id, None)
         for end in (line, heard):
-            if end is not None and end.connection is not None:
-                end.connection.drain()
-                end.connection.close("")
+            connection = end.connection if end is not None else None
+            if connection is not None:
+                connection.drain()  # it may see the end, and then `end` has no connection any more
+                connection.close("")
         if known or line is not None or heard is not None:
             for died in self.on_died:
                 died(node_id, cause)
