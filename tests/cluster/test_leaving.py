@@ -109,12 +109,24 @@ def test_a_preempted_node_hands_on_what_it_has(start_cluster: StartCluster, tmp_
     assert shoal.get(counter.add.remote(), timeout=SOON_S) == 7
 
 
-def test_a_second_sigterm_ends_a_node_at_once(start_cluster: StartCluster) -> None:
+def begin_to_hang(begun: Path) -> shoal.ObjectRef:
+    """A task that runs on the node that has "two", and does not end."""
+
+    @shoal.remote(resources={"two": 1}, max_retries=0)
+    def hang() -> None:
+        begun.touch()
+        time.sleep(600)
+
+    ref = hang.remote()
+    wait_until(begun.exists)
+    return ref
+
+
+def test_a_second_sigterm_ends_a_node_at_once(start_cluster: StartCluster, tmp_path: Path) -> None:
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node(resources={"two": 1}, drain_grace=600.0)
     cluster.connect(log_to_driver=False)
-    hanging = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 1}, max_retries=0).remote()
-    wait_until(lambda: not shoal.available_resources().get("two"))
+    hanging = begin_to_hang(tmp_path / "begun")
     os.kill(node.pid, signal.SIGTERM)
     wait_until(lambda: row_of(cluster, node)["state"] == "draining")
     os.kill(node.pid, signal.SIGTERM)
@@ -153,11 +165,11 @@ def test_draining_waits_for_what_runs(start_cluster: StartCluster, tmp_path: Pat
     cluster.wait_for_nodes(1)
 
 
-def test_draining_ends_at_its_deadline(start_cluster: StartCluster) -> None:
+def test_draining_ends_at_its_deadline(start_cluster: StartCluster, tmp_path: Path) -> None:
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node(num_cpus=2, resources={"two": 1})
     cluster.connect(log_to_driver=False)
-    hanging = shoal.remote(lambda: time.sleep(600)).options(resources={"two": 1}, max_retries=0).remote()
+    hanging = begin_to_hang(tmp_path / "begun")
 
     @shoal.remote(max_restarts=1, max_task_retries=1, num_cpus=0)
     class Homeless:
@@ -166,8 +178,6 @@ def test_draining_ends_at_its_deadline(start_cluster: StartCluster) -> None:
 
     actor = Homeless.remote()
     assert shoal.get(actor.where.remote(), timeout=SOON_S)
-    while shoal.available_resources().get("two"):
-        time.sleep(0.01)
     began = time.monotonic()
     cluster.remove_node(node, timeout=1.0)
     assert 0.9 < time.monotonic() - began < SOON_S
