@@ -93,8 +93,8 @@ def test_a_preempted_node_hands_on_what_it_has(start_cluster: StartCluster, tmp_
     wait_until(lambda: "slow" in (tmp_path / "runs").read_text())
     other = cluster.add_node(num_cpus=3, resources={"two": 3})
     os.kill(node.pid, signal.SIGTERM)
+    wait_until(lambda: shoal.get(counter.where.remote(), timeout=SOON_S) == other.node_id)
     assert shoal.get(counter.add.remote(), timeout=SOON_S) == 6
-    assert shoal.get(counter.where.remote(), timeout=SOON_S) == other.node_id
     assert node.is_alive(), "a task runs there"
     (tmp_path / "go").touch()
     assert shoal.get(running, timeout=SOON_S) == node.node_id

@@ -215,7 +215,11 @@ class Counter:
 
     def add(self) -> tuple[int, str]:
         self.count += 1
-        return self.count, str(shoal.get_runtime_context().get_node_id())
+        return self.count, self.where()
+
+    @shoal.method(read_only=True)
+    def where(self) -> str:
+        return str(shoal.get_runtime_context().get_node_id())
 
 
 def test_bundles_leave_a_node_that_drains(
@@ -238,6 +242,7 @@ def test_bundles_leave_a_node_that_drains(
     running = slow.options(**in_group(group)).remote()
     wait_until((tmp_path / "begun").exists, "it runs")
     os.kill(old.pid, signal.SIGTERM)
+    wait_until(lambda: shoal.get(counter.where.remote(), timeout=SOON_S) == new.node_id, "the actor goes too")
     assert shoal.get(counter.add.remote(), timeout=SOON_S) == (4, new.node_id)
     assert nodes_of(group) == [new.node_id] and placement_group_table(group)["state"] == "CREATED"
     assert shoal.get(where.options(**in_group(group)).remote(), timeout=SOON_S) == new.node_id
@@ -249,6 +254,7 @@ def test_bundles_leave_a_node_that_drains(
     wait_until(lambda: "drains" in placement_group_table(group)["reason"], "there is no room")
     assert placement_group_table(group)["state"] == "RESCHEDULING"
     third = cluster.add_node(num_cpus=2, wait=False)
+    wait_until(lambda: shoal.get(counter.where.remote(), timeout=SOON_S) == third.node_id, "there is a place again")
     assert shoal.get(counter.add.remote(), timeout=SOON_S) == (5, third.node_id)
 
 
