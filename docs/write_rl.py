@@ -80,6 +80,9 @@ def simulation(rows: Rows) -> None:
 def training(rows: Rows) -> None:
     """Images per second, and allreduce."""
     parts = {row["part"]: row for row in rows}
+    if parts.keys() != {"images", "allreduce"}:
+        print("training: no picture without lines of both parts, images and allreduce")
+        return
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6))
     images = parts["images"]["images_s"]
     bars = left.barh([name.replace("_", " ") for name in images], list(images.values()), color="tab:blue")
@@ -110,9 +113,10 @@ DRAWN = {"rl_learning": learning, "evolution": scaling, "rl_simulation": simulat
 
 
 def main() -> None:
-    """Draw what there are rows for."""
+    """Draw what there are rows for; those of other benchmarks are passed over."""
     for benchmark, rows in rows_of(sys.argv[1:]).items():
-        DRAWN[benchmark](rows)
+        if benchmark in DRAWN:
+            DRAWN[benchmark](rows)
 
 
 if __name__ == "__main__":
