@@ -4,8 +4,8 @@
 
 Pendulum-v1 is stepped in episodes of uneven length (10 to 200 steps, as if they ended by themselves). The MPI program (mpi4py) runs rounds: every
 rank plays `--episodes` of them, then all meet in a barrier, as the paper's program does after each (`--episodes 1`). Ours is tasks that play as
-many each; two tasks a process are under way, and whichever are done are taken and replaced. Both use the same number of processes that play;
-ours has its driver and its node's daemon beside them, on the same CPUs, and nothing is taken out of the figures for that.
+many each; two tasks a process (`--under-way`) are under way, and whichever are done are taken and replaced. Both use the same number of processes
+that play; ours has its driver and its node's daemon beside them, on the same CPUs, and nothing is taken out of the figures for that.
 
 One JSON line for each number of episodes: timesteps per second of both and of one process alone (times the processes: what is possible), medians
 of turns; `driver_cpu` is the share of a CPU that our driver took. Without `mpirun` or mpi4py that part is left out, and the line says so. With
@@ -96,7 +96,7 @@ def with_mpi(seconds: float, processes: int, episodes: int) -> float | None:
     return found
 
 
-def with_shoal(seconds: float, processes: int, episodes: int) -> tuple[float, float]:
+def with_shoal(seconds: float, processes: int, episodes: int, under_way_each: int = 2) -> tuple[float, float]:
     """(steps per second of asynchronous tasks, share of a CPU that the driver took)."""
     import shoal
 
@@ -106,7 +106,7 @@ def with_shoal(seconds: float, processes: int, episodes: int) -> tuple[float, fl
     with realtime(family_too=True):
         began, used, steps, seed = time.perf_counter(), time.process_time(), 0, 0
         while time.perf_counter() - began < seconds:
-            while len(under_way) < 2 * processes:
+            while len(under_way) < under_way_each * processes:
                 seed += 1
                 under_way.append(task.remote(seed, episodes))
             done, under_way = shoal.wait(under_way, num_returns=1)
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, episodes: int) -> dict[str, Any]:
         mpi = with_mpi(options.seconds, options.processes, episodes)
         if mpi is not None:
             theirs.append(mpi)
-        steps_s, share = with_shoal(options.seconds, options.processes, episodes)
+        steps_s, share = with_shoal(options.seconds, options.processes, episodes, options.under_way)
         ours.append(steps_s)
         driver.append(share)
         single.append(alone(options.seconds / 2, episodes))
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--episodes", default="1,3", help="that a rank plays between barriers, and a task plays")
+    parser.add_argument("--under-way", type=int, default=2, help="tasks for each process")
     parser.add_argument("--realtime", action="store_true", help="with real-time priority (root)")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

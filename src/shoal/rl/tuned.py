@@ -1,7 +1,7 @@
 """Settings that are known to learn, by environment: `ppo("Pendulum-v1", seed=3)`, `evolution("Humanoid-v5")`.
 
-PPO's, and evolution's for CartPole, reached their goals with each of three seeds; evolution on Pendulum with one of two within a minute
-(docs/benchmarks.md has the curves). Humanoid's settings are for hundreds of CPUs; on few, it begins to learn.
+All but Humanoid's reached their goals with each seed that was tried, three to five (docs/benchmarks.md has the curves). Humanoid's settings are for
+hundreds of CPUs; on few, it begins to learn.
 
 How to extend: a row in a table. What is not given has the default of `PPOConfig` or `ESConfig`.
 """
