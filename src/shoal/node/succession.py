@@ -50,19 +50,12 @@ from shoal.protocol.messages import Failed, Stored, Value
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
 
-SPEC_BYTES = 200  #: what a spec takes beside its text
+SPEC_BYTES = 300  #: what a spec takes beside its text
 SPECS_BYTES_MAX = 256 << 20
 
 
-class Spec:
-    """How to make an object."""
-
-    __slots__ = ("function_id", "lineage", "needs")
-
-    def __init__(self, lineage: bytes, needs: list[bytes], function_id: bytes) -> None:
-        self.lineage = lineage
-        self.needs = needs
-        self.function_id = function_id
+#: how to make an object: what told it is kept as it came (an object for each would cost a third of noting it)
+Spec = Escaped | MirrorItem
 
 
 class Code:
@@ -131,7 +124,7 @@ class Succession:
         for oid in event.oids:
             if oid in self.specs:
                 continue
-            self.specs[oid] = Spec(event.lineage, event.needs, event.function_id)
+            self.specs[oid] = event
             self.spec_bytes += len(event.lineage) + SPEC_BYTES
             for need in event.needs:
                 self.needed[need] = self.needed.get(need, 0) + 1
@@ -140,14 +133,15 @@ class Succession:
                 code.specs += 1
             if event.freed and oid not in self._directory._objects:
                 self.ghosts[oid] = None
-            self._directory._mirrors.known(oid, effects)
+            if self._directory._mirrors.told:
+                self._directory._mirrors.known(oid, effects)
         while self.spec_bytes > SPECS_BYTES_MAX:
             self.evictions += 1
             self.drop(next(iter(self.specs)))
 
     def note_mirror(self, item: MirrorItem) -> None:
         """What a dead home had told of an object: this node is its home now."""
-        self.specs[item.oid] = Spec(item.lineage, item.needs, item.function_id)
+        self.specs[item.oid] = item
         self.spec_bytes += len(item.lineage) + SPEC_BYTES
         for need in item.needs:
             self.needed[need] = self.needed.get(need, 0) + 1
@@ -156,26 +150,36 @@ class Succession:
 
     def drop(self, oid: bytes) -> None:
         """How an object is made is of no use any more, nor are the ghosts that only that needed, and so on."""
-        dropped = [oid]
-        while dropped:
-            spec = self.specs.pop(dropped.pop(), None)
-            if spec is None:
+        spec = self.specs.pop(oid, None)
+        if spec is None:
+            return
+        needs = self._let_go(spec)
+        if not needs:
+            return
+        waiting = deque(needs)
+        while waiting:
+            need = waiting.popleft()
+            left = self.needed[need] - 1
+            if left:
+                self.needed[need] = left
                 continue
-            self.spec_bytes -= len(spec.lineage) + SPEC_BYTES
-            code = self.codes.get(spec.function_id)
-            if code is not None:
-                code.specs -= 1
+            del self.needed[need]
+            if need in self.ghosts:
+                del self.ghosts[need]
+                self._directory._mirrors.gone.append(need)
+                spec = self.specs.pop(need, None)
+                if spec is not None:
+                    waiting.extend(self._let_go(spec))
+
+    def _let_go(self, spec: Spec) -> list[bytes]:
+        """A spec was taken out: what it needs has one need fewer."""
+        self.spec_bytes -= len(spec.lineage) + SPEC_BYTES
+        code = self.codes.get(spec.function_id)
+        if code is not None:
+            code.specs -= 1
+            if not code.specs:
                 self._drop_code(spec.function_id)
-            for need in spec.needs:
-                left = self.needed[need] - 1
-                if left:
-                    self.needed[need] = left
-                else:
-                    del self.needed[need]
-                    if need in self.ghosts:
-                        del self.ghosts[need]
-                        self._directory._mirrors.gone.append(need)
-                        dropped.append(need)
+        return spec.needs
 
     def on_code(self, event: CodeTold, effects: list[Effect]) -> None:
         """A process tells a function's code."""
@@ -193,7 +197,7 @@ class Succession:
 
     def published(self, oid: bytes, value: Value, effects: list[Effect]) -> None:
         """A value is known: an inline one cannot be lost."""
-        if type(value) is bytes:
+        if type(value) is bytes and self._directory._mirrors.told:
             self._directory._mirrors.known(oid, effects)
         if type(value) is not Stored and oid in self.specs:
             self.drop(oid)

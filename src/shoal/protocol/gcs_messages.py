@@ -223,7 +223,7 @@ class SubscribeKey(Message, tag=113):
 
 class TaskEventBatch(Message, tag=114):
     """From a node: `count` trace events of the process `sender`. Batches of a sender are numbered from 1 by `seq`; a repeated batch is
-    ignored. `events` is the msgpack encoding of a list shaped as TaskEvents.events: the GCS stores it unread."""
+    ignored. `events` is as in TaskEvents: the GCS stores it unread."""
 
     sender: bytes
     seq: int

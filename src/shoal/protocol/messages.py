@@ -308,9 +308,11 @@ class LogLines(Message, tag=36):
 
 
 class TaskEvents(Message, tag=37):
-    """Trace: (task id, name, attempt, state, start time in s since the epoch, end time, error type), batched and best effort."""
+    """Trace, batched and best effort: `events` is the msgpack encoding of a list of `count` (task id, name, attempt, state, start time in s since the
+    epoch, end time, error type). Daemon and GCS pass it on unread."""
 
-    events: list[tuple[bytes, str, int, str, float, float, str]]
+    count: int
+    events: bytes
 
 
 class Call(Message, tag=38):

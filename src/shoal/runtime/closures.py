@@ -12,6 +12,7 @@ What it does not do: decide who adopts (`node.succession`).
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,6 +41,27 @@ if TYPE_CHECKING:
     from shoal.runtime.reactor import Connection
 
 _encode = msgspec.msgpack.Encoder().encode
+#: stand for a TaskID and for arguments in the form of which `_Plain` is made
+_TASK_MARK, _ARGUMENTS_MARK = os.urandom(ids.TASK_ID_BYTES), os.urandom(16)
+#: what stands before so many bytes in msgpack
+_BYTES_OF = [_encode(bytes(length))[:2] for length in range(256)]
+
+
+class _Plain:
+    """The lineage of a template's plain tasks (first attempt, short arguments without refs) in its encoded form, but for what differs from task to
+    task. Putting bytes together costs half of encoding the whole, and this is done for each ref to a pending task that escapes."""
+
+    __slots__ = ("after", "before", "between", "needs")
+
+    def __init__(self, lineage: bytes, needs: list[ObjectEntry]) -> None:
+        self.before, rest = lineage.split(_TASK_MARK)
+        between, self.after = rest.split(_ARGUMENTS_MARK)
+        self.between = between[:-2]  # without the length of the mark
+        self.needs = needs
+
+    def of(self, task_id: bytes, arguments: bytes) -> bytes:
+        """The lineage of one task."""
+        return b"".join((self.before, task_id, self.between, _BYTES_OF[len(arguments)], arguments, self.after))
 
 
 class Closures:
@@ -64,12 +86,18 @@ class Closures:
         """How an entry is made: (lineage, entries that it needs, ids that it needs besides, function id). None when it cannot be lost or be made
         again. Caller holds the lock."""
         value = entry.value
+        task: PendingTask | None = entry.task
+        if value is None and task is not None and task.held is None:
+            args, template = task.args, task.template
+            if type(args) is bytes and len(args) < 256 and not task.attempt and task.queue is None:
+                if task.retries_left == template.max_retries:
+                    plain: _Plain = template.plain or self._plain_of(template)
+                    return plain.of(task.task_id, args), plain.needs, [], template.wire.function_id
         if value is not None and type(value) is not Stored:
             return None
         job = self.putters.get(entry.oid)
         if job is not None:
             return self._describe_job(job)
-        task: PendingTask | None = entry.task
         if task is None:
             record = self.runtime.lineage.records.get(entry.oid[: ids.TASK_ID_BYTES])
             if record is None or record.evicted or not record.task.template.max_retries:
@@ -82,6 +110,12 @@ class Closures:
                 argument = next((held for held in inputs if held.oid == args.oid), None)
                 inputs = [held for held in inputs if held is not argument]
         return self._describe_task(task, inputs, argument)
+
+    def _plain_of(self, template: Template) -> _Plain:
+        task = PendingTask(template, _TASK_MARK, _ARGUMENTS_MARK, None, None)
+        lineage, needs, _, _ = self._describe_task(task, [], None)  # which tells the code, too
+        plain = template.plain = _Plain(lineage, needs)
+        return plain
 
     def _describe_task(
         self, task: PendingTask, inputs: list[ObjectEntry], argument: ObjectEntry | None

@@ -28,6 +28,8 @@ from collections.abc import Callable
 from time import clock_gettime, perf_counter, pthread_getcpuclockid, time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import REPLY_FLUSH_S
@@ -739,7 +741,7 @@ class Executor:
             daemon = self.reactor.causal
             if daemon is not None:
                 events, self._events = self._events, []
-                daemon.send(TaskEvents(events))
+                daemon.send(TaskEvents(len(events), msgspec.msgpack.encode(events)))
 
 
 #: code between whose lines no exception may strike; what it calls may be interrupted

@@ -460,8 +460,9 @@ class ObjectTable:
                         shared.holds = 1
                         self.table[need.oid] = need
                     fresh.append(need)
-            names = [need.oid for need in needs] + more
-            daemon.send(Escape([entry.oid], lineage, names, function_id, entry.count <= 0))
+            if needs:
+                more = [*[need.oid for need in needs], *more]
+            daemon.send(Escape([entry.oid], lineage, more, function_id, entry.count <= 0))
         if plain:
             daemon.send(Escape(plain))
         for entry in fresh:

@@ -27,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from shoal.node.io.connections import Connection
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
@@ -109,10 +107,9 @@ class Calls:
         """Trace events go on to the GCS."""
         seq = self._event_batches.get(process.worker_id, 0) + 1
         self._event_batches[process.worker_id] = seq
-        packed = msgspec.msgpack.encode(message.events)
         self._gcs.report(
             TaskEventBatch(
-                process.worker_id, seq, process.pid, self._node_id, process.job_id, len(message.events), packed
+                process.worker_id, seq, process.pid, self._node_id, process.job_id, message.count, message.events
             )
         )
 
