@@ -1,18 +1,20 @@
 """What lineage, the trace, authentication and SQLite cost one node: the engine's main figures with and without them, in turns.
 
-    python benchmarks/durable_cost.py [--rounds 9] [--round-s 0.3] [--only KEY ...] [--keep-trace]
+    python benchmarks/durable_cost.py [--pairs 5] [--rounds 7] [--round-s 0.15] [--only KEY ...] [--keep-trace | --control]
 
 Two sessions live at the same time, each in a process of its own, and each figure is measured in one and then the other (the order swaps every
-round), so that whatever else the machine does hits both. The line has, for each figure, the median of the rounds' ratios, *with* over *without* in
-operations a second: 1.00 costs nothing, the budget is 0.95. On a busy machine that says little, so there is `cpu_ratio` too: the same for
-operations a second of CPU time of all processes of a session, over all rounds.
+round), so that whatever else the machine does hits both. Two sessions of the same kind differ, too, by some percent for as long as they live, so
+there are several such pairs, of which the first session is started first by turns. The line has, for each figure, the median of all rounds'
+ratios, *with* over *without* in operations a second (1.00 costs nothing, the budget is 0.95), and the median of each pair. On a busy machine that
+says little, so there is `cpu_ratio` too: the same for operations a second of CPU time of all processes of a session, the median of the pairs.
+`--control` measures *with* against *with*: what is not 1.00 there is the benchmark's own error.
 
     with      the head of a cluster: it listens on TCP and asks for the token, speaks to the GCS of other nodes' leases, tells its load; tables
-              in SQLite; owners keep the lineage of stored results; workers note a trace event for each task
-    without   `init(_system={"gcs_storage": "memory"})`: no listener, no cluster, tables in memory; nothing is kept of lineage and trace
+              in SQLite; owners keep the lineage of stored results, and tell that of refs that escape; workers note a trace event for each task
+    without   `init(_system={"gcs_storage": "memory"})`: no listener, no cluster, tables in memory; nothing is kept or told of lineage and trace
 
-Lineage and trace have no switch in the product. Here they are taken out of the *without* session by replacing `LineageTable.keep` in the driver
-and `Executor.note_event` in its workers; what an escaping ref carries along stays in both, and so does the lineage of what tasks submit.
+Lineage and trace have no switch in the product. Here they are taken out of the *without* session by replacing `LineageTable.keep` and what describes
+an escaping ref, in the driver and its workers, and `Executor.note_event` in the workers.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ KEYS = (
     "actor_sync",
     "nested",
     "chain_200",
+    "nested_ref",
     "argument_10kb",
     "return_1mb",
     "put_small",
@@ -51,19 +54,25 @@ STORE_BYTES = 1 << 30
 def take_out(keep_trace: bool) -> None:
     """No lineage in this driver, and, but for `keep_trace`, no trace in its workers."""
     import shoal
-    from shoal.runtime.lineage import LineageTable
 
-    LineageTable.keep = lambda *_: None  # type: ignore[method-assign, assignment]
-    if keep_trace:
-        return
+    def forget_lineage() -> None:
+        from shoal.runtime.core import current
+        from shoal.runtime.lineage import LineageTable
+
+        LineageTable.keep = lambda *_: None  # type: ignore[method-assign, assignment]
+        current().objects.describe = lambda entry: None
 
     @shoal.remote(num_cpus=0)
     def patch() -> int:
         from shoal.runtime.executor import Executor
 
-        Executor.note_event = lambda *_: None  # type: ignore[method-assign, assignment]
+        forget_lineage()
+        if not keep_trace:
+            Executor.note_event = lambda *_: None  # type: ignore[method-assign, assignment]
         time.sleep(0.005)
         return os.getpid()
+
+    forget_lineage()
 
     shoal.get([patch.remote() for _ in range(PATCHES)], timeout=ANSWER_S)
 
@@ -133,39 +142,27 @@ def answer(pipe: Connection) -> Any:
     return pipe.recv()
 
 
-def measure(keys: list[str], rounds: int, round_s: float, keep_trace: bool = False) -> dict[str, Any]:
-    """All figures."""
+Row = tuple[float, float, float]  #: operations, seconds, seconds of CPU time
+
+
+def pair(keys: list[str], rounds: int, round_s: float, kinds: tuple[bool, bool], first: int, keep_trace: bool) -> Any:
+    """Rows of each figure and session of one pair. `kinds` says whether each session is one with everything; number `first` begins."""
     context = multiprocessing.get_context("spawn")
-    pipes: dict[bool, Any] = {}
+    pipes: dict[int, Any] = {}
     processes = []
+    rows: dict[str, tuple[list[Row], list[Row]]] = {key: ([], []) for key in keys}
     try:
-        for durable in (True, False):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, durable, keep_trace))
+        for which in (first, 1 - first):
+            pipes[which], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, kinds[which], keep_trace))
             process.start()
             processes.append(process)
-            pipes[durable] = ours
-            assert answer(ours) == "ready"
-        figures = {}
+            assert answer(pipes[which]) == "ready"
         for key in keys:
-            rows: dict[bool, list[tuple[float, float, float]]] = {True: [], False: []}
             for number in range(rounds):
-                for durable in (True, False) if number % 2 else (False, True):
-                    pipes[durable].send((key, round_s))
-                    rows[durable].append(answer(pipes[durable]))
-            values = {durable: [done / spent for done, spent, _ in rows[durable]] for durable in rows}
-            a_cpu_s = {
-                durable: sum(row[0] for row in each) / sum(row[2] for row in each) for durable, each in rows.items()
-            }
-            ratios = [a / b for a, b in zip(values[True], values[False], strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
-            figures[key] = {
-                "with": round(statistics.median(values[True]), 1),
-                "without": round(statistics.median(values[False]), 1),
-                "ratio": round(statistics.median(ratios), 3),
-                "quartiles": [round(low, 3), round(high, 3)],
-                "cpu_ratio": round(a_cpu_s[True] / a_cpu_s[False], 3),
-            }
+                for which in (0, 1) if (number + first) % 2 else (1, 0):
+                    pipes[which].send((key, round_s))
+                    rows[key][which].append(answer(pipes[which]))
         for pipe in pipes.values():
             pipe.send(None)
         for process in processes:
@@ -174,6 +171,35 @@ def measure(keys: list[str], rounds: int, round_s: float, keep_trace: bool = Fal
         for process in processes:
             if process.is_alive():
                 process.kill()
+    return rows
+
+
+def measure(
+    keys: list[str], pairs: int, rounds: int, round_s: float, keep_trace: bool = False, control: bool = False
+) -> dict[str, Any]:
+    """All figures."""
+    made = [pair(keys, rounds, round_s, (True, control), number % 2, keep_trace) for number in range(pairs)]
+    figures = {}
+    for key in keys:
+        ratios: list[list[float]] = []
+        cpu_ratios = []
+        values: tuple[list[float], list[float]] = ([], [])
+        for rows in made:
+            rates = [[done / spent for done, spent, _ in each] for each in rows[key]]
+            ratios.append([a / b for a, b in zip(*rates, strict=True)])
+            for which in (0, 1):
+                values[which].extend(rates[which])
+            a_cpu_s = [sum(row[0] for row in each) / sum(row[2] for row in each) for each in rows[key]]
+            cpu_ratios.append(a_cpu_s[0] / a_cpu_s[1])
+        low, middle, high = statistics.quantiles([ratio for each in ratios for ratio in each], n=4)
+        figures[key] = {
+            "with": round(statistics.median(values[0]), 1),
+            "without": round(statistics.median(values[1]), 1),
+            "ratio": round(middle, 3),
+            "quartiles": [round(low, 3), round(high, 3)],
+            "pairs": [round(statistics.median(each), 3) for each in ratios],
+            "cpu_ratio": round(statistics.median(cpu_ratios), 3),
+        }
     medians = {
         f"median_{name}": round(statistics.median(figure[name] for figure in figures.values()), 3)
         for name in ("ratio", "cpu_ratio")
@@ -184,14 +210,17 @@ def measure(keys: list[str], rounds: int, round_s: float, keep_trace: bool = Fal
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--round-s", type=float, default=0.3)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--round-s", type=float, default=0.15)
     parser.add_argument("--only", nargs="+", choices=KEYS, default=list(KEYS))
     parser.add_argument("--keep-trace", action="store_true", help="leave the trace in both")
+    parser.add_argument("--control", action="store_true", help="both with everything")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    found = measure(options.only, options.rounds, options.round_s, options.keep_trace)
-    print(json.dumps({"benchmark": "durable_cost", "load": round(load, 1), "rounds": options.rounds, **found}))
+    found = measure(options.only, options.pairs, options.rounds, options.round_s, options.keep_trace, options.control)
+    settings = {name: getattr(options, name) for name in ("pairs", "rounds", "round_s", "keep_trace", "control")}
+    print(json.dumps({"benchmark": "durable_cost", "load": round(load, 1), **settings, **found}))
 
 
 if __name__ == "__main__":

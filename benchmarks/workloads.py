@@ -149,6 +149,16 @@ class Workloads:
 
         return work
 
+    def nested_ref(self) -> Work:
+        """Two tasks each, of which one has the other's ref, pending, inside of its argument."""
+        ray, empty = self.ray, self.empty
+
+        def work() -> float:
+            ray.get([empty.remote([empty.remote()]) for _ in range(500)])
+            return 500
+
+        return work
+
     def argument_10kb(self) -> Work:
         ray, empty = self.ray, self.empty
         argument = b"x" * 10_000
