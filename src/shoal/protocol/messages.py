@@ -308,8 +308,7 @@ class LogLines(Message, tag=36):
 
 
 class TaskEvents(Message, tag=37):
-    """Trace, batched and best effort: `events` is the msgpack encoding of a list of `count` (task id, name, attempt, state, start time in s since the
-    epoch, end time, error type). Daemon and GCS pass it on unread."""
+    """Trace, best effort: a msgpack list of `count` (task id, name, attempt, state, start in s since the epoch, end, error type), passed on unread."""
 
     count: int
     events: bytes
