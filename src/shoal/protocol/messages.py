@@ -297,8 +297,7 @@ class Shutdown(Message, tag=35):
 
 
 class LogLines(Message, tag=36):
-    """To a driver: complete lines that a worker of its job printed. `stream` is 1 (stdout) or 2 (stderr); `node` is the name of the worker's node,
-    empty for the driver's own."""
+    """To a driver: complete lines that a worker of its job printed. `stream`: 1 (stdout), 2 (stderr); `node`: its name, empty for the driver's."""
 
     pid: int
     name: str
@@ -308,7 +307,7 @@ class LogLines(Message, tag=36):
 
 
 class TaskEvents(Message, tag=37):
-    """Trace, best effort: a msgpack list of `count` (task id, name, attempt, state, start in s since the epoch, end, error type), passed on unread."""
+    """Trace, best effort: a msgpack list of `count` (task id, name, attempt, state, start in s since the epoch, end, error type), passed on so."""
 
     count: int
     events: bytes
