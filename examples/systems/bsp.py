@@ -9,6 +9,7 @@ to it, and the result is that of an undisturbed run. The asynchronous run takes 
 
 import itertools
 import os
+import random
 import time
 
 import numpy as np
@@ -40,13 +41,14 @@ def pagerank(graph, supersteps):
 class Part:
     """Some of the vertices."""
 
-    def __init__(self, rows):
-        self.spread = rows / rows.sum(axis=1, keepdims=True)
+    def __init__(self, rows, slow_s=0.0):
+        self.spread, self.slow_s = rows / rows.sum(axis=1, keepdims=True), slow_s
 
     def send(self, ranks, die=False):
         """What these vertices give to all others."""
         if die:
             os._exit(1)
+        time.sleep(random.expovariate(1) * self.slow_s)
         return ranks @ self.spread
 
 
@@ -79,22 +81,26 @@ def synchronous(parts, supersteps, kill_at=None):
     return ranks, ran
 
 
-def asynchronous(parts, rounds):
-    """Each part's share is replaced whenever it comes; nobody waits for the slowest."""
+def asynchronous(parts, rounds, enough=lambda ranks: False):
+    """Each part's share is replaced whenever it comes; nobody waits for the slowest. Returns ranks and how many shares came."""
     bounds = np.linspace(0, VERTICES, WORKERS + 1).astype(int)
     slices = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
     ranks = np.full(VERTICES, 1 / VERTICES)
-    shares = [np.zeros(VERTICES) for _ in parts]
+    shares = [ranks / len(parts) for _ in parts]
     waiting = {
         part.send.remote(ranks[rows]): number for number, (part, rows) in enumerate(zip(parts, slices, strict=True))
     }
-    for _ in range(rounds * len(parts)):
+    came = 0
+    while came < rounds * len(parts):
         (done,), _ = shoal.wait(list(waiting), num_returns=1)
-        number = waiting.pop(done)
+        number, came = waiting.pop(done), came + 1
         shares[number] = shoal.get(done)
         ranks = (1 - DAMPING) / VERTICES + DAMPING * np.sum(shares, axis=0)
+        ranks /= ranks.sum()  # shares of different times do not add up to 1
+        if enough(ranks):
+            break
         waiting[parts[number].send.remote(ranks[slices[number]])] = number
-    return ranks
+    return ranks, came
 
 
 def main(supersteps=20):
@@ -109,7 +115,8 @@ def main(supersteps=20):
     ranks, ran = synchronous(parts, supersteps, kill_at=10)
     print("after a kill too:", bool(np.allclose(ranks, expected)), "- ran:", ran)
     limit = pagerank(graph, 200)
-    print("asynchronous, the same limit:", bool(np.allclose(asynchronous(parts, 150), limit, atol=1e-6)))
+    ranks, _ = asynchronous(parts, 150)
+    print("asynchronous, the same limit:", bool(np.allclose(ranks, limit, atol=1e-6)))
     print(f"supersteps a second: {supersteps / elapsed:.0f}")
     shoal.shutdown()
 

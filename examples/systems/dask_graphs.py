@@ -8,7 +8,9 @@ import time
 import dask
 import dask.array
 import dask.bag
+import dask.dataframe
 import numpy as np
+import pandas as pd
 
 import shoal
 from shoal.util.dask import enable_dask_on_shoal, shoal_dask_get
@@ -29,6 +31,12 @@ def main(size=3000):
     with enable_dask_on_shoal():
         print("an array:", bool(np.allclose(expression.compute(), expected)))
     ours = time.perf_counter() - began
+
+    # Data frames: a shuffle, as rows of a key lie in several partitions.
+    sales = pd.DataFrame({"town": ["Faro", "Oulu", "Pisa", "Faro"] * 500, "price": np.arange(2000.0)})
+    total = dask.dataframe.from_pandas(sales, npartitions=8).groupby("town")["price"].sum()
+    with enable_dask_on_shoal():
+        print("a data frame:", total.compute().to_dict() == sales.groupby("town")["price"].sum().to_dict())
 
     # Delayed functions and bags.
     squares = [dask.delayed(pow)(number, 2) for number in range(100)]

@@ -108,8 +108,8 @@ def sort(count=4_000_000, mappers=8):
 
     @shoal.remote(num_returns=REDUCERS)
     def split(seed, bounds):
-        numbers = np.random.default_rng(seed).random(count // mappers)
-        return [part.copy() for part in np.split(np.sort(numbers), np.searchsorted(np.sort(numbers), bounds))]
+        numbers = np.sort(np.random.default_rng(seed).random(count // mappers))
+        return [part.copy() for part in np.split(numbers, np.searchsorted(numbers, bounds))]
 
     @shoal.remote
     def merge(*parts):

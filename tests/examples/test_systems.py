@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from tests.examples.example_runs import EXAMPLES, ROOT, RUN_TIMEOUT_S, run_example
@@ -25,6 +29,7 @@ million numbers a second: [\d.]+
     "dask_graphs": r"""
 a graph: \[3, \[30\]\]
 an array: True
+a data frame: True
 delayed: 328350
 a bag: \{'shoal': 2, 'ray': 1, 'dask': 1\}
 an error: invalid literal for int\(\) with base 10: 'twelve'
@@ -51,9 +56,41 @@ supersteps a second: \d+
 
 def test_every_program_is_here_and_has_its_page() -> None:
     assert sorted(EXPECTED) == sorted(path.stem for path in (EXAMPLES / "systems").glob("*.py"))
-    page = (ROOT / "docs" / "systems.md").read_text()
+    assert sorted(EXPECTED) == sorted(path.stem for path in (ROOT / "docs" / "systems").glob("*.md"))
+    contents = (ROOT / "docs" / "systems.md").read_text()
     for name in EXPECTED:
-        assert f"examples/systems/{name}.py" in page
+        assert f"examples/systems/{name}.py" in contents and f"systems/{name}.md" in contents
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_its_page_has_the_program_its_output_and_its_figure(name: str) -> None:
+    page = (ROOT / "docs" / "systems" / f"{name}.md").read_text()
+    source = (EXAMPLES / "systems" / f"{name}.py").read_text()
+    blocks = {
+        language: re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+        for language in ("python", "text", "json")
+    }
+    assert blocks["python"] and all(block in source for block in blocks["python"])
+    (printed,), (figure,) = blocks["text"], blocks["json"]
+    assert re.fullmatch(EXPECTED[name].strip(), printed.strip())
+    assert json.loads(figure)["benchmark"] == "systems" and "Measured, by `python benchmarks/systems.py" in page
+    assert (ROOT / "docs" / "pictures" / f"system_{name}.png").stat().st_size > 3000
+    assert f"](../pictures/system_{name}.png)" in page
+
+
+def test_each_figure_is_measured_in_short() -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "systems.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [line["system"] for line in lines] == ["ciel", "mapreduce", "dask", "fold", "mxnet", "bsp"]
+    assert all(value > 0 for line in lines for value in line["values"].values())
 
 
 @pytest.mark.timeout(RUN_TIMEOUT_S + 30)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,62 @@ def test_mlflow_has_a_run_for_each_trial(tmp_path) -> None:
     assert sorted((run.data.params["rate"], run.info.status, run.data.metrics["loss"], run.data.tags["by"]) for run in runs) == [
         ("0", "FINISHED", 0.5, "test"), ("1", "FAILED", 0.5, "test")
     ]  # fmt: skip
+
+
+class StandIn:
+    """MLflow's part that the logger uses: a client that writes down what it is told, with MLflow's names of parameters."""
+
+    told: list = []
+
+    def __init__(self, tracking_uri: str | None = None) -> None:
+        self.told.append(("server", tracking_uri))
+
+    def get_experiment_by_name(self, name: str) -> None:
+        return None
+
+    def create_experiment(self, name: str) -> str:
+        self.told.append(("experiment", name))
+        return "7"
+
+    def create_run(self, experiment_id: str, tags: dict[str, str]) -> types.SimpleNamespace:
+        assert all(isinstance(text, str) for text in tags.values())
+        self.told.append(("run", experiment_id, tags["mlflow.runName"], tags["by"]))
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=f"run {tags['trial_id']}"))
+
+    def log_batch(self, run_id: str, metrics: tuple = (), params: tuple = ()) -> None:
+        self.told.append(("batch", run_id, [*params, *metrics]))
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.told.append(("end", run_id, status))
+
+
+def test_mlflow_is_told_what_a_search_did(tmp_path, monkeypatch) -> None:
+    """Against a stand-in, as MLflow itself is larger than Shoal; the test above uses it where it is installed."""
+    monkeypatch.setattr(StandIn, "told", [])
+    entities = types.SimpleNamespace(
+        Metric=lambda key, value, timestamp, step: (key, value, timestamp, step), Param=lambda key, value: (key, value)
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setitem(sys.modules, "mlflow.tracking", types.SimpleNamespace(MlflowClient=StandIn))
+    logger = tune.MLflowLoggerCallback("http://here:5000", "digits", tags={"by": "test"})
+    logger.setup(Storage(str(tmp_path)))
+    trials = [tune.trial.Trial(f"t{number}", number, {"model": {"rate": number}}) for number in range(3)]
+    for one in trials:
+        logger.on_trial_start(0, trials, one)
+        logger.on_trial_start(0, trials, one)  # it was started again: the same run
+    result = {"loss": 0.5, "timestamp": 10, "training_iteration": 1, "date": "today"}
+    logger.on_trial_result(0, trials, trials[0], result)
+    logger.on_trial_complete(0, trials, trials[0])
+    logger.on_trial_error(0, trials, trials[1])
+    logger.on_experiment_end(trials)
+    told = StandIn.told
+    assert told[:2] == [("server", "http://here:5000"), ("experiment", "digits")]
+    assert [one[1:] for one in told if one[0] == "run"] == [("7", f"t{number}", "test") for number in range(3)]
+    batches = [one[1:] for one in told if one[0] == "batch"]
+    assert batches[:3] == [(f"run t{number}", [("model/rate", str(number))]) for number in range(3)]
+    (run, metrics), *more = batches[3:]
+    assert run == "run t0" and not more and ("loss", 0.5, 10_000, 1) in metrics
+    assert {key for key, *_ in metrics} <= {"loss", "timestamp", "training_iteration"}
+    ends = [one[1:] for one in told if one[0] == "end"]
+    assert ends == [("run t0", "FINISHED"), ("run t1", "FAILED"), ("run t2", "KILLED")]

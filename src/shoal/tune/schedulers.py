@@ -179,10 +179,10 @@ class ASHAScheduler(TrialScheduler):
                 return Continue()
             score = self.score(result)
             scores[trial.trial_id] = score
-            # The best 1/factor of those seen here; the first few decide nothing, as there is nobody to be better than.
-            places = len(scores) / self.reduction_factor
+            # The best 1/factor of those seen here, rounded down, but at least one: the first has nobody to be worse than.
+            places = max(1, int(len(scores) / self.reduction_factor))
             better = sum(other > score for other in scores.values())
-            return Continue() if better < max(places, 1.0) and score > -math.inf else Stop()
+            return Continue() if better < places and score > -math.inf else Stop()
         return Continue()
 
 
