@@ -52,7 +52,12 @@ def train(config: dict[str, Any], data: list[Any]) -> None:
 class FirstResult(tune.Callback):
     """Notes when the first result came."""
 
+    begin = 0.0
     moment: float | None = None
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """See `Callback`."""
+        self.begin = time.perf_counter()
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         """See `Callback`."""
@@ -102,7 +107,7 @@ def digits(storage: str, samples: int, epochs: int) -> None:
     found = {}
     asha = tune.ASHAScheduler(max_t=epochs, grace_period=1, reduction_factor=3)
     for name, scheduler in (("FIFO", tune.FIFOScheduler()), ("ASHA", asha)):
-        first, begin = FirstResult(), time.perf_counter()
+        first = FirstResult()
         grid, seconds = run(
             trainable,
             space,
@@ -117,7 +122,7 @@ def digits(storage: str, samples: int, epochs: int) -> None:
         assert first.moment is not None
         found[name] = {
             "seconds": round(seconds, 3),
-            "first_result_s": round(first.moment - begin, 3),
+            "first_result_s": round(first.moment - first.begin, 3),
             "accuracy": round(max(row["accuracy"] for row in best.history), 3),
             "epochs": sum(len(result.history) for result in grid),
             "errors": grid.num_errors,

@@ -105,6 +105,11 @@ def grid() -> ResultGrid:
     return ResultGrid(Experiment(searcher, tune.FIFOScheduler(), Rules("loss", "min"), "e"), Storage("/nowhere"))
 
 
+def test_a_search_without_a_best_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"no trial has reported a finite 'loss' \(.*\); first error: None"):
+        grid().get_best_result()
+
+
 def optuna_search(sampler: str) -> None:
     tune.OptunaSearch(sampler=sampler).set_search_properties("loss", "min", {"x": tune.uniform(0, 1)}, 1)
 

@@ -93,7 +93,7 @@ def test_failures_are_told_and_harm_nobody(tmp_path) -> None:
     assert grid.get_best_result().config == {"x": 0}
 
 
-def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path) -> None:
+def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path, capsys) -> None:
     def objective(config):
         begin, saved = 0, tune.get_checkpoint()
         if saved is not None:
@@ -120,6 +120,8 @@ def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path) -> Non
     grid = search(objective, {"marks": str(marks)}, tmp_path, run=run).fit()
     assert grid.errors == []
     assert grid[0].metrics["loss"] == 4 and grid[0].metrics["begin"] == 2
+    told = capsys.readouterr().err
+    assert "the file step has 0 of 1 bytes" in told and f"trial {grid[0].trial_id} goes on from trial_" in told
     assert grid[0].metrics["training_iteration"] == 5
     assert len(grid[0].best_checkpoints) == 2
     assert len(list(Path(grid[0].path).glob("checkpoint_*"))) == 2
