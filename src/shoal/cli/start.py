@@ -160,6 +160,8 @@ def _stay(node: StartedNode) -> None:
 
     def leave(number: int, frame: FrameType | None) -> None:
         nonlocal told
+        if not told:
+            click.echo("ending the node")
         told = True
         node.notify()
 
@@ -171,7 +173,6 @@ def _stay(node: StartedNode) -> None:
         node.stop()
         return
     if told:
-        click.echo("the node has left")
         node.stop()
         return
     tail = node.log_tail()
