@@ -12,6 +12,7 @@ import uvloop
 
 from shoal.node.io.node_links import Arrivals, NodeLinks
 from shoal.protocol.gcs_messages import ClusterNodes, NodeEntry
+from shoal.protocol.limits import PROTOCOL_VERSION
 from shoal.protocol.messages import ReturnLease
 from shoal.protocol.node_messages import LinkHello, RouteToWorker
 from shoal.wire.framing import encode_frame
@@ -147,6 +148,22 @@ def test_a_node_that_is_told_dead_before_its_connection_is_seen_to_end(
     a.dialled[-1].shutdown(socket.SHUT_RDWR)
     a.links.on_cluster(ClusterNodes(2, [b.entry(alive=False)]))
     assert a.died == [(b.node_id, "killed")]
+
+
+def test_a_new_line_is_taken_also_where_the_end_of_the_former_was_not_read_yet(
+    loop: asyncio.AbstractEventLoop, pair: tuple[Node, Node]
+) -> None:
+    a, b = pair
+    introduce(a, b)
+    a.links.send(b.node_id, ReturnLease(1))
+    until(loop, lambda: b.heard)
+    a.dialled[-1].shutdown(socket.SHUT_RDWR)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    b.links.accepted(ours, LinkHello(PROTOCOL_VERSION, a.node_id, b.node_id))
+    theirs.sendall(encode_frame(ReturnLease(2)))
+    until(loop, lambda: len(b.heard) == 2)
+    theirs.close()
 
 
 def test_first_frames_are_read_exactly(loop: asyncio.AbstractEventLoop, pair: tuple[Node, Node]) -> None:

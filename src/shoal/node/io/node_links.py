@@ -310,9 +310,10 @@ class NodeLinks:
         heard = self._heard.get(sender)
         if heard is None:
             heard = self._heard[sender] = Heard()
-        if heard.connection is not None:  # the sender has given it up; what stands in it counts
-            heard.connection.drain()
-            heard.connection.close("")
+        former = heard.connection
+        if former is not None:  # the sender has given it up; what stands in it counts, and maybe its end
+            former.drain()
+            former.close("")
         heard.connection = connection
         connection.peer = (sender, heard)
         connection.spoke = True
