@@ -690,7 +690,7 @@ class Runtime:
         if forgotten:
             self.exports.forget()
         self.submitter.tick(now)
-        if self.spares.waiting:
+        if self.spares.waiting or self.spares.copied is not None:
             self.spares.next()
         if self.store is not None:
             self.store.drain()

@@ -11,6 +11,9 @@ process: if that node dies, so does the owner, and others begin anew. So a resul
                                                                      |  lost: the spare is the value (`take`), nothing runs again
                                                                      `- freed with its record, or when a later result in the line has a spare
 
+The daemon answers when the copy is there or cannot be; one that has not within ANSWER_S is waited for no longer, the original is let go, and the next
+one has its turn. A copy that comes later is taken all the same.
+
 It may cost little: one copy at a time, the newest first, as it saves most; COPY_BYTES_PER_S in the long run, after everything that processes ask for;
 at most SPARE_SHARE of the node's store, and none when that is half full.
 
@@ -39,6 +42,7 @@ COPY_BYTES_PER_S = 100e6
 COPY_SHARE = 0.1  #: of the time that it saves
 SPARE_SHARE = 1 / 8  #: of the store
 WAITING_MAX = 64
+ANSWER_S = 120.0  #: a pull ends 60 s after its last chunk
 
 
 def is_worth_a_copy(cost_s: float, size: int) -> bool:
@@ -55,8 +59,9 @@ class Spares:
         self.waiting: deque[tuple[Record, ObjectEntry, Stored]] = deque(maxlen=WAITING_MAX)
         self.bytes = 0  #: of all that there are
         self.made = self.taken = 0
-        self._busy = False
-        self._free_at = 0.0  #: when the next copy may begin
+        #: the original that is held while it is copied
+        self.copied: ObjectEntry | None = None
+        self._free_at = 0.0  #: when the next copy may begin; while one is made, when it is given up
 
     def statistics(self) -> dict[str, int]:
         """What there is, and what was done."""
@@ -71,7 +76,10 @@ class Spares:
 
     def next(self) -> None:
         """Begin a copy, if it is time for one. Caller holds the lock."""
-        while self.waiting and not self._busy and perf_counter() >= self._free_at:
+        if perf_counter() < self._free_at:
+            return
+        self._let_go()
+        while self.waiting and self.copied is None and perf_counter() >= self._free_at:
             record, entry, value = self.waiting.pop()
             if (
                 entry.count > 0
@@ -88,22 +96,31 @@ class Spares:
         daemon = runtime.reactor.causal
         if daemon is None or runtime.lost is not None:
             return
-        self._busy = True
+        self.copied = entry
+        self._free_at = perf_counter() + ANSWER_S
         entry.count += 1
         runtime._requests += 1
         number = runtime._requests
 
         def answered() -> None:
             slot = runtime._answers.pop(number, None)
-            self._busy = False
-            self._free_at = perf_counter() + value.size / COPY_BYTES_PER_S
-            if slot is not None and slot[1] and runtime.lost is None:
+            if slot is None or not slot[1] or runtime.lost is not None:
+                return
+            if record.spare is None:
                 self._copied(record, slot[1][0])
-                runtime.objects.unuse([entry])
+            if self.copied is entry:
+                self._free_at = perf_counter() + value.size / COPY_BYTES_PER_S
+                self._let_go()
                 self.next()
 
         runtime._answers[number] = (Told(answered), [])
         daemon.send(Call(number, "node.keep_here", {"stored": value}))
+
+    def _let_go(self) -> None:
+        """Nothing is copied now (any more)."""
+        entry, self.copied = self.copied, None
+        if entry is not None:
+            self._runtime.objects.unuse([entry])
 
     def _copied(self, record: Record, answer: Answer) -> None:
         if answer.error:
