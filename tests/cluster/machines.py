@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.session_logs import LOGS
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SLOW_LINK = Path(__file__).with_name("slow_link.py")
 NETWORK = "10.77.0"
@@ -78,6 +80,7 @@ class Machine:
         self.address = f"{NETWORK}.{number}"
         self.home = Path(f"/tmp/{self.space}")  # names of sockets must be short
         self.home.mkdir(0o700)
+        LOGS.watch(self.home)
         self.link: subprocess.Popen[str] | None = None  #: carries what goes over a slow cable
         link = f"v{number}"
         _must(f"ip netns add {self.space}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.session_logs import LOGS
 
 import shoal
 from shoal.cli import main
@@ -31,6 +32,7 @@ class Shell:
     def __init__(self) -> None:
         self.home = Path(f"/tmp/shc-{os.urandom(3).hex()}")  # names of sockets must be short
         self.home.mkdir(0o700)
+        LOGS.watch(self.home)
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(SOURCE),

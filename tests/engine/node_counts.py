@@ -30,7 +30,10 @@ def wait_for_counts(expected: dict[str, int], within_s: float = FREED_WITHIN_S) 
         found = counts()
         if all(found[name] <= expected[name] for name in expected):
             return
-        assert time.monotonic() < deadline, f"not freed within {within_s} s: {found}, expected {expected}"
+        assert time.monotonic() < deadline, (
+            f"not freed within {within_s} s: {found}, expected {expected}; the driver is {core.current().worker_id!r}\n"
+            + "\n".join(map(str, core.current().call("node.objects")["objects"]))
+        )
         time.sleep(0.01)
 
 

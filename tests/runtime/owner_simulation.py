@@ -38,7 +38,7 @@ class DroppedRefs:
         raise IndexError
 
     def clear(self) -> None:
-        self.entries.clear()
+        pass  # the table of a new process begins without; here the others' are in it
 
     def __bool__(self) -> bool:
         return False
@@ -254,10 +254,10 @@ class OwnerWorld(World):
                 assert type(ref._entry.value) is bytes, ref._entry.value
                 assert self.plans[child].gives or serialization.loads(ref._entry.value) == child * 10
         self.given.clear()
-        for plan in self.plans.values():
-            plan.result = None
         del refs, ref
         for _ in range(700):
+            for plan in self.plans.values():  # one may run once more, and submit its children anew
+                plan.result = None
             self.calm_round()
             counts = self.directory.statistics()
             if not counts["objects"] and not counts["specs"]:

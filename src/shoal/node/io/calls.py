@@ -9,6 +9,7 @@ Purpose: one table of the node's methods, and the way to the GCS for everything 
     node.stats                       -> one record per part of the daemon
     node.waiting    limit?: int      -> waiting: rows of who waits for a worker here, and why
     node.stored     limit?: int      -> stored: rows of the objects in this node's store
+    node.objects    limit?: int      -> objects: what the node's directory knows of each, and who holds it
     node.cluster                     -> nodes: rows of the living ones, as this node knows them, itself first
     node.recorded   oids: [bytes]    -> known: bool, whether others know the objects, which the asker holds then; lineage: bytes, how the first
                                         was made, or empty
@@ -31,8 +32,10 @@ from shoal.node.io.connections import Connection
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.node_links import NodeLinks
+from shoal.node.io.objects import Objects
 from shoal.node.io.processes import Process, ProcessTable, Worker
 from shoal.node.io.store_shell import StoreShell
+from shoal.node.object_listing import listed_objects
 from shoal.protocol.gcs_messages import NodeEntry, TaskEventBatch
 from shoal.protocol.messages import Answer, Call, TaskEvents
 from shoal.protocol.resources import to_floats
@@ -61,7 +64,7 @@ class Calls:
         links: NodeLinks,
         store: StoreShell,
         statistics: dict[str, Callable[[], Any]],
-        recorded: Callable[[bytes, list[bytes]], dict[str, Any]],
+        objects: Objects,
     ) -> None:
         self._node_id = node_id
         self._table = table
@@ -70,7 +73,7 @@ class Calls:
         self._links = links
         self._store = store
         self._statistics = statistics
-        self._recorded_of = recorded
+        self._objects = objects
         #: methods that answer later, of a cluster's node
         self.later: dict[str, Callable[[Process, dict[str, Any], Callable[[Any, list[str]], None]], None]] = {}
         #: batches of trace events sent for each process
@@ -148,6 +151,9 @@ class Calls:
     def _stored(self, _process: Process | None, body: dict[str, Any]) -> Any:
         return {"stored": self._store.rows(int(body.get("limit") or STORED_SHOWN))}
 
+    def _listed_objects(self, _process: Process | None, body: dict[str, Any]) -> Any:
+        return {"objects": listed_objects(self._objects.machine, int(body.get("limit") or STORED_SHOWN))}
+
     def _cluster(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return {
             "nodes": [
@@ -157,7 +163,7 @@ class Calls:
         }
 
     def _recorded(self, process: Process | None, body: dict[str, Any]) -> Any:
-        return self._recorded_of(process.worker_id if process is not None else b"", body["oids"])
+        return self._objects.recorded(process.worker_id if process is not None else b"", body["oids"])
 
     def _gcs_record(self, _process: Process | None, _body: dict[str, Any]) -> Any:
         return self._statistics["gcs"]()
@@ -201,6 +207,7 @@ _METHODS: dict[str, Callable[[Calls, Process | None, dict[str, Any]], Any]] = {
     "node.cluster": Calls._cluster,
     "node.waiting": Calls._waiting,
     "node.stored": Calls._stored,
+    "node.objects": Calls._listed_objects,
     "node.recorded": Calls._recorded,
     "node.gcs": Calls._gcs_record,
     "node.ping": Calls._ping,

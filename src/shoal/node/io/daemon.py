@@ -176,7 +176,7 @@ class NodeDaemon:
             self.links,
             self.store,
             self._statistics(),
-            self.objects.recorded,
+            self.objects,
         )
         if self.cluster is not None:
             self.calls.later["node.keep_here"] = self.cluster.transfer.keep_here
