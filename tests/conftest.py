@@ -82,5 +82,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         found = report.capstderr
     if found and report.passed and item.get_closest_marker("internal_errors") is None:
         report.outcome = "failed"
-        report.longrepr = f"A process of the session met what it did not expect, while {item.nodeid} was at {report.when}:\n{found}"
+        report.longrepr = (
+            f"A process of the session met what it did not expect, while {item.nodeid} was at {report.when}:\n{found}"
+        )
     return report

@@ -103,7 +103,9 @@ LOGS = SessionLogs()
 
 def private_folder() -> str:
     """Give the sessions of this test run, also those of its programs, a folder of their own, which is followed."""
-    parent = tempfile.mkdtemp(prefix="sht", dir=os.environ.get("SHOAL_TMPDIR") or "/tmp")  # names of sockets must be short
+    parent = tempfile.mkdtemp(
+        prefix="sht", dir=os.environ.get("SHOAL_TMPDIR") or "/tmp"
+    )  # names of sockets must be short
     os.environ["SHOAL_TMPDIR"] = parent
     LOGS.watch(parent)
     return parent
@@ -114,7 +116,9 @@ def remove_private_folder(parent: str) -> None:
     base = Path(parent) / f"shoal-{os.geteuid()}"
     deadline = time.monotonic() + GONE_WITHIN_S
     while left := [path for path in base.iterdir() if path.is_dir()]:
-        assert time.monotonic() < deadline, f"sessions are left behind: {[(path, list(path.iterdir())) for path in left]}"
+        assert time.monotonic() < deadline, (
+            f"sessions are left behind: {[(path, list(path.iterdir())) for path in left]}"
+        )
         time.sleep(0.05)
     (base / ".lock").unlink(missing_ok=True)
     base.rmdir()
