@@ -282,6 +282,29 @@ def test_an_end_at_any_moment_of_the_start(number: int) -> None:
             assert driver.left_behind() == [], delay_s
 
 
+def test_ctrl_c_at_the_end_of_the_program_does_not_leave_it_half_done() -> None:
+    script = """
+session()
+from shoal.runtime import core
+goodbye = core.Runtime.say_goodbye
+def storm():
+    while core.current_or_none() is not None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.001)
+def say_goodbye(runtime):
+    threading.Thread(target=storm).start()
+    goodbye(runtime)
+core.Runtime.say_goodbye = say_goodbye
+running = slow.remote(100)
+os.kill(os.getpid(), signal.SIGINT)
+shoal.get(running)
+"""
+    with Driver(script) as driver:
+        code, _, err = driver.finish()
+        assert code == -signal.SIGINT and err.count("Traceback") == 1 and "ignored" not in err, err
+        assert driver.left_behind() == []
+
+
 def test_threads_that_wait_or_submit_at_shutdown_are_told() -> None:
     run(
         """

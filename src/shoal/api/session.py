@@ -335,5 +335,18 @@ def _restore_interrupt() -> None:
         _previous_sigint = None
 
 
+def _at_exit() -> None:
+    """End the session with the interpreter. It takes bounded time, so Ctrl-C must not leave it half done and print where it was."""
+    _restore_interrupt()
+    if threading.current_thread() is not threading.main_thread() or (_head is None and not is_initialized()):
+        shutdown()
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        shutdown()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 core.initialize = _implicit_init
-atexit.register(shutdown)
+atexit.register(_at_exit)
