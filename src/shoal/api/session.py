@@ -321,7 +321,9 @@ def _install_interrupt(runtime: core.Runtime) -> None:
 
     def interrupt(signum: int, frame: Any) -> None:
         if runtime.reactor.lock._is_owned():  # type: ignore[attr-defined]
-            threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT)).start()
+            again = threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True  # the end of the program must not wait for it
+            again.start()
             return
         raise KeyboardInterrupt
 
