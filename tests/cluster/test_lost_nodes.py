@@ -51,8 +51,9 @@ def first_inside(refs: Any) -> float:
 
 
 @pytest.fixture
-def two(start_cluster: StartCluster) -> tuple[Cluster, ClusterNode]:
-    """A head with the driver, and a node that has the resource which `made` asks for."""
+def two(start_cluster: StartCluster, monkeypatch: pytest.MonkeyPatch) -> tuple[Cluster, ClusterNode]:
+    """A head with the driver, and a node that has the resource which `made` asks for. No spare copies (slow machines make some): runs are counted."""
+    monkeypatch.setattr(spares, "is_worth_a_copy", lambda cost_s, size: False)
     cluster = start_cluster(num_cpus=2)
     node = cluster.add_node(num_cpus=2, resources={"gripper": 4})
     cluster.connect(log_to_driver=False)

@@ -268,10 +268,11 @@ class PlayedLoop:
 
     def __init__(self) -> None:
         self.due: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        #: those of 10 s and more: when all has come to rest
+        self.late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
-        if delay_s < 10:
-            self.due.append((call, args))
+        (self.due if delay_s < 10 else self.late).append((call, args))
 
     def call_soon(self, call: Callable[..., None], *args: Any) -> None:
         self.due.append((call, args))
@@ -518,7 +519,7 @@ class World:
         while process.queue.waiting:
             process.queue.read()
         del process.node.by_id[process.worker_id]
-        process.node.shell.process_died(process, "killed", [])  # type: ignore[arg-type]
+        process.node.shell.process_died(process, "killed", [], [], [])  # type: ignore[arg-type]
         self.tell_of_death(process.node, process.worker_id)
         for node in self.nodes:
             if node.alive and node is not process.node:
@@ -534,7 +535,7 @@ class World:
     def hear_of_death(self, node: Node, worker_id: bytes) -> None:
         """A daemon is told that a process of another node is dead."""
         node.gone.add(worker_id)
-        node.shell.owner_gone(worker_id)
+        node.shell.foreign_process_died(worker_id, worker_id[:1] * 16, [])
         self.tell_of_death(node, worker_id)
 
     def bury(self, process: Process) -> None:
@@ -643,7 +644,12 @@ class World:
                 assert not node.shell._kept_for
 
     def check_directories(self) -> None:
-        """Nobody refers to anything any more."""
+        """Nobody refers to anything any more, when what had a long time to wait has waited."""
+        for node in self.nodes:
+            while node.alive and node.loop.late:
+                call, args = node.loop.late.pop(0)
+                call(*args)
+                self.settle()
         for process in self.processes:
             assert not process.table.table, "the processes leak"
         for node in self.nodes:

@@ -9,10 +9,13 @@ from tests.node.test_object_directory import stored
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
     Adopted,
+    AskClaimsOf,
     AskHeir,
+    ClaimsTold,
     CodeTold,
     DropMirrors,
     Escaped,
+    ExpireLater,
     ForgetHeir,
     HeirTold,
     Held,
@@ -106,7 +109,9 @@ def test_the_first_that_asks_is_the_heir_and_makes_it_anew() -> None:
     node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task", [Y]), item(Y, value=b"small")]))
     node.tell(ResolveAsked(A, [X], home=THERE))
     assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, True)
-    [adopted] = node.tell(HeirTold(X, HERE))
+    asked = node.tell(HeirTold(X, HERE))
+    assert asked == [AskClaimsOf(THIRD, THERE, True), AskClaimsOf(HERE, THERE, True), ExpireLater(THERE)]
+    [adopted] = node.tell(ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
     assert isinstance(adopted, Adopted) and (adopted.process, adopted.oids, adopted.needs) == (A, [X], [Y])
     assert node.tell(ResolveAsked(A, [Y])) == [SendResolved(A, Y, b"small")]
     assert node.tell(Published(A, X, b"value")) == [SendResolved(A, X, b"value")]

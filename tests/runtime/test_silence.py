@@ -138,7 +138,7 @@ def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:
     page.silenced = True
     with reactor.lock:
         reactor.handlers[SubmitterDied](daemon.connection, SubmitterDied(peer.worker_id))
-        orphans.publish([(2, b"later")], [b"u" * 16])
+        orphans.publish(peer.worker_id, [(2, b"later")], [b"u" * 16])
         reactor.flush_dirty()
     assert daemon.look() == []
     page.silenced = False

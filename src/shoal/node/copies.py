@@ -202,7 +202,7 @@ class Copies:
         ending = [oid for node, oid in self.held_abroad() if not self.outlives(node, oid)]
         known, objects = set(ending), self._directory._objects
         needed = sum(oid in known or (row := objects.get(oid)) is None or row.abroad is not None for oid in lying)
-        return len(ending) + len(self._directory._handed), needed
+        return len(ending) + len(self._directory._handings.kept), needed
 
     # ------------------------------------------------------------ copies are needed
 

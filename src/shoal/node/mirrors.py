@@ -10,7 +10,7 @@ that this needs, or its value if that is inline. Mirrors go with what they mirro
     holder:  MirrorsArrived, MirrorsDropped                    kept by home
              NodeDied(home)                                 -> AskHeir(oid): who is its home from now on? The GCS knows, or makes it the
                                                                first node that asks and has a mirror; it forgets the heir when he dies
-             HeirTold(this node)                               the row becomes this node's own, and is made anew (`succession`)
+             HeirTold(this node)                               the row becomes this node's own; what nobody claims (`claims`) is made anew
              HeirTold(another)                                 it is held and asked for there; he is dead too: asked once more
              an inherited object is freed                   -> ForgetHeir
 
@@ -180,6 +180,9 @@ class Mirrors:
             self._inherited[oid] = None
             row.abroad = None
             row.known = True
+            if not row.rows:  # who waits for it may be gone by now
+                row.stamp = directory._issued
+                directory._candidates[oid] = None
             self._take_over(former, oid, row, effects)
         elif event.home and directory._holds_abroad.cause_of_death(event.home) is None:
             row.abroad = Abroad(event.home)
@@ -221,7 +224,7 @@ class Mirrors:
         item = kept.get(oid)
         if item is not None and item.places and directory._copies.inherit(item, row, effects):
             return
-        succession.make_anew([oid], f"its home, node {former.hex()[:8]}, is dead", True, effects)
+        directory._claims.seek(former, oid, f"its home, node {former.hex()[:8]}, is dead", effects)
 
 
 HANDLERS: dict[type, Any] = {

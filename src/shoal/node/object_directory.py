@@ -22,9 +22,6 @@ object of another home has a *foreign* row (`row.abroad`) that counts this node'
 (`foreign_holds`). A foreign row that nobody holds any more is let go at the home after the same sweep. A row may be counted before its home is
 known: the HoldFor that tells it is still on its way.
 
-    HandedAbroad   a worker holds refs in the name of a process of another node. Here at home: that node is counted at once. At the
-                   receiver's node: it hears of it before anything that this node lets go. Elsewhere: kept here until HoldForDone.
-
 Rows live in one place, `_held[process][oid]`, so the death of a process costs what it held; an entry only counts its rows.
 Measured: Escape + Publish + Hold + Release, each its own event, and the sweep's share: about 5 us.
 
@@ -38,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node import copies, mirrors
+from shoal.node import claims, copies, estates, handings, mirrors
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
@@ -50,10 +47,7 @@ from shoal.node.object_events import (
     Escaped,
     Event,
     FreeStored,
-    HandedAbroad,
     Held,
-    HoldForArrived,
-    HoldForConfirmed,
     KeepStored,
     Lost,
     Moved,
@@ -74,24 +68,16 @@ from shoal.node.object_events import (
     ResolveAsked,
     ResolvedAbroad,
     SendBeingRemade,
-    SendHoldFor,
     SendNodeHeld,
     SendResolved,
     SendResolveFor,
     Swept,
 )
-from shoal.node.object_rows import Abroad, ObjectRow
+from shoal.node.object_rows import Abroad, ObjectRow, refs_inside
 from shoal.node.succession import Succession, would_have_saved
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
-from shoal.protocol.messages import Containing, Failed, Stored, Value
-
-#: promises below minus this stand for refs handed to other nodes; above, for records of the GCS
-HANDED_PROMISES = 1 << 60
-
-
-def _refs_inside(value: Value) -> list[bytes]:
-    return value.nested if type(value) is Containing or type(value) is Stored else []
+from shoal.protocol.messages import Failed, Stored, Value
 
 
 class ObjectDirectory:
@@ -105,10 +91,11 @@ class ObjectDirectory:
     __slots__ = (
         "_asked",
         "_candidates",
+        "_claims",
         "_copies",
         "_dump_error",
-        "_handed",
-        "_handed_count",
+        "_estates",
+        "_handings",
         "_held",
         "_holds_abroad",
         "_issued",
@@ -128,9 +115,6 @@ class ObjectDirectory:
         #: the other nodes that live; each is a process of `_held` too
         self._nodes: dict[bytes, None] = {}
         self._holds_abroad = ForeignHolds()
-        #: refs handed on to other nodes, kept here until these hold them: number -> (node, oids)
-        self._handed: dict[int, tuple[bytes, list[bytes]]] = {}
-        self._handed_count = 0
         #: refs in results for processes of this node, until they are known to have come
         self._underway = HandedRefs()
         self._objects: dict[bytes, ObjectRow] = {}
@@ -144,6 +128,9 @@ class ObjectDirectory:
         self._asked: dict[bytes, int] = {}
         #: how objects are made, and what dead owners leave behind
         self._succession = Succession(self)
+        self._claims = claims.Claims(self)
+        self._estates = estates.Estates(self)
+        self._handings = handings.Handings(self)
         self._mirrors = mirrors.Mirrors(self)
         self._copies = copies.Copies(self)
         #: tokens issued so far
@@ -161,7 +148,9 @@ class ObjectDirectory:
             "holds": sum(len(held) for held in self._held.values()),
             "candidates": len(self._candidates),
             "sweeps": self._issued,
-            "handed": len(self._handed),
+            **self._handings.statistics(),
+            **self._claims.statistics(),
+            **self._estates.statistics(),
             "underway": self._underway.underway(),
             **self._holds_abroad.statistics(),
             **self._succession.statistics(),
@@ -195,12 +184,17 @@ class ObjectDirectory:
     def inherit(self) -> None:
         """This node is one of many: objects whose home dies get another one."""
         self._mirrors.inherits = True
+        self._owed.setdefault(self._node_id, {})  # what its workers have of dead nodes' processes
 
     def recorded(self, oids: list[bytes]) -> dict[str, Any]:
         """Whether others know objects, and how the first was made, as far as is known: for a task that is repeated."""
         rows, spec = [self._objects.get(oid) for oid in oids], self._succession.specs.get(oids[0])
         known = all(row is not None and row.known for row in rows)
         return {"known": known, "lineage": spec.lineage if spec is not None else b""}
+
+    def keeps_for_heirs(self, oid: bytes) -> bool:
+        """Whether a result of a dead process of another node lies here for who will take it."""
+        return self._estates.keeps(oid)
 
     def owes(self, process: bytes) -> bool:
         """Whether others may wait for values that only this process can publish."""
@@ -237,9 +231,14 @@ class ObjectDirectory:
         if held is None:
             return
         self._succession.died(event, list(self._owed.pop(event.process)), effects)
+        self._estates.worker_died(event.process, effects)
         self._holds_abroad.process_died(event.process)
         self._underway.forget(event.process)
         self._drop_holds(held)
+
+    def _on_claimed(self, event: Claimed, effects: list[Effect]) -> None:
+        self._succession.claimed(event, effects)
+        self._estates.on_claimed(event, effects)
 
     def _drop_holds(self, held: dict[bytes, int]) -> None:
         objects, candidates, stamp = self._objects, self._candidates, self._issued
@@ -333,6 +332,8 @@ class ObjectDirectory:
         owed = self._owed.get(event.sender)
         if owed is None:
             return
+        if event.of and self._estates.takes(event, effects):
+            return
         oid, value = event.oid, event.value
         row = self._objects.get(oid)
         if row is None:  # its last holder went before the value came
@@ -352,10 +353,10 @@ class ObjectDirectory:
                 value.node = self._node_id
             elif value.node != self._node_id:
                 if self._holds_abroad.cause_of_death(value.node) is None:
-                    effects.append(KeepStored(value.node, oid))
+                    effects.append(KeepStored(value.node, oid, bool(value.nested)))
                 elif not self._succession.can_be_remade(oid, row):
                     row.value = value = self._lost_with(value.node, oid)
-        nested = _refs_inside(value)
+        nested = refs_inside(value)
         if nested or row.nested:
             self._contain(nested, effects)
             former, row.nested = row.nested, nested
@@ -650,82 +651,6 @@ class ObjectDirectory:
             for oid, count in event.items:
                 self._count(held, (oid,), -count)
 
-    # ------------------------------------------------------------ other nodes: refs handed on
-
-    def _on_handed_abroad(self, event: HandedAbroad, effects: list[Effect]) -> None:
-        if event.sender not in self._held:
-            return
-        home, node, oids = event.home or self._node_id, event.node, event.oids
-        number = 0
-        if home == self._node_id:
-            if node in self._nodes:
-                self._count(self._held[node], oids, 1)
-                self._mirrors.hold(node, oids, effects)
-                if event.home:  # the sender's reply waits until that node knows them
-                    self._handed_count += 1
-                    number = self._handed_count
-                    self._handed[number] = (node, [])
-                    self._holds_abroad.promise(event.sender, -HANDED_PROMISES - number, effects)
-                effects.append(SendHoldFor(node, number, event.process, oids, home, event.sender))
-            elif event.home:
-                self._holds_abroad.confirm_later(event.sender, 0, effects)
-            return
-        if node in self._nodes:
-            for oid in oids:
-                self._foreign_row(oid, home, effects)
-            if home == node:
-                effects.append(SendHoldFor(node, 0, event.process, oids, home, event.sender))
-            else:
-                self._handed_count += 1
-                self._handed[self._handed_count] = (node, oids)
-                for oid in oids:
-                    row = self._objects[oid]
-                    row.rows += 1
-                    row.stamp = self._issued
-                number = self._take(home, oids, effects)
-                effects.append(SendHoldFor(node, self._handed_count, event.process, oids, home, event.sender))
-        self._holds_abroad.confirm_later(event.sender, number, effects)
-
-    def _on_hold_for(self, event: HoldForArrived, effects: list[Effect]) -> None:
-        held = self._held.get(event.process)
-        if held is not None and event.giver:
-            self._underway.give(event.giver, event.process, event.oids)
-        if event.home == self._node_id:
-            if held is not None:
-                self._count(held, event.oids, 1)
-            return
-        own = []
-        for oid in event.oids:
-            abroad = self._foreign_row(oid, event.home, effects)
-            if abroad is not None:
-                own.append(oid)
-                if event.home == event.node and self._holds_abroad.cause_of_death(event.home) is None:
-                    abroad.taken += 1  # counted there already
-        if held is not None:
-            self._count(held, event.oids, 1)
-        number = self._take(event.home, own, effects)
-        for oid in own:
-            row = self._objects[oid]
-            row.stamp = self._issued
-            if not row.rows:  # let go already, perhaps to others of this node who have not been read
-                self._candidates[oid] = None
-        if event.number:
-            self._holds_abroad.done_later(event.node, event.number, number, effects)
-
-    def _on_hold_for_confirmed(self, event: HoldForConfirmed, effects: list[Effect]) -> None:
-        handed = self._handed.get(event.number)
-        if handed is not None and handed[0] == event.node:
-            self._unhand(event.number, effects)
-
-    def _unhand(self, number: int, effects: list[Effect]) -> None:
-        self._holds_abroad.confirmed(PROMISED, -HANDED_PROMISES - number, effects)
-        for oid in self._handed.pop(number)[1]:
-            row = self._objects[oid]
-            row.rows -= 1
-            row.stamp = self._issued
-            if not row.rows:
-                self._candidates[oid] = None
-
     # ------------------------------------------------------------ other nodes: their end
 
     def _on_node_died(self, event: NodeDied, effects: list[Effect]) -> None:
@@ -734,11 +659,10 @@ class ObjectDirectory:
             return
         self._holds_abroad.node_died(node, event.cause, effects)
         self._nodes.pop(node, None)
-        self._owed.pop(node, None)
+        owed = self._owed.pop(node, {})
         self._mirrors.node_died(node)
         self._drop_holds(self._held.pop(node, {}))
-        for number in [number for number, handed in self._handed.items() if handed[0] == node]:
-            self._unhand(number, effects)
+        self._handings.node_died(node, effects)
         self._copies.node_died(node, effects)
         for oid, row in list(self._objects.items()):
             if row.abroad is not None:
@@ -751,6 +675,8 @@ class ObjectDirectory:
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
                 self._uncontain(nested, self._candidates)
+        self._estates.node_died(node, effects)
+        self._claims.node_died(node, owed, event.cause, effects)
         self._mirrors.forget_dead()
 
     def _fail_homeless(self, oid: bytes, row: ObjectRow, cause: str, effects: list[Effect]) -> None:
@@ -776,7 +702,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     PromiseKept: ObjectDirectory._on_promise_kept,
     RefsReceived: ObjectDirectory._on_refs_received,
     CodeTold: lambda directory, event, effects: directory._succession.on_code(event, effects),
-    Claimed: lambda directory, event, effects: directory._succession.claimed(event, effects),
+    Claimed: ObjectDirectory._on_claimed,
     NotMadeTold: lambda directory, event, effects: directory._succession.on_not_made(event, effects),
     Escaped: ObjectDirectory._on_escaped,
     Published: ObjectDirectory._on_published,
@@ -788,13 +714,13 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     ProcessDied: ObjectDirectory._on_died,
     NodeJoined: ObjectDirectory._on_node_joined,
     NodeDied: ObjectDirectory._on_node_died,
-    HandedAbroad: ObjectDirectory._on_handed_abroad,
-    HoldForArrived: ObjectDirectory._on_hold_for,
-    HoldForConfirmed: ObjectDirectory._on_hold_for_confirmed,
     NodeHoldArrived: ObjectDirectory._on_node_hold,
     NodeHoldConfirmed: ObjectDirectory._on_hold_confirmed,
     NodeReleaseArrived: ObjectDirectory._on_node_release,
     ResolvedAbroad: ObjectDirectory._on_resolved_abroad,
+    **handings.HANDLERS,
+    **claims.HANDLERS,
+    **estates.HANDLERS,
     **mirrors.HANDLERS,
     **copies.HANDLERS,
 }

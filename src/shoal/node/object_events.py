@@ -29,11 +29,82 @@ class ProcessJoined:
 @dataclass(slots=True)
 class ProcessDied:
     """A process is dead, and its socket has been read to the end. `cause` is told to those who wait for what it owed. `executors` are the workers
-    that may have tasks of it."""
+    that may have tasks of it, `nodes` the other nodes whose workers may; `submitters` those whose tasks it may have begun itself."""
 
     process: bytes
     cause: str
     executors: list[bytes] = field(default_factory=list)
+    nodes: list[bytes] = field(default_factory=list)
+    submitters: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ForeignProcessDied:
+    """A process of another node is dead. `executors` are the workers here that may have tasks of it."""
+
+    process: bytes
+    node: bytes
+    executors: list[bytes]
+
+
+@dataclass(slots=True)
+class EstatesComplete:
+    """ForeignProcessDied was told of all processes of a node, which is dead."""
+
+    node: bytes
+
+
+@dataclass(slots=True)
+class ClaimsAsked:
+    """`node` asks what workers here have of a dead process, or (`is_node`) of those of a dead node; answered by TellClaims."""
+
+    node: bytes
+    of: bytes
+    is_node: bool
+
+
+@dataclass(slots=True)
+class ClaimsTold:
+    """The answer of `node`: tasks, and objects in its store. `begun`: a worker died before it could say what it had begun."""
+
+    node: bytes
+    of: bytes
+    task_ids: list[bytes]
+    stored: list[bytes] = field(default_factory=list)
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class ClaimsOverdue:
+    """`node` lives, and has not answered for long."""
+
+    node: bytes
+    of: bytes
+
+
+@dataclass(slots=True)
+class ClaimsTaken:
+    """`node` is the home of these, which belonged to `of`: it is to have their values (TellClaimMade)."""
+
+    node: bytes
+    of: bytes
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class ClaimMade:
+    """A value that was taken of `node` is there; None: it is lost."""
+
+    node: bytes
+    oid: bytes
+    value: Value | None
+
+
+@dataclass(slots=True)
+class EstateExpired:
+    """Who could want what a dead process or node has left has had time to say so."""
+
+    of: bytes
 
 
 @dataclass(slots=True)
@@ -60,11 +131,12 @@ class CodeTold:
 
 @dataclass(slots=True)
 class Claimed:
-    """`worker` has these tasks of `process`, which is dead, and will publish what they make."""
+    """`worker` has these tasks of `process`, which is dead, and will publish what they make. `begun`: others have ended, and are lost."""
 
     worker: bytes
     process: bytes
     task_ids: list[bytes]
+    begun: bool = False
 
 
 @dataclass(slots=True)
@@ -78,11 +150,15 @@ class NotMadeTold:
 
 @dataclass(slots=True)
 class Published:
-    """The value of an escaped object."""
+    """The value of an escaped object. `of`: it is a result of a task of that process, which is gone; of `of_node`, if it is another node's; `left`
+    more results of the task follow."""
 
     sender: bytes
     oid: bytes
     value: Value
+    of: bytes = b""
+    of_node: bytes = b""
+    left: int = 0
 
 
 @dataclass(slots=True)
@@ -315,6 +391,14 @@ class HomeLeaves:
 Event = (
     ProcessJoined
     | ProcessDied
+    | ForeignProcessDied
+    | EstatesComplete
+    | ClaimsAsked
+    | ClaimsTold
+    | ClaimsOverdue
+    | ClaimsTaken
+    | ClaimMade
+    | EstateExpired
     | Escaped
     | CodeTold
     | Claimed
@@ -399,6 +483,57 @@ class AskClaims:
 
 
 @dataclass(slots=True)
+class AskClaimsOf:
+    """Ask a node (perhaps this one) what it has of a dead process, or of a dead node; answered by ClaimsTold or ClaimsOverdue."""
+
+    node: bytes
+    of: bytes
+    is_node: bool
+
+
+@dataclass(slots=True)
+class TellClaims:
+    """Answer a node's ClaimsAsked; the shell adds what lies in the store."""
+
+    node: bytes
+    of: bytes
+    task_ids: list[bytes]
+    begun: bool
+
+
+@dataclass(slots=True)
+class TakeClaims:
+    """Tell a node (perhaps this one) which of what it has claimed is wanted; answered by ClaimMade for each."""
+
+    node: bytes
+    of: bytes
+    oids: list[bytes]
+
+
+@dataclass(slots=True)
+class TellClaimMade:
+    """Tell a node a value that it has taken; None: it is lost. What lies in the store here is that node's to free."""
+
+    node: bytes
+    oid: bytes
+    value: Value | None
+
+
+@dataclass(slots=True)
+class EstateSettled:
+    """All workers have said what they have of a dead process of another node: what else lies in the store in its name is of no use."""
+
+    process: bytes
+
+
+@dataclass(slots=True)
+class ExpireLater:
+    """Answer with EstateExpired when who could want what this process or node has left has had time to say so."""
+
+    of: bytes
+
+
+@dataclass(slots=True)
 class OrphansSettled:
     """Nothing waits any more for what a dead process's workers say: what is stored in its name and not known is of no use."""
 
@@ -419,6 +554,7 @@ class KeepStored:
 
     node: bytes
     oid: bytes
+    holds_refs: bool = False
 
 
 @dataclass(slots=True)
@@ -533,6 +669,12 @@ Effect = (
     | SendBeingRemade
     | Adopted
     | AskClaims
+    | AskClaimsOf
+    | TellClaims
+    | TakeClaims
+    | TellClaimMade
+    | EstateSettled
+    | ExpireLater
     | OrphansSettled
     | SendMirrors
     | DropMirrors

@@ -5,9 +5,9 @@ Purpose: a ref outlives its owner. The daemon is the successor: it owns the rows
 Design: a pure part of `object_directory`, which lends it its tables. An owner told with each escaping ref that may be lost how it is made: a task
 (`Spec`), and what that needs. While others need it, a freed object stays as a *ghost*: its value is gone (unless it was inline), its spec not.
 
-    an owner dies         what it owed are orphans. Workers that may have its tasks are asked (SubmitterDied), each answers what it runs or will run
-                          (Claimed; what had ended it has published). A claimed orphan is owed by the worker. What is needed for the
-                          orphans is held meanwhile.
+    an owner dies         what it owed are orphans. Workers, and nodes (`claims`), that may have its tasks are asked, each answers what runs or
+                          will run (Claimed; what had ended it has published). A claimed orphan is owed by who claims it. What is needed
+                          for the orphans is held meanwhile.
     all have answered     what nobody claims is made anew
     made anew             the task is handed to a *runner*: a driver of this node, else a process that holds the object, else the one that is here
                           longest. It owes the value from now on; if it dies, all of this begins again. A need that is a ghost, or lost with no
@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING
 from shoal.node.object_events import (
     Adopted,
     AskClaims,
+    AskClaimsOf,
     Claimed,
+    ClaimsTold,
     CodeTold,
     Effect,
     Escaped,
@@ -41,6 +43,7 @@ from shoal.node.object_events import (
     ProcessDied,
     SendBeingRemade,
     SendRemake,
+    TakeClaims,
 )
 from shoal.node.object_rows import ObjectRow
 from shoal.protocol.errors import OwnerDiedError
@@ -77,7 +80,7 @@ class Orphans:
     def __init__(self, oids: list[bytes], waiting: dict[bytes, None], cause: str) -> None:
         self.oids = oids
         self.cause = cause
-        #: workers that have not said yet what they run
+        #: workers, and nodes, that have not said yet what they run
         self.waiting = waiting
         #: a worker died before it could say: its tasks may have begun
         self.begun = False
@@ -99,6 +102,8 @@ class Succession:
         self.orphans: dict[bytes, Orphans] = {}
         #: owed by a worker that has claimed their task: it may have begun, should the worker die
         self.claims: dict[bytes, None] = {}
+        #: processes, also of other nodes, of which a worker here died: that may have begun what they believed to be queued, should they die too
+        self.bereaved: dict[bytes, None] = {}
         #: needs of orphans and of claimed ones, held until the value is known: oid -> needs
         self.kept: dict[bytes, list[bytes]] = {}
         #: tasks have run without making these, unless what says so is still to be read: oid -> (stamp, why)
@@ -247,10 +252,15 @@ class Succession:
         objects = self._directory._objects
         for oid in owed:
             objects[oid].owner = b""
-            self._keep(oid)
+            self.keep(oid)
         waiting = {each: None for each in event.executors if each in self.runners} if owed else {}
-        self.orphans[process] = Orphans(owed, waiting, event.cause)
         effects.extend(AskClaims(executor, process) for executor in waiting)
+        nodes = [node for node in event.nodes if node in self._directory._nodes] if owed else []
+        effects.extend(AskClaimsOf(node, process, False) for node in nodes)
+        waiting.update(dict.fromkeys(nodes))
+        orphans = self.orphans[process] = Orphans(owed, waiting, event.cause)
+        orphans.begun = self.bereaved.pop(process, self) is None
+        self.bereaved.update(dict.fromkeys(event.submitters))
         for other, orphans in list(self.orphans.items()):
             if process in orphans.waiting:
                 del orphans.waiting[process]
@@ -258,7 +268,7 @@ class Succession:
             if not orphans.waiting:
                 self._settle(other, effects)
 
-    def _keep(self, oid: bytes) -> None:
+    def keep(self, oid: bytes) -> None:
         """See that what makes an orphan is still there when it is needed."""
         spec = self.specs.get(oid)
         if spec is None or oid in self.kept:
@@ -291,9 +301,38 @@ class Succession:
                 row.owner = event.worker
                 self.claims[oid] = None
                 directory._owed[event.worker][oid] = None
-        orphans.waiting.pop(event.worker, None)
+        orphans.begun = orphans.begun or event.begun
+        self._has_answered(event.process, orphans, event.worker, effects)
+
+    def claimed_abroad(self, event: ClaimsTold, effects: list[Effect]) -> None:
+        """Another node says which tasks of a dead process of this node its workers have."""
+        orphans = self.orphans.get(event.of)
+        if orphans is None or event.node not in orphans.waiting:
+            return
+        directory = self._directory
+        task_ids = set(event.task_ids)
+        taken = []
+        for oid in orphans.oids:
+            row = directory._objects.get(oid)
+            if row is not None and row.value is None and not row.owner and oid[:TASK_ID_BYTES] in task_ids:
+                directory._claims.owe(oid, row, event.node)
+                taken.append(oid)
+        if taken:
+            effects.append(TakeClaims(event.node, event.of, taken))
+        orphans.begun = orphans.begun or event.begun
+        self._has_answered(event.of, orphans, event.node, effects)
+
+    def unanswered(self, node: bytes, process: bytes, effects: list[Effect]) -> None:
+        """A node will not say what its workers have of a dead process of this node."""
+        orphans = self.orphans.get(process)
+        if orphans is not None and node in orphans.waiting:
+            orphans.begun = True
+            self._has_answered(process, orphans, node, effects)
+
+    def _has_answered(self, process: bytes, orphans: Orphans, who: bytes, effects: list[Effect]) -> None:
+        orphans.waiting.pop(who, None)
         if not orphans.waiting:
-            self._settle(event.process, effects)
+            self._settle(process, effects)
 
     def _settle(self, process: bytes, effects: list[Effect]) -> None:
         """It is known what runs: what nobody claims is made anew."""

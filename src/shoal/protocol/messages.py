@@ -2,12 +2,10 @@
 
 Purpose: one table of frames, read by docs/PROTOCOL.md and by the wire tests.
 
-Design: a message is a msgspec struct encoded as an array whose first element is its tag; a frame is a 4-byte little-endian length and
-that array. Tags below 16 are values and peers' messages, 20-49 between a runtime and its node daemon, 50-69 objects, 70-99
-actors and control. How a user value is written inside a message: `values`.
+Design: a message is a msgspec struct encoded as an array whose first element is its tag; a frame is a 4-byte little-endian length and that array.
+Tags below 16 are values and peers' messages, 20-49 between a runtime and its node daemon, 50-69 objects, 70-99 actors and control; values: `values`.
 
-How to extend: add a struct with a free tag, list it in the right union at the end, and give docs/PROTOCOL.md its row. Fields are only
-ever appended, with defaults.
+How to extend: add a struct with a free tag, list it in the right union at the end; fields are only ever appended, with defaults.
 
 What it does not do: sockets, framing (`wire`), or knowing what a value means (`serialization`).
 """
@@ -72,8 +70,7 @@ NUM_RETURNS_DYNAMIC = -2
 
 
 class ForgetFunction(Message, tag=15):
-    """The sender will not use `function_id` any more, nor these numbers of templates for it: with the last such sender the worker unloads it,
-    and lets go what it captured."""
+    """The sender will not use `function_id` any more, nor these templates for it: with the last sender the worker unloads it and what it captured."""
 
     function_id: bytes
     templates: list[int]
@@ -410,17 +407,20 @@ class SubmitterDied(Message, tag=42):
 
 
 class Claims(Message, tag=43):
-    """From a worker: it runs, or will run, these tasks of a dead process, and publishes their results; those that had ended are published."""
+    """From a worker: it runs, or will run, these tasks of a dead process, and publishes what they make; `begun`: some had ended, which it cannot."""
 
     process: bytes
     task_ids: list[bytes]
+    begun: bool = False
 
 
 class Publish(Message, tag=51):
-    """From an owner: the value of an escaped object is known."""
+    """From an owner: the value of an escaped object is known. From a worker: a result of a task of `of`, which is gone; `left` more of it follow."""
 
     oid: bytes
     value: Value
+    of: bytes = b""
+    left: int = 0
 
 
 class Hold(Message, tag=52):

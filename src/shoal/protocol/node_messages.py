@@ -1,6 +1,6 @@
 """Messages between node daemons.
 
-Purpose: the third table of frames; tags 130-159. Values and leases inside are those of `messages`.
+Purpose: the third table of frames; tags 130-169. Values and leases inside are those of `messages`.
 
 Design: every pair of nodes has one line in each direction (`node/io/node_links.py`): ordered, delivered once while both nodes live, also over
 reconnects. So a message is said once, and its order among those to the same node is kept. Bytes of objects travel on connections of their own
@@ -27,6 +27,7 @@ from shoal.protocol.messages import (
     ReturnLease,
     SignalWorker,
     Stored,
+    Value,
     WorkerDied,
 )
 
@@ -126,8 +127,9 @@ class NodeRelease(Message, tag=140):
 
 
 class HoldFor(Message, tag=141):
-    """`giver`, a worker of the sending node, hands refs on to `process` of the receiving one, which from now on holds them. The sending node
-    keeps them alive at their `home` until HoldForDone. When it is their home itself it counts the receiving node once for each already."""
+    """`giver`, a worker of the sending node, hands refs on to `process` of the receiving one, which from now on holds them (empty: the value that
+    comes next does). The sending node keeps them alive at their `home` until HoldForDone. When it is their home itself it counts the receiving node
+    once for each already."""
 
     number: int
     process: bytes
@@ -223,9 +225,42 @@ class FreeCopies(Message, tag=145):
 
 class KeepStored(Message, tag=146):
     """These objects in the receiver's store have left their owner, a process of the sending node: its death does not free them any more, but
-    FreeStored or the end of the sending node does."""
+    FreeStored does, or the end of the sending node, if no heir takes them (TakeClaims). `holds_refs`: refs are inside of them."""
 
     oids: list[bytes]
+    holds_refs: bool = False
+
+
+class AskForeignClaims(Message, tag=166):
+    """What have the receiver's workers of `of`, a process of the sending node that is dead; or (`is_node`) of the processes of a dead node, whose
+    heir the sending node is? Answered by ForeignClaims when all these workers have said so."""
+
+    of: bytes
+    is_node: bool
+
+
+class ForeignClaims(Message, tag=167):
+    """These tasks run on, or wait at an actor, or have ended; these objects lie in the sending node's store. `begun`: a worker died before it could
+    say what it had begun."""
+
+    of: bytes
+    task_ids: list[bytes]
+    stored: list[bytes]
+    begun: bool
+
+
+class TakeClaims(Message, tag=168):
+    """The sending node is the home of these now, which the receiver has claimed; each is answered by ClaimMade."""
+
+    of: bytes
+    oids: list[bytes]
+
+
+class ClaimMade(Message, tag=169):
+    """The value of an object that was taken, when it is there; None when it will not be. Of refs inside, HoldFor (to no process) has told before."""
+
+    oid: bytes
+    value: Value | None
 
 
 class ExpectActor(Message, tag=147):
@@ -339,6 +374,10 @@ BetweenNodes = (
     | FreeStored
     | FreeCopies
     | KeepStored
+    | AskForeignClaims
+    | ForeignClaims
+    | TakeClaims
+    | ClaimMade
     | FetchChunk
     | ChunkRefused
     | ChunkReferred

@@ -596,7 +596,7 @@ class Executor:
             peer.busy_s = 0.0
             self._answered.append(connection)
         peer.replies.append((job.seq, value))
-        peer.task_ids.append(job.task_id if job.template.outlives else b"")
+        peer.task_ids.append(job.task_id + job.template.tail if job.template.outlives else b"")
         peer.busy_s += spent_s
 
     def _flush_replies_of(self, connection: Connection) -> None:
@@ -614,7 +614,7 @@ class Executor:
                     peer.read += 1  # the oldest goes
                 peer.unread.append((replies, task_ids))
             else:
-                self.orphans.publish(replies, task_ids)
+                self.orphans.publish(peer.worker_id, replies, task_ids)
 
     def flush_replies(self) -> None:
         """Send all gathered replies."""

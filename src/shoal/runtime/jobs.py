@@ -45,7 +45,7 @@ class HeldLease:
 class BoundTemplate:
     """A template as its executor knows it."""
 
-    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "recorded", "wanted", "wire")
+    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "recorded", "tail", "wanted", "wire")
 
     def __init__(self, wire: TaskTemplate) -> None:
         self.wire = wire
@@ -58,6 +58,8 @@ class BoundTemplate:
         self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if "wanted" in wire.options else None
         #: whether its results are published here should the submitter die: not a stream's, which ends then, nor a re-run's, which are not all there
         self.outlives = wire.num_returns != NUM_RETURNS_STREAMING and self.wanted is None
+        #: stands behind the ids of its tasks among the replies: how many results there are, if there are several
+        self.tail = wire.num_returns.to_bytes(4, "big") if wire.num_returns > 1 else b""
         #: of what has never run here nobody knows that it is quick, or whether it ends its process: replies leave before it
         self.estimate_s = 2 * SLOW_TASK_S
 
@@ -85,7 +87,9 @@ class SubmitterPeer:
         self.templates: dict[int, BoundTemplate] = {}
         self.functions: set[bytes] = set()  #: that it has sent and may call
         self.replies: list[tuple[int, Value | Many]] = []
-        self.task_ids: list[bytes] = []  #: of the replies
+        self.task_ids: list[
+            bytes
+        ] = []  #: of the replies, each with its template's `tail`; empty for what does not outlive the submitter
         #: what was sent and may not have been read: should the submitter be dead, this worker publishes it
         self.unread: deque[tuple[list[tuple[int, Value | Many]], list[bytes]]] = deque(maxlen=UNREAD_REPLIES_MAX)
         self.read = 0  #: how many messages with replies were read, or dropped from `unread`

@@ -65,14 +65,16 @@ class OrphanTasks:
                     connection
                 )  # it is dead, so this is the end, also if a child of its holds the socket
         claims: list[bytes] = []
+        begun = False
         for connection in [each for each in self._gone if _peer_is(each, process)]:
             self._gone.remove(connection)
             peer: SubmitterPeer = connection.attachment
             claims.extend(job.task_id for job in self._jobs_of(connection) if _is_claimed(job))
             for replies, task_ids in peer.unread:
-                self.publish(replies, task_ids, told=True)
+                begun = begun or any(_refs_in(value) for _, value in replies)
+                self.publish(process, replies, task_ids, told=True)
             peer.unread.clear()
-        daemon.send_now(Claims(process, claims))
+        daemon.send_now(Claims(process, claims, begun))
 
     def _jobs_of(self, connection: Connection) -> list[Job]:
         """What runs or is queued here for one submitter."""
@@ -84,26 +86,36 @@ class OrphanTasks:
             jobs.extend(job for job in executor.actor.jobs() if job.connection is connection)
         return jobs
 
-    def publish(self, replies: list[tuple[int, Value | Many]], task_ids: list[bytes], told: bool = False) -> None:
-        """Results that their submitter cannot take. With `told` the refs inside were held in its name, which is of no use. Caller holds the lock."""
-        self._reactor.unless_silenced(lambda: self._publish(replies, task_ids, told))
+    def publish(
+        self, process: bytes, replies: list[tuple[int, Value | Many]], tasks: list[bytes], told: bool = False
+    ) -> None:
+        """Results that their submitter cannot take. With `told` the refs inside were held in its name, which is of no use. `tasks` are as
+        `BoundTemplate.tail` says. Caller holds the lock."""
+        self._reactor.unless_silenced(lambda: self._publish(process, replies, tasks, told))
 
-    def _publish(self, replies: list[tuple[int, Value | Many]], task_ids: list[bytes], told: bool) -> None:
+    def _publish(self, process: bytes, replies: list[tuple[int, Value | Many]], tasks: list[bytes], told: bool) -> None:
         daemon = self._reactor.causal
         if daemon is None:
             return
-        for (_, value), task_id in zip(replies, task_ids, strict=True):
-            if not task_id:
+        for (_, value), task in zip(replies, tasks, strict=True):
+            if not task:
                 continue
-            parts = value.values if isinstance(value, Many) else [value]
+            task_id, tail = task[: ids.TASK_ID_BYTES], task[ids.TASK_ID_BYTES :]
+            # A failure is that of all results.
+            parts = value.values if isinstance(value, Many) else [value] * (int.from_bytes(tail, "big") or 1)
             for index, part in enumerate(parts, start=1):
-                has_refs = (type(part) is Containing or type(part) is Stored) and part.nested
-                if not (told and has_refs):
-                    daemon.send(Publish(ids.result_id(task_id, index), part))
+                if not (told and _refs_in(part)):
+                    daemon.send(Publish(ids.result_id(task_id, index), part, process, len(parts) - index))
 
 
 def _peer_is(connection: Connection, process: bytes) -> bool:
     return getattr(connection.attachment, "worker_id", b"") == process and hasattr(connection.attachment, "unread")
+
+
+def _refs_in(value: Value | Many) -> bool:
+    if isinstance(value, Many):
+        return any(map(_refs_in, value.values))
+    return (type(value) is Containing or type(value) is Stored) and bool(value.nested)
 
 
 def _is_claimed(job: Job) -> bool:

@@ -308,6 +308,10 @@ class Forwarding:
 
     # ------------------------------------------------------------ queries
 
+    def nodes_of(self, process: bytes) -> list[bytes]:
+        """The other nodes that have, or had, to do with a process of this one."""
+        return list(self._dealt.get(process, ()))
+
     def node_of_lease(self, lease_id: int) -> bytes:
         """The node that granted a lease to a process of this one; b"" for one of this node's own."""
         lease = self._leases.get(lease_id)

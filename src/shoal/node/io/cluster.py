@@ -60,7 +60,7 @@ class Cluster:
         host, port: where to listen for other nodes; port 0 for any that is free.
         token: the cluster's; bytes.
         store: of this node.
-        on_process_gone: called with the id of a process of another node that is dead, and why.
+        on_process_gone: see `ForeignLeases`.
         kill: ends a worker, with a reason.
         gateway: None in a cluster without TLS.
         transfer: of objects; made for this cluster's node.
@@ -78,7 +78,7 @@ class Cluster:
         table: ProcessTable,
         gcs: GcsLink,
         store: StoreShell,
-        on_process_gone: Callable[[bytes, str], None],
+        on_process_gone: Callable[[bytes, bytes, list[bytes]], None],
         kill: Callable[[Worker, str], None],
         transfer: Transfer,
         gateway: TlsGateway | None,

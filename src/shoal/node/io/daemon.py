@@ -217,7 +217,7 @@ class NodeDaemon:
             self.table,
             self.gcs,
             self.store,
-            self._on_foreign_process_gone,
+            self.objects.foreign_process_died,
             self.pool.kill,
             transfer,
             self.gateway,
@@ -231,10 +231,6 @@ class NodeDaemon:
         self.actors.join_cluster(self.links, self.node_id, self.cluster.leash)
         self.log_router.abroad = ForeignLogs(self.links, self.table, self.name).deliver
         self.leases.on_change = self.cluster.load_changed
-
-    def _on_foreign_process_gone(self, process: bytes, reason: str) -> None:
-        """A process of another node that had to do with this one is dead."""
-        self.objects.owner_gone(process)
 
     def _owner_lives(self, oid: bytes) -> bool:
         """Whether the process that made an object that left it is alive."""
@@ -588,12 +584,14 @@ class NodeDaemon:
             for worker in self.table.workers()
             if process.worker_id in worker.submitters or process.worker_id in self.actors.subscribers_of(worker)
         ]
-        if self.leases.foreign is not None:
-            self.leases.foreign.process_died(process, cause)
+        nodes = self.leases.foreign.process_died(process, cause) if self.leases.foreign is not None else []
         if self.cluster is not None:
             self.cluster.transfer.process_died(process.worker_id)
         self.leases.process_died(process)
-        self.objects.process_died(process, cause, executors)
+        submitters = []
+        if isinstance(process, Worker) and not process.leaving:
+            submitters = [*process.submitters, *self.actors.subscribers_of(process)]
+        self.objects.process_died(process, cause, executors, nodes, submitters)
         self.actors.process_died(process, end, cause)
         self.store.remove_process(process.worker_id)
         self.groups.process_died(process.worker_id)

@@ -54,7 +54,7 @@ class ForeignLeases:
     """Leases across nodes.
 
     Args:
-        on_process_gone: called with the id of a process of another node that is dead, and why.
+        on_process_gone: called with the id of a process of another node that is dead, that node, and the workers that may have tasks of it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ForeignLeases:
         links: NodeLinks,
         gcs: GcsLink,
         loop: asyncio.AbstractEventLoop,
-        on_process_gone: Callable[[bytes, str], None],
+        on_process_gone: Callable[[bytes, bytes, list[bytes]], None],
         kill: Callable[[Worker, str], None],
     ) -> None:
         self.machine = Forwarding(node_id)
@@ -124,10 +124,12 @@ class ForeignLeases:
             self._avoid(process, class_no, kind, self._node_id)
             self._feed(forwarding.RefusedHere(process, class_no, reason, kind))
 
-    def process_died(self, process: Process, cause: str) -> None:
-        """A process of this node is dead."""
+    def process_died(self, process: Process, cause: str) -> list[bytes]:
+        """A process of this node is dead. Returns the nodes that had to do with it, and were told."""
         job_id = process.job_id if isinstance(process, Driver) else b""
+        nodes = self.machine.nodes_of(process.worker_id)
         self._feed(forwarding.ProcessDied(process.worker_id, job_id, cause))
+        return nodes
 
     def reached(self, process: bytes, node_id: bytes, worker_id: bytes, lease_id: int) -> None:
         """A process here was told of an actor on another node."""
@@ -179,16 +181,17 @@ class ForeignLeases:
         )
 
     def _on_foreign_death(self, node_id: bytes, message: ForeignProcessDied) -> None:
-        self._end_process(message.process, message.reason, message.job_id)
+        self._end_process(message.process, node_id, message.reason, message.job_id)
 
-    def _end_process(self, process: bytes, reason: str, job_id: bytes = b"") -> None:
+    def _end_process(self, process: bytes, node_id: bytes, reason: str, job_id: bytes = b"") -> None:
         self._node_of.pop(process, None)
+        executors = [worker.worker_id for worker in self._table.workers() if process in worker.submitters]
         for worker in self._table.workers():
             worker.submitters.pop(process, None)
             if job_id and worker.job_id == job_id and worker.lease_id and not worker.actor_id:
                 self._kill(worker, f"its job ended: {reason}")
         self._leases.handle(events.ProcessDied(process))
-        self._on_process_gone(process, reason)
+        self._on_process_gone(process, node_id, executors)
 
     # ---------------------------------------------------------------- from the GCS and other nodes
 
@@ -252,7 +255,7 @@ class ForeignLeases:
         self._leases.groups.node_died(node_id)
         self._feed(forwarding.NodeDied(node_id, reason))
         for process in [process for process, node in self._node_of.items() if node == node_id]:
-            self._end_process(process, reason)
+            self._end_process(process, node_id, reason)
 
     # ---------------------------------------------------------------- what waits too long
 

@@ -15,7 +15,7 @@ What it does not do: decide (`node.object_directory`), or touch blocks of the st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from shoal.node import foreign_holds
@@ -32,7 +32,8 @@ from shoal.protocol.messages import Failed, Stored
 from shoal.protocol.sharding import HEIRS
 from shoal.serialization.failures import dumps_error
 
-COPY_ORPHANED_S = 15.0  #: copies for a home that is dead wait so long for its heir, from when the GCS can tell of it
+ORPHANED_S = 15.0  #: what is kept for a home that is dead waits so long for its heir, from when the GCS can tell of it
+CLAIMS_WAIT_S = 60.0  #: a living node that does not say what it has of a dead owner is waited for so long
 HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
 
 #: brings a value of another node here, and tells its place, or why it cannot
@@ -76,6 +77,8 @@ class Objects:
         self._node_of = node_of
         #: stored objects here that another node's directory frees: oid -> node
         self._kept_for: dict[bytes, bytes] = {}
+        #: those of them that have refs inside, which only that directory knows
+        self._with_refs: set[bytes] = set()
         #: further copies here of objects of another home, which frees them: oid -> home
         self._copy_for: dict[bytes, bytes] = {}
         self._fetch: Fetch | None = None
@@ -111,7 +114,7 @@ class Objects:
 
     def on_claims(self, process: Process, message: messages.Claims) -> None:
         """A worker tells what it has of a dead process."""
-        self.handle(events.Claimed(process.worker_id, message.process, message.task_ids))
+        self.handle(events.Claimed(process.worker_id, message.process, message.task_ids, message.begun))
 
     def on_not_made(self, process: Process, message: messages.NotMade) -> None:
         """A successor has run a task."""
@@ -119,7 +122,10 @@ class Objects:
 
     def on_publish(self, process: Process, message: messages.Publish) -> None:
         """A value is known."""
-        self.handle(events.Published(process.worker_id, message.oid, message.value))
+        event = events.Published(process.worker_id, message.oid, message.value)
+        if message.of:
+            event.of, event.of_node, event.left = message.of, self._node_of(message.of) or b"", message.left
+        self.handle(event)
 
     def on_hold(self, process: Process, message: messages.Hold) -> None:
         """One hold more on each."""
@@ -186,9 +192,11 @@ class Objects:
         """A process registered."""
         self.handle(events.ProcessJoined(process.worker_id, isinstance(process, Driver)))
 
-    def process_died(self, process: Process, cause: str, executors: list[bytes]) -> None:
-        """A process is dead and its socket was read to the end. `executors` may have tasks of it."""
-        self.handle(events.ProcessDied(process.worker_id, cause, executors))
+    def process_died(
+        self, process: Process, cause: str, executors: list[bytes], nodes: list[bytes], submitters: list[bytes]
+    ) -> None:
+        """A process is dead and its socket was read to the end. `executors`, and workers of `nodes`, may have tasks of it, and it of `submitters`."""
+        self.handle(events.ProcessDied(process.worker_id, cause, executors, nodes, submitters))
 
     def _settled(self, effect: events.OrphansSettled) -> None:
         # What it owned in the store and had never let go of is of use to nobody.
@@ -210,12 +218,17 @@ class Objects:
             messages.Adopt(effect.oids, effect.reason, effect.begun, effect.lineage, effect.needs, effect.code),
         )
 
+    def foreign_process_died(self, process_id: bytes, node: bytes, executors: list[bytes]) -> None:
+        """A process of another node is dead. `executors` may have tasks of it."""
+        self.handle(events.ForeignProcessDied(process_id, node, executors))
+
     def owner_gone(self, process_id: bytes) -> None:
-        """A process of another node is dead: what it owned in this node's store and had never let go of is of use to nobody."""
-        kept = self._kept_for
-        value_of = self.machine.value_of
+        """What a dead process that is not of this node owned in the store here and had never let go of is of use to nobody."""
+        kept, machine = self._kept_for, self.machine
         private = [
-            oid for oid in self._store.owned_by(process_id) if oid not in kept and type(value_of(oid)) is not Stored
+            oid
+            for oid in self._store.owned_by(process_id)
+            if oid not in kept and type(machine.value_of(oid)) is not Stored and not machine.keeps_for_heirs(oid)
         ]
         if private:
             self._store.free(private)
@@ -253,27 +266,27 @@ class Objects:
     def _on_node_died(self, node: bytes, cause: str) -> None:
         self._expected.pop(node, None)
         self.handle(events.NodeDied(node, cause))
-        orphans = [oid for oid, keeper in self._kept_for.items() if keeper == node]
-        for oid in orphans:
-            del self._kept_for[oid]
-        if orphans:
-            self._store.free(orphans)
-        copies = [oid for oid, home in self._copy_for.items() if home == node]
-        if copies:  # an heir asks for them, which the GCS must name first
-            key = {"namespace": HEIRS, "key": copies[0]}
-            self._call_gcs(
-                "gcs.kv_get",
-                key,
-                lambda body, error: self._loop.call_later(COPY_ORPHANED_S, self._free_orphaned, node),
-            )
+        self._loop.call_soon(self.handle, events.EstatesComplete(node))  # when all parts of the daemon have heard of it
+        if node in self._copy_for.values() or node in self._kept_for.values():
+            self._orphaned_later(self._free_orphaned, node)
+
+    def _orphaned_later(self, then: Callable[..., None], *args: Any) -> None:
+        """Call `then` when the heirs of what has no home have had time to ask for it: the GCS must name them first."""
+        key = {"namespace": HEIRS, "key": b""}
+        self._call_gcs("gcs.kv_get", key, lambda body, error: self._loop.call_later(ORPHANED_S, then, *args))
 
     def _free_orphaned(self, home: bytes) -> None:
-        """Copies whose home died and that nobody wants: nobody refers to them."""
-        orphans = [oid for oid, keeper in self._copy_for.items() if keeper == home]
+        """What lies here for a home that died, and that nobody wants: nobody refers to it."""
+        orphans = [oid for table in (self._copy_for, self._kept_for) for oid, keeper in table.items() if keeper == home]
         for oid in orphans:
-            del self._copy_for[oid]
+            self._copy_for.pop(oid, None)
+            self._kept_for.pop(oid, None)
+            self._with_refs.discard(oid)
         if orphans:
             self._store.free(orphans)
+
+    def _expire_later(self, effect: events.ExpireLater) -> None:
+        self._orphaned_later(self.handle, events.EstateExpired(effect.of))
 
     def _on_node_hold(self, node: bytes, message: node_messages.NodeHold) -> None:
         self._meet(node)
@@ -312,12 +325,76 @@ class Objects:
     def _on_keep_stored(self, node: bytes, message: node_messages.KeepStored) -> None:
         for oid in message.oids:
             self._kept_for[oid] = node
+            if message.holds_refs:
+                self._with_refs.add(oid)
 
     def _free_kept(self, oids: list[bytes]) -> None:
         for oid in oids:
             self._kept_for.pop(oid, None)
+            self._with_refs.discard(oid)
             self._copy_for.pop(oid, None)
         self._store.free(oids)
+
+    # ---------------------------------------------------------------- what dead owners had running elsewhere
+
+    def _say(self, node: bytes, message: Any, hear: Callable[[bytes, Any], None]) -> None:
+        """Tell a node something; this one, soon."""
+        if node == self._node_id:
+            self._loop.call_soon(hear, node, message)
+        else:
+            self._links.send(node, message)
+
+    def _ask_claims_of(self, effect: events.AskClaimsOf) -> None:
+        self._say(effect.node, node_messages.AskForeignClaims(effect.of, effect.is_node), self._on_claims_asked)
+        self._loop.call_later(CLAIMS_WAIT_S, self.handle, events.ClaimsOverdue(effect.node, effect.of))
+
+    def _on_claims_asked(self, node: bytes, message: node_messages.AskForeignClaims) -> None:
+        self.handle(events.ClaimsAsked(node, message.of, message.is_node))
+
+    def _tell_claims(self, effect: events.TellClaims) -> None:
+        stored = [
+            oid for oid, home in self._kept_for.items() if self._links.is_dead(home) and oid not in self._with_refs
+        ]
+        told = node_messages.ForeignClaims(effect.of, effect.task_ids, stored, effect.begun)
+        self._say(effect.node, told, self._on_claims_told)
+
+    def _on_claims_told(self, node: bytes, message: node_messages.ForeignClaims) -> None:
+        self.handle(events.ClaimsTold(node, message.of, message.task_ids, message.stored, message.begun))
+
+    def _take_claims(self, effect: events.TakeClaims) -> None:
+        self._say(effect.node, node_messages.TakeClaims(effect.of, effect.oids), self._on_claims_taken)
+
+    def _on_claims_taken(self, node: bytes, message: node_messages.TakeClaims) -> None:
+        running = []
+        for oid in message.oids:
+            if not self._links.is_dead(self._kept_for.get(oid, b"")):
+                running.append(oid)
+                continue
+            self._kept_for[oid] = node
+            self._spawn(self._give(oid, node))
+        if running:
+            self.handle(events.ClaimsTaken(node, message.of, running))
+
+    async def _give(self, oid: bytes, node: bytes) -> None:
+        """Tell the heir of a dead home where an object lies that this node has kept."""
+        try:
+            place = await self._store.ensure_resident(oid)
+        except ShoalError:
+            place = None
+        if self._kept_for.get(oid) != node:
+            return
+        if place is None or node == self._node_id:
+            del self._kept_for[oid]
+        value = place and Stored(oid, place.segment, place.offset, place.size, place.generation, [], self._node_id)
+        self._say(node, node_messages.ClaimMade(oid, value), self._on_claim_made)
+
+    def _tell_claim_made(self, effect: events.TellClaimMade) -> None:
+        if type(effect.value) is Stored:
+            self._kept_for[effect.oid] = effect.node
+        self._links.send(effect.node, node_messages.ClaimMade(effect.oid, effect.value))
+
+    def _on_claim_made(self, node: bytes, message: node_messages.ClaimMade) -> None:
+        self.handle(events.ClaimMade(node, message.oid, message.value))
 
     # ---------------------------------------------------------------- further copies
 
@@ -419,7 +496,7 @@ class Objects:
             self._freed.append(effect.oid)
 
     def _keep_stored(self, effect: events.KeepStored) -> None:
-        self._links.send(effect.node, node_messages.KeepStored([effect.oid]))
+        self._links.send(effect.node, node_messages.KeepStored([effect.oid], effect.holds_refs))
 
     def _send_node_hold(self, effect: foreign_holds.SendNodeHold) -> None:
         self._links.send(effect.node, node_messages.NodeHold(effect.number, effect.oids))
@@ -490,7 +567,10 @@ class Objects:
         self._table.send(effect.process, messages.HoldsConfirmed(effect.count))
 
     def _ensure_resident(self, effect: events.EnsureResident) -> None:
-        task = self._loop.create_task(self._bring(effect.oid, effect.process))
+        self._spawn(self._bring(effect.oid, effect.process))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
         self._bringing.add(task)
         task.add_done_callback(self._bringing.discard)
 
@@ -536,6 +616,12 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.SendBeingRemade: Objects._send_being_remade,
     events.Adopted: Objects._adopt,
     events.AskClaims: Objects._ask_claims,
+    events.AskClaimsOf: Objects._ask_claims_of,
+    events.TellClaims: Objects._tell_claims,
+    events.TakeClaims: Objects._take_claims,
+    events.TellClaimMade: Objects._tell_claim_made,
+    events.EstateSettled: lambda objects, effect: objects.owner_gone(effect.process),
+    events.ExpireLater: Objects._expire_later,
     events.OrphansSettled: Objects._settled,
     events.FreeStored: Objects._free,
     events.EnsureResident: Objects._ensure_resident,
@@ -570,6 +656,10 @@ _FROM_NODES: dict[type, Any] = {
     messages.CancelObject: Objects._on_cancel_from,
     node_messages.FreeStored: Objects._on_free_stored,
     node_messages.KeepStored: Objects._on_keep_stored,
+    node_messages.AskForeignClaims: Objects._on_claims_asked,
+    node_messages.ForeignClaims: Objects._on_claims_told,
+    node_messages.TakeClaims: Objects._on_claims_taken,
+    node_messages.ClaimMade: Objects._on_claim_made,
     node_messages.KeepCopy: Objects._on_keep_copy,
     node_messages.CopyKept: Objects._on_copy_kept,
 }

@@ -1,0 +1,162 @@
+"""Refs that a process of this node hands on to another node: kept until that one holds them.
+
+Purpose: who hands a ref on lets go of it when it likes; whoever gets it must hold it by then.
+
+Design: a pure part of the object directory.
+
+    HandedAbroad   a worker holds refs in the name of a process of another node. Here at home: that node is counted at once. At the
+                   receiver's node: it hears of it before anything that this node lets go. Elsewhere: kept here until HoldForDone.
+    bequeath       the same for what is inside of a value that another node is told next: that value holds them there
+
+What it does not do: count what processes of this node hold (`object_directory`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shoal.node.foreign_holds import PROMISED
+from shoal.node.object_events import Effect, HandedAbroad, HoldForArrived, HoldForConfirmed, SendHoldFor
+
+if TYPE_CHECKING:
+    from shoal.node.object_directory import ObjectDirectory
+
+#: promises below minus this stand for refs handed to other nodes; above, for records of the GCS
+HANDED_PROMISES = 1 << 60
+
+
+class Handings:
+    """See the module's page."""
+
+    def __init__(self, directory: ObjectDirectory) -> None:
+        self._directory = directory
+        #: refs handed on to other nodes, kept here until these hold them: number -> (node, oids)
+        self.kept: dict[int, tuple[bytes, list[bytes]]] = {}
+        self._count = 0
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {"handed": len(self.kept)}
+
+    # ------------------------------------------------------------ from here
+
+    def on_handed(self, event: HandedAbroad, effects: list[Effect]) -> None:
+        """A worker hands refs on to a process of another node."""
+        directory = self._directory
+        if event.sender not in directory._held:
+            return
+        home, node, oids = event.home or directory._node_id, event.node, event.oids
+        number = 0
+        if home == directory._node_id:
+            if node in directory._nodes:
+                if event.home:  # the sender's reply waits until that node knows them
+                    number = self._keep(node, [])
+                    directory._holds_abroad.promise(event.sender, -HANDED_PROMISES - number, effects)
+                self._lend(node, oids, effects)
+                effects.append(SendHoldFor(node, number, event.process, oids, home, event.sender))
+            elif event.home:
+                directory._holds_abroad.confirm_later(event.sender, 0, effects)
+            return
+        if node in directory._nodes:
+            number = self._hand(node, oids, home, event.process, event.sender, effects)
+        directory._holds_abroad.confirm_later(event.sender, number, effects)
+
+    def bequeath(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
+        """Another node, which lives, is told a value next that has these refs inside."""
+        directory = self._directory
+        by_home: dict[bytes, list[bytes]] = {}
+        for oid in oids:
+            by_home.setdefault(directory.home_of(oid) or directory._node_id, []).append(oid)
+        for home, inside in by_home.items():
+            if home == directory._node_id:
+                self._lend(node, inside, effects)
+                effects.append(SendHoldFor(node, 0, b"", inside, home))
+            else:
+                self._hand(node, inside, home, b"", b"", effects)
+
+    def _lend(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
+        """Objects of this home are held by another node from now on."""
+        self._directory._count(self._directory._held[node], oids, 1)
+        self._directory._mirrors.hold(node, oids, effects)
+
+    def _hand(
+        self, node: bytes, oids: list[bytes], home: bytes, process: bytes, giver: bytes, effects: list[Effect]
+    ) -> int:
+        """Objects of another home: returns the number of the NodeHold that must be confirmed before who hands them on lets go; 0 for none."""
+        directory = self._directory
+        for oid in oids:
+            directory._foreign_row(oid, home, effects)
+        if home == node:
+            effects.append(SendHoldFor(node, 0, process, oids, home, giver))
+            return 0
+        for oid in oids:
+            row = directory._objects[oid]
+            row.rows += 1
+            row.stamp = directory._issued
+        kept = self._keep(node, oids)
+        number = directory._take(home, oids, effects)
+        effects.append(SendHoldFor(node, kept, process, oids, home, giver))
+        return number
+
+    def _keep(self, node: bytes, oids: list[bytes]) -> int:
+        self._count += 1
+        self.kept[self._count] = (node, oids)
+        return self._count
+
+    def on_confirmed(self, event: HoldForConfirmed, effects: list[Effect]) -> None:
+        """A node holds what was handed to it."""
+        handed = self.kept.get(event.number)
+        if handed is not None and handed[0] == event.node:
+            self._let_go(event.number, effects)
+
+    def node_died(self, node: bytes, effects: list[Effect]) -> None:
+        """Nothing need be kept for a dead node."""
+        for number in [number for number, handed in self.kept.items() if handed[0] == node]:
+            self._let_go(number, effects)
+
+    def _let_go(self, number: int, effects: list[Effect]) -> None:
+        directory = self._directory
+        directory._holds_abroad.confirmed(PROMISED, -HANDED_PROMISES - number, effects)
+        for oid in self.kept.pop(number)[1]:
+            row = directory._objects[oid]
+            row.rows -= 1
+            row.stamp = directory._issued
+            if not row.rows:
+                directory._candidates[oid] = None
+
+    # ------------------------------------------------------------ to here
+
+    def on_hold_for(self, event: HoldForArrived, effects: list[Effect]) -> None:
+        """A process of this node, or (without one) a value that comes next, was handed refs by another node."""
+        directory = self._directory
+        held = directory._held.get(event.process)
+        if held is not None and event.giver:
+            directory._underway.give(event.giver, event.process, event.oids)
+        if event.home == directory._node_id:
+            if held is not None:
+                directory._count(held, event.oids, 1)
+            return
+        own = []
+        for oid in event.oids:
+            abroad = directory._foreign_row(oid, event.home, effects)
+            if abroad is not None:
+                own.append(oid)
+                if event.home == event.node and directory._holds_abroad.cause_of_death(event.home) is None:
+                    abroad.taken += 1  # counted there already
+        if held is not None:
+            directory._count(held, event.oids, 1)
+        number = directory._take(event.home, own, effects)
+        for oid in own:
+            row = directory._objects[oid]
+            row.stamp = directory._issued
+            if not row.rows:  # let go already, perhaps to others of this node who have not been read
+                directory._candidates[oid] = None
+        if event.number:
+            directory._holds_abroad.done_later(event.node, event.number, number, effects)
+
+
+HANDLERS: dict[type, Any] = {
+    HandedAbroad: lambda directory, event, effects: directory._handings.on_handed(event, effects),
+    HoldForArrived: lambda directory, event, effects: directory._handings.on_hold_for(event, effects),
+    HoldForConfirmed: lambda directory, event, effects: directory._handings.on_confirmed(event, effects),
+}
