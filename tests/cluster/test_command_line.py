@@ -184,7 +184,7 @@ def test_block_stays_and_ends_the_node(shell: Shell) -> None:
     command.send_signal(signal.SIGTERM)
     said, _ = command.communicate(timeout=SOON_S)
     assert command.returncode == 0, said
-    assert "the node has left" in said
+    assert "ending the node" in said
     assert shell.run("status", code=1)
 
 
