@@ -45,7 +45,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def ciel(quick: bool) -> Found:
     """A loop that depends on its data, each step a task: microseconds a step."""
     program = importlib.import_module("ciel")
-    deep, links, nested = (5_000, 500, 4) if quick else (100_000, 20_000, 16)
+    deep, links, nested = (5_000, 200, 2) if quick else (100_000, 20_000, 16)
     shoal.init(num_cpus=1, log_to_driver=False)
 
     @shoal.remote

@@ -84,8 +84,10 @@ def test_its_page_has_the_program_its_output_and_its_figure(name: str) -> None:
 
 
 def test_each_figure_is_measured_in_short() -> None:
+    """But for Dask's, which mostly imports; its program runs below."""
+    systems = ["ciel", "mapreduce", "fold", "mxnet", "bsp"]
     run = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "systems.py"), "--quick"],
+        [sys.executable, str(ROOT / "benchmarks" / "systems.py"), "--quick", *systems],
         capture_output=True,
         text=True,
         timeout=RUN_TIMEOUT_S,
@@ -94,7 +96,7 @@ def test_each_figure_is_measured_in_short() -> None:
     )
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [line["system"] for line in lines] == ["ciel", "mapreduce", "dask", "fold", "mxnet", "bsp"]
+    assert [line["system"] for line in lines] == systems
     assert all(value > 0 for line in lines for value in line["values"].values())
 
 

@@ -70,6 +70,7 @@ def test_plots(tmp_path) -> None:
     with pytest.raises(ValueError, match="no trial has reported a finite 'los'"):
         tune.plots.parallel_coordinates(grid, "los", "min")
     assert "e_00000 failed: ValueError: no" in grid._repr_html_()
+    assert "history" not in repr(best) and best.trial_id in repr(best) and len(best.history) == 5
 
 
 def events_of(folder: Path) -> list:

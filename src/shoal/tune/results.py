@@ -38,8 +38,8 @@ class Result:
     path: str
     trial_id: str
     status: str
-    best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    best_checkpoints: list[tuple[Checkpoint, dict[str, Any]]] = field(default_factory=list, repr=False)
+    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def metrics_dataframe(self) -> Any:
