@@ -12,7 +12,7 @@ import pytest
 from tests.runtime.played_machine import FakePage
 from tests.runtime.simulation import World
 
-from shoal.protocol.messages import Answer, Call, Claims, Publish, SubmitterDied, ToDaemon
+from shoal.protocol.messages import Answer, Call, Claims, Containing, Failed, Many, Publish, SubmitterDied, ToDaemon
 from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor
@@ -123,6 +123,25 @@ def test_a_worker_that_becomes_an_actor_while_it_registers_is_held_as_well(monke
         for _ in range(3):
             world.step_worker(host)
         assert host.reactor.leash is page  # type: ignore[comparison-overlap]
+
+
+def test_what_cannot_be_told_for_the_dead_is_not_waited_for(reactor: Reactor) -> None:
+    """Of several results those with refs inside are lost with their submitter; the last of the others says that no more follow."""
+    daemon, caller = Far(reactor, ToDaemon, causal=True), Far(reactor, Answer)
+    orphans = OrphanTasks(SimpleNamespace(reactor=reactor, queue=[], running=None, actor=None))  # type: ignore[arg-type]
+    peer = caller.connection.attachment = SubmitterPeer()
+    peer.worker_id = b"c" * 16
+    three = (3).to_bytes(4, "big")
+    values = Many([b"one", b"two", Containing(b"three", [b"r" * 20])])
+    peer.unread.append(([(1, values), (2, Failed(b"all"))], [b"t" * 16 + three, b"u" * 16 + three]))
+    orphans.note_gone(caller.connection)
+    with reactor.lock:
+        reactor.handlers[SubmitterDied](daemon.connection, SubmitterDied(peer.worker_id))
+        reactor.flush_dirty()
+    *told, claims = daemon.look()
+    assert [(each.value, each.left) for each in told[:2]] == [(b"one", 1), (b"two", 0)]
+    assert [(type(each.value), each.left) for each in told[2:]] == [(Failed, 2), (Failed, 1), (Failed, 0)]
+    assert claims.begun and all(each.of == peer.worker_id for each in told)
 
 
 def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:

@@ -103,9 +103,9 @@ class OrphanTasks:
             task_id, tail = task[: ids.TASK_ID_BYTES], task[ids.TASK_ID_BYTES :]
             # A failure is that of all results.
             parts = value.values if isinstance(value, Many) else [value] * (int.from_bytes(tail, "big") or 1)
-            for index, part in enumerate(parts, start=1):
-                if not (told and _refs_in(part)):
-                    daemon.send(Publish(ids.result_id(task_id, index), part, process, len(parts) - index))
+            known = [(index, part) for index, part in enumerate(parts, start=1) if not (told and _refs_in(part))]
+            for left, (index, part) in zip(range(len(known))[::-1], known, strict=True):
+                daemon.send(Publish(ids.result_id(task_id, index), part, process, left))
 
 
 def _peer_is(connection: Connection, process: bytes) -> bool:
