@@ -79,6 +79,8 @@ class Mirrors:
             oid = todo.pop()
             before = told.get(oid, 0)
             row, spec = objects.get(oid), succession.specs.get(oid)
+            if row is not None and row.abroad is not None and row.abroad.home == node:
+                continue
             value = row.value if row is not None else succession.ghosts.get(oid)
             copies, places = self._directory._copies.told(oid)
             if type(value) is bytes:

@@ -35,13 +35,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node import claims, copies, estates, handings, mirrors
+from shoal.node import claims, copies, estates, handings, mirrors, succession
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
     ActorHandleGone,
     Claimed,
-    CodeTold,
     Effect,
     EnsureResident,
     Escaped,
@@ -56,7 +55,6 @@ from shoal.node.object_events import (
     NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
-    NotMadeTold,
     ProcessDied,
     ProcessJoined,
     Promised,
@@ -267,6 +265,7 @@ class ObjectDirectory:
             if row is None:
                 row = self._objects[oid] = ObjectRow()
             elif row.owner == sender and oid in held:
+                self._succession.counted.pop(oid, None)
                 continue  # said before
             fresh.append(oid)
             if row.owner and row.owner != sender:
@@ -346,8 +345,8 @@ class ObjectDirectory:
         # The owner may be dead, and a worker tell once more what that had told.
         self._owed.get(row.owner, {}).pop(oid, None)
         row.resident = True
-        row.value = value
-        self._succession.published(oid, value, effects)
+        before, row.value = row.value, value
+        self._succession.published(oid, before, value, effects)
         if type(value) is Stored:
             if not value.node:
                 value.node = self._node_id
@@ -427,6 +426,8 @@ class ObjectDirectory:
                 self._wait(row, process)
                 if event.stale_generation:
                     if not row.known and not event.stale_node:
+                        if row.abroad is not None:
+                            row.abroad.stale = event.stale_generation
                         effects.append(EnsureResident(oid, process))
                     elif not row.known:
                         self._asked[oid] = self._issued
@@ -484,6 +485,8 @@ class ObjectDirectory:
             del self._objects[oid]
             self._candidates.pop(oid, None)
             self._asked.pop(oid, None)
+            if row.abroad is not None:
+                self._succession.freed(oid, row.value)
 
     # ------------------------------------------------------------ the end of objects
 
@@ -521,6 +524,7 @@ class ObjectDirectory:
         del self._objects[oid]
         self._asked.pop(oid, None)
         self._succession.freed(oid, row.value)
+        self._succession.forget_left(oid, row.value, effects)
         self._copies.freed(oid, effects)
         self._owed.get(row.owner, {}).pop(oid, None)
         if row.waiters is not None:
@@ -701,15 +705,12 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Promised: ObjectDirectory._on_promised,
     PromiseKept: ObjectDirectory._on_promise_kept,
     RefsReceived: ObjectDirectory._on_refs_received,
-    CodeTold: lambda directory, event, effects: directory._succession.on_code(event, effects),
     Claimed: ObjectDirectory._on_claimed,
-    NotMadeTold: lambda directory, event, effects: directory._succession.on_not_made(event, effects),
     Escaped: ObjectDirectory._on_escaped,
     Published: ObjectDirectory._on_published,
     ResolveAsked: ObjectDirectory._on_resolve_asked,
     Swept: ObjectDirectory._on_swept,
     Moved: ObjectDirectory._on_moved,
-    Lost: lambda directory, event, effects: directory._succession.lost(event, effects),
     ProcessJoined: ObjectDirectory._on_joined,
     ProcessDied: ObjectDirectory._on_died,
     NodeJoined: ObjectDirectory._on_node_joined,
@@ -721,6 +722,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     **handings.HANDLERS,
     **claims.HANDLERS,
     **estates.HANDLERS,
+    **succession.HANDLERS,
     **mirrors.HANDLERS,
     **copies.HANDLERS,
 }

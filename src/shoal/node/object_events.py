@@ -141,7 +141,7 @@ class Claimed:
 
 @dataclass(slots=True)
 class NotMadeTold:
-    """A successor has run a task that was to put `oids`; `error` says what if it has not."""
+    """A successor has run a task that was to put `oids`; `error` says what if it has not. Or an owner that was to make them again has let them go."""
 
     process: bytes
     oids: list[bytes]

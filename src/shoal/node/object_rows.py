@@ -11,7 +11,7 @@ from shoal.protocol.messages import Containing, Stored, Value
 class Abroad:
     """What an object's row has more when its home is another node."""
 
-    __slots__ = ("asked", "home", "number", "taken")
+    __slots__ = ("asked", "home", "number", "stale", "taken")
 
     def __init__(self, home: bytes) -> None:
         self.home = home
@@ -21,6 +21,8 @@ class Abroad:
         self.number = 0
         #: its value was asked for, and has not come
         self.asked = False
+        #: the generation of a place in this node's store that did not have it, says who asked last
+        self.stale = 0
 
 
 class ObjectRow:

@@ -25,7 +25,7 @@ What it does not do: know what a spec says (`protocol.messages.TaskLineage`), or
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.node.object_events import (
     Adopted,
@@ -36,6 +36,7 @@ from shoal.node.object_events import (
     CodeTold,
     Effect,
     Escaped,
+    FreeStored,
     Lost,
     MirrorItem,
     NotMadeTold,
@@ -43,9 +44,10 @@ from shoal.node.object_events import (
     ProcessDied,
     SendBeingRemade,
     SendRemake,
+    SendResolveFor,
     TakeClaims,
 )
-from shoal.node.object_rows import ObjectRow
+from shoal.node.object_rows import Abroad, ObjectRow
 from shoal.protocol.errors import OwnerDiedError
 from shoal.protocol.ids import TASK_ID_BYTES
 from shoal.protocol.messages import Failed, Stored, Value
@@ -108,6 +110,10 @@ class Succession:
         self.kept: dict[bytes, list[bytes]] = {}
         #: tasks have run without making these, unless what says so is still to be read: oid -> (stamp, why)
         self.doubtful: dict[bytes, tuple[int, Failed]] = {}
+        #: nodes whose stores may still have a former block of what is being made anew: oid -> node
+        self.left: dict[bytes, bytes] = {}
+        #: held in the name of owners that are to make them again and have not said that they are known: no Escape of theirs was read
+        self.counted: dict[bytes, None] = {}
         #: processes that can run tasks for others, in the order of joining; True for drivers
         self.runners: dict[bytes, bool] = {}
 
@@ -200,20 +206,35 @@ class Succession:
         if not code.specs and not code.senders:
             del self.codes[function_id]
 
-    def published(self, oid: bytes, value: Value, effects: list[Effect]) -> None:
-        """A value is known: an inline one cannot be lost."""
+    def published(self, oid: bytes, former: Value | None, value: Value, effects: list[Effect]) -> None:
+        """A value is known, perhaps in the place of a `former` one: an inline one cannot be lost."""
+        if type(former) is Stored:
+            self.left[oid] = former.node
         if type(value) is bytes and self._directory._mirrors.told:
             self._directory._mirrors.known(oid, effects)
         if type(value) is not Stored and oid in self.specs:
             self.drop(oid)
         self.doubtful.pop(oid, None)
         self.claims.pop(oid, None)
+        self.counted.pop(oid, None)
         self._release_kept(oid)
+        self.forget_left(oid, value, effects)
+
+    def forget_left(self, oid: bytes, value: Value | None, effects: list[Effect]) -> None:
+        """What was lost has another value, or is freed: where it could not be had from, it may still lie."""
+        node = self.left.pop(oid, b"")
+        if not node or (type(value) is Stored and value.node == node):
+            return
+        if node == self._directory._node_id:
+            effects.append(FreeStored(oid))
+        elif node in self._directory._nodes:
+            effects.append(FreeStored(oid, node))
 
     def freed(self, oid: bytes, value: Value | None) -> None:
         """Nobody holds an object any more."""
         self.doubtful.pop(oid, None)
         self.claims.pop(oid, None)
+        self.counted.pop(oid, None)
         self._release_kept(oid)
         if oid in self.needed:
             inline = value if type(value) is bytes else None
@@ -253,7 +274,8 @@ class Succession:
         for oid in owed:
             objects[oid].owner = b""
             self.keep(oid)
-        waiting = {each: None for each in event.executors if each in self.runners} if owed else {}
+        # Also when nothing is owed: what they store in its name must be known before what is of no use is freed (OrphansSettled).
+        waiting = {each: None for each in event.executors if each in self.runners}
         effects.extend(AskClaims(executor, process) for executor in waiting)
         nodes = [node for node in event.nodes if node in self._directory._nodes] if owed else []
         effects.extend(AskClaimsOf(node, process, False) for node in nodes)
@@ -353,15 +375,23 @@ class Succession:
         value = row.value
         if value is None:
             if row.owner and oid in directory._owed.get(row.owner, ()):
+                if row.owner in self.runners and row.owner in (row.waiters or ()):
+                    self._remake(
+                        oid, row, row.owner, event.reason, effects
+                    )  # it had escaped while its owner asked for it
                 return  # it is being made (anew) already
         elif type(value) is not Stored or value.node != (event.node or directory._node_id):
             directory._copies.place_lost(oid, event.node or directory._node_id, effects)
             return  # a copy of it
         if directory._copies.instead(oid, row, effects):
             return
+        if type(value) is Stored and value.node != directory._node_id:
+            self.left[oid] = value.node
         owner = row.owner or event.owner
         has_spec = oid in self.specs
         if row.abroad is not None:
+            if self._lost_for_home(oid, row, row.abroad, event, effects):
+                return
             has_spec = False
         elif owner in self.runners and not (has_spec and (is_put(oid) or oid not in directory._held[owner])):
             self._remake(oid, row, owner, event.reason, effects)
@@ -378,6 +408,15 @@ class Succession:
         if not row.known:
             directory._drop_if_idle(oid, row)
 
+    def _lost_for_home(self, oid: bytes, row: ObjectRow, abroad: Abroad, event: Lost, effects: list[Effect]) -> bool:
+        """Whether a lost object of another home is asked for there, for those who wait here: it lay in this node's store."""
+        directory = self._directory
+        if event.node or row.waiters is None or directory._holds_abroad.cause_of_death(abroad.home) is not None:
+            return False
+        abroad.asked = True
+        effects.append(SendResolveFor(abroad.home, [oid], abroad.stale, directory._node_id))
+        return True
+
     def _remake(self, oid: bytes, row: ObjectRow, owner: bytes, reason: str, effects: list[Effect]) -> None:
         """A lost object's owner lives: it owes the value again."""
         row.value = None
@@ -388,6 +427,7 @@ class Succession:
             row.known = True
             self._directory._asked.pop(oid, None)
             self._directory._count(self._directory._held[owner], (oid,), 1)
+            self.counted[oid] = None
         effects.append(SendRemake(owner, oid, self._where(reason), held))
         self._tell_waiters_remade(oid, row, effects)
 
@@ -432,8 +472,10 @@ class Succession:
                     value = self.ghosts.pop(need)
                     if needed is None:
                         needed = objects[need] = ObjectRow()
-                    needed.known = True
-                    needed.value = value
+                    if needed.abroad is None:
+                        needed.known = True
+                    if needed.value is None:
+                        needed.value = value
                 if needed is not None and needed.value is None and needed.known:
                     todo.append((need, True))
         for (runner, _), (made, spec, may_have_begun) in batches.items():
@@ -473,11 +515,24 @@ class Succession:
         self._directory._answer_waiters(oid, row, row.value, effects)
 
     def on_not_made(self, event: NotMadeTold, effects: list[Effect]) -> None:
-        """A runner has run a task; what it should have put may still stand in another process's socket."""
+        """A runner has run a task; what it should have put may still stand in another process's socket. Or an owner had let go what it was to
+        make again: it is handed to a runner, which may be the same."""
+        directory = self._directory
         for oid in event.oids:
-            row = self._directory._objects.get(oid)
-            if row is not None and row.value is None and row.owner == event.process:
-                self.doubtful[oid] = (self._directory._issued, event.error)
+            row = directory._objects.get(oid)
+            if row is None or row.value is not None or row.owner != event.process:
+                continue
+            if self.counted.pop(oid, self) is None:
+                directory._count(directory._held[event.process], (oid,), -1)
+            if is_put(oid):
+                self.doubtful[oid] = (directory._issued, event.error)
+                continue
+            directory._owed[event.process].pop(oid, None)
+            if oid in self.specs:
+                self.make_anew([oid], "its owner had let it go when it was lost", True, effects)
+            else:
+                row.value = event.error
+                directory._answer_waiters(oid, row, event.error, effects)
 
     def swept(self, token: int, effects: list[Effect]) -> None:
         """All sockets were seen empty: what was not put by then never will."""
@@ -500,3 +555,10 @@ def is_put(oid: bytes) -> bool:
 def would_have_saved(oid: bytes) -> str:
     """What to say to users whose object is lost with its node."""
     return ". shoal.put(value, copies=2) would have kept it on another node" if is_put(oid) else ""
+
+
+HANDLERS: dict[type, Any] = {
+    CodeTold: lambda directory, event, effects: directory._succession.on_code(event, effects),
+    NotMadeTold: lambda directory, event, effects: directory._succession.on_not_made(event, effects),
+    Lost: lambda directory, event, effects: directory._succession.lost(event, effects),
+}

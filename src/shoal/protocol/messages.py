@@ -394,7 +394,7 @@ class Adopt(Message, tag=68):
 
 
 class NotMade(Message, tag=44):
-    """From a successor: the task has run, or could not; what it had not put by then of `oids` it will never put. `error` says why."""
+    """From a successor: what its task has not put of `oids` it never will, for `error`. So says an owner of lost objects that it had let go."""
 
     oids: list[bytes]
     error: Failed

@@ -34,7 +34,6 @@ from shoal.protocol.messages import (
     Many,
     NotMade,
     Publish,
-    Release,
     Relocated,
     Remake,
     Stored,
@@ -109,10 +108,8 @@ class Remaker:
         objects = self.runtime.objects
         _, entry = self._known(oid)
         if entry is None:
-            # Freed here meanwhile, or never known by its name: who asked for it is told.
-            connection.send(Publish(oid, self._failed(oid, None, message.reason)))
-            if message.held:
-                connection.send(Release([oid]))
+            # Freed here meanwhile, or never known by its name: others may know how it is made; if nobody does, who asked for it is told.
+            connection.send(NotMade([oid], self._failed(oid, None, message.reason)))
             return
         shared = entry.shared
         if shared is None:

@@ -460,6 +460,7 @@ class Objects:
 
     def lost(self, oid: bytes, reason: str, owner: bytes) -> None:
         """An object's bytes are gone."""
+        self._kept_for.pop(oid, None)  # its home hears of it from whoever reads it
         home = self._copy_for.pop(oid, b"")
         if home:
             self._links.send(home, node_messages.CopyKept(oid, None, reason))
