@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from shoal.gcs import actor_manager
+from shoal.gcs.shard import ACTORS_TABLE
+from shoal.gcs.storage.backend import Write
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
 from shoal.protocol.messages import ActorSpec
 from shoal.protocol.strategies import node_affinity
@@ -21,6 +23,7 @@ from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.simulator.actors import Actor, Call, Leash, TwoLivesError
 from shoal.simulator.campaign import run_seed
 from shoal.simulator.cluster import Cluster, Violation
+from shoal.simulator.gcs import Gcs
 from shoal.simulator.scenarios import everywhere, latency, linear
 from shoal.simulator.tasks import Task, tree
 from shoal.simulator.world import Channel, Costs, Station, World
@@ -214,4 +217,17 @@ def test_campaigns_find_actors_that_a_lost_node_takes_with_it(monkeypatch: pytes
     monkeypatch.setitem(actor_manager._HANDLERS, actor_manager.NodeLost, lambda self, event, *rest: None)
     with pytest.raises(Violation):
         for seed in range(200):
+            run_seed(seed)
+
+
+def test_campaigns_find_a_server_that_stores_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Gcs._store
+
+    def forgetful(self: Gcs, write: Write) -> None:
+        if write.table != ACTORS_TABLE or self.world.dice.random() < 0.8:
+            real(self, write)
+
+    monkeypatch.setattr(Gcs, "_store", forgetful)
+    with pytest.raises(Violation, match="but stored as"):
+        for seed in range(60):
             run_seed(seed)

@@ -138,6 +138,8 @@ class Campaign:
         while world.now < end:
             world.run(min(end, world.now + SLICE_S))
             cluster.check_safety()
+            if self.faults:
+                cluster.check_replica()
         return self._liveness()
 
     def _submit(self, driver: Process, tasks: list[Task]) -> None:
@@ -201,6 +203,7 @@ class Campaign:
             raise Violation(f"{len(silent)} calls of actors do not end: {self._story_of_call(silent[0])}")
         world.run(world.now + DRAIN_S)
         cluster.check_drained()
+        cluster.check_replica()
         self._check_calls()
         failed = [task for task in cluster.tasks if task.end != "done"]
         if not self.faults and any(not task.end.startswith("unschedulable") for task in failed):

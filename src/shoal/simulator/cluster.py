@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from shoal.gcs.shard import GcsShard
 from shoal.simulator.actors import Actor, Call, CallQueue
 from shoal.simulator.gcs import Gcs
 from shoal.simulator.node import Node
@@ -23,6 +24,18 @@ DRIVER_DIED = "its driver died"
 
 class Violation(AssertionError):
     """Something that must never be."""
+
+
+def _known(shard: GcsShard) -> dict[str, dict[bytes, tuple[Any, ...]]]:
+    """What a server must not forget."""
+    return {
+        "node": {row.node.node_id: (row.node_no, row.alive) for row in shard.nodes.records()},
+        "job": {row["job_id"]: (row["state"], row["node_id"]) for row in shard.jobs.rows()},
+        "actor": {
+            row.spec.actor_id: (row.state, row.incarnation, row.moves, row.node_id, row.worker_id, row.lease_id)
+            for row in shard.actors.records()
+        },
+    }
 
 
 @dataclass(slots=True)
@@ -242,6 +255,24 @@ class Cluster:
         known = {row["node_id"] for row in self.gcs.shard.nodes.rows() if row["state"] != "dead"}
         if alive != known:
             raise Violation(f"{len(alive)} nodes live, the GCS knows {len(known)}")
+        for node in self.nodes.values():
+            if not node.dead and (wrong := node.dead_nodes & alive):
+                raise Violation(f"node {node.place} takes {len(wrong)} living nodes for dead")
+
+    def check_replica(self) -> None:
+        """A server that begins with what is stored knows what the one that runs knows.
+
+        Raises:
+            Violation: it does not.
+        """
+        shard = self.gcs.shard
+        if shard is None:
+            return
+        replica = _known(self.gcs.replica())
+        for what, rows in _known(shard).items():
+            for key in {**rows, **replica[what]}:
+                if rows.get(key) != replica[what].get(key):
+                    raise Violation(f"{what} {key.hex()} is {rows.get(key)}, but stored as {replica[what].get(key)}")
 
     # ---------------------------------------------------------------- report
 

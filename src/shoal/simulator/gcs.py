@@ -38,14 +38,19 @@ class Gcs:
     def start(self) -> None:
         """Begin, with what is stored."""
         self._lives += 1
-        shard = GcsShard(self._lives, self.world.dice.randrange)
-        for table, rows in self.stored.items():
-            for key, value in rows.items():
-                shard.restore(table, key, value)
+        shard = self.replica()
         shard.begin(self.world.now)
         self.shard = shard
         self._due = None
         self._watch_time()
+
+    def replica(self) -> GcsShard:
+        """Another server, begun with what is stored now."""
+        shard = GcsShard(self._lives, self.world.dice.randrange)
+        for table, rows in self.stored.items():
+            for key, value in rows.items():
+                shard.restore(table, key, value)
+        return shard
 
     def kill(self) -> None:
         """kill -9: connections end, what is stored stays."""
@@ -115,11 +120,7 @@ class Gcs:
                     )
                     self.world.messages["node daemon", type(effect.message).__name__] += 1
             elif kind is Write:
-                rows = self.stored.setdefault(effect.table, {})
-                if effect.value is None:
-                    rows.pop(effect.key, None)
-                else:
-                    rows[effect.key] = effect.value
+                self._store(effect)
             elif kind is shards.CloseConnection:
                 if effect.connection in self._connections:
                     self._close(effect.connection)
@@ -130,6 +131,13 @@ class Gcs:
         if sends > 2:  # one answer is in the cost of a message; a broadcast costs each receiver
             self.station.spend(self.world.costs.gcs_message_s / 5 * sends)
         self._watch_time()
+
+    def _store(self, write: Write) -> None:
+        rows = self.stored.setdefault(write.table, {})
+        if write.value is None:
+            rows.pop(write.key, None)
+        else:
+            rows[write.key] = write.value
 
     def _looked_at(self, message: LeasesPlaced) -> int:
         """How many nodes were looked at for a placement: all of few, of many a sample (`gcs.node_views`)."""

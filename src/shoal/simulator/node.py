@@ -72,7 +72,7 @@ class Node:
         self._of_lease: dict[int, Worker] = {}
         #: processes of other nodes -> their node
         self._node_of: dict[bytes, bytes] = {}
-        self._dead_nodes: set[bytes] = set()
+        self.dead_nodes: set[bytes] = set()  #: says the GCS
         self._events: deque[Any] = deque()
         self._handles = False
         self._tick_due = math.inf
@@ -164,8 +164,8 @@ class Node:
 
     def _on_cluster(self, message: ClusterNodes) -> None:
         for entry in message.nodes:
-            if not entry.alive and entry.node_id not in self._dead_nodes and entry.node_id != self.node_id:
-                self._dead_nodes.add(entry.node_id)
+            if not entry.alive and entry.node_id not in self.dead_nodes and entry.node_id != self.node_id:
+                self.dead_nodes.add(entry.node_id)
                 self.forward(forwarding.NodeDied(entry.node_id, entry.cause))
                 for process in [each for each, node in self._node_of.items() if node == entry.node_id]:
                     self._end_foreign(process)
@@ -235,7 +235,7 @@ class Node:
     def send(self, node_id: bytes, message: Any) -> None:
         """Write to another node's daemon; what is for a dead one is dropped."""
         other = self.cluster.nodes.get(node_id)
-        if other is None or node_id in self._dead_nodes:
+        if other is None or node_id in self.dead_nodes:
             return
         channel = self._to_node.get(node_id)
         if channel is None:
@@ -245,7 +245,7 @@ class Node:
 
     def on_node_message(self, node_id: bytes, message: Any) -> None:
         """From another node's daemon."""
-        if self.dead or node_id in self._dead_nodes:
+        if self.dead or node_id in self.dead_nodes:
             return
         kind = type(message)
         if kind is ForeignLeases:
@@ -494,7 +494,7 @@ class Node:
     def on_route(self, queue: CallQueue, life: Life) -> None:
         """A process of another node connects to an actor of this one."""
         caller, worker = queue.caller, life.worker
-        if self.dead or caller.node.node_id in self._dead_nodes:
+        if self.dead or caller.node.node_id in self.dead_nodes:
             return
         if worker.dead:
             back = Channel(self.world, self.place, caller.node.place)
