@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 import shoal
 from shoal.testing import Cluster
+from shoal.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -90,6 +92,55 @@ def test_every_shard_places_leases_and_each_may_die(start_cluster: StartCluster)
     assert shoal.get(refs, timeout=60) == [780] * 10
 
 
+def test_groups_names_and_results_outlive_any_shard(start_cluster: StartCluster) -> None:
+    """Shards die by dice while things are made; what was made once is there, once."""
+    dice = random.Random(5)
+    cluster = start_cluster(num_cpus=0, gcs_shards=2)
+    node = cluster.add_node(num_cpus=4)
+    cluster.connect(node, log_to_driver=False)
+
+    @shoal.remote(num_cpus=0.1)
+    def square(number: int) -> int:
+        return number * number
+
+    def strike() -> None:
+        """Kill one, when all have answered: one that dies before it ever answers, again and again, is given up."""
+        deadline = time.monotonic() + SOON_S
+        while True:
+            pids = [child for child in _children(cluster.head.pid) if _title(child).startswith("shoal:gcs")]
+            lines = cluster.head.call("node.gcs")
+            if len(pids) == 2 and lines["connected"] and lines["shards"][0]["connected"]:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        struck = dice.choice(pids)
+        os.kill(struck, signal.SIGKILL)
+        while _title(struck):  # until it is dead
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    counters, groups, results = [], [], []
+    for number in range(3):
+        counters.append(Counter.options(num_cpus=0.1, name=f"counter {number}", lifetime="detached").remote())
+        if dice.random() < 0.5:
+            strike()
+        groups.append(shoal.util.placement_group([{"CPU": 0.1}], name=f"group {number}", lifetime="detached"))
+        if dice.random() < 0.5:
+            strike()
+        inside = PlacementGroupSchedulingStrategy(groups[-1])
+        results.append(square.options(scheduling_strategy=inside).remote(number))
+        results.append(square.remote(number))
+        strike()
+        assert shoal.get(counters[-1].count.remote(), timeout=SOON_S) == 1
+    assert shoal.get(results, timeout=SOON_S) == [number**2 for number in range(3) for _ in range(2)]
+    strike()
+    for number in range(3):
+        assert shoal.get(shoal.get_actor(f"counter {number}").count.remote(), timeout=SOON_S) == 2
+        assert shoal.util.get_placement_group(f"group {number}").id == groups[number].id
+    kept = cluster.head.call("gcs.groups")["groups"]
+    assert len(kept) == 3 and len(cluster.head.call("gcs.actors_list")["actors"]) == 3
+
+
 def test_a_session_of_this_program_alone(tmp_path: Path) -> None:
     shoal.shutdown()
     kept = f"sqlite:{tmp_path / 'kept'}"
@@ -116,5 +167,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _title(pid: int) -> str:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read().decode(errors="replace")
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:  # it has ended
+        return ""
