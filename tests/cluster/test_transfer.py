@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 
 import shoal
 from shoal.testing import Cluster, ClusterNode
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -225,6 +227,58 @@ def test_a_reader_dies_while_it_pulls(two: tuple[Cluster, ClusterNode]) -> None:
     finally:
         os.kill(node.pid, signal.SIGCONT)
     assert int(shoal.get(ref, timeout=SOON_S)[-1]) == 1
+
+
+class Deadly:
+    """Kills the process that pickles it, once what that has said stands in its daemon's socket; harmless where a file stands."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        from shoal.runtime import core
+
+        if not os.path.exists(self.path):
+            open(self.path, "w").close()
+            core.current().call("node.ping")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str, ()
+
+
+def test_what_a_killed_worker_had_stored_and_not_told_goes(
+    two: tuple[Cluster, ClusterNode], tmp_path: pathlib.Path
+) -> None:
+    """The first of two results is sealed when its worker dies; nobody else knows of it."""
+    cluster, node = two
+
+    @shoal.remote(num_returns=2)
+    def pair(path: str) -> Any:
+        return np.ones(MB, dtype=np.uint8), Deadly(path)
+
+    @shoal.remote
+    def items(path: str) -> Any:
+        yield np.ones(MB, dtype=np.uint8)
+        Deadly(path).__reduce__()
+
+    for where in (cluster.head, node):
+        there = NodeAffinitySchedulingStrategy(node_id=where.node_id, soft=False)
+        path = str(tmp_path / where.name)
+        first, second = pair.options(max_retries=0, scheduling_strategy=there).remote(path)
+        with pytest.raises(shoal.exceptions.WorkerCrashedError):
+            shoal.get(second, timeout=SOON_S)
+        stream = items.options(max_retries=0, num_returns="streaming", scheduling_strategy=there).remote(
+            path + "-items"
+        )
+        with pytest.raises(shoal.exceptions.WorkerCrashedError):
+            for ref in stream:
+                shoal.get(ref, timeout=SOON_S)
+        del first, second, stream, ref
+        eventually(lambda where=where: not where.call("node.stored")["stored"])
+        os.unlink(path)
+        first, second = pair.options(max_retries=1, scheduling_strategy=there).remote(path)
+        assert shoal.get(second, timeout=SOON_S) == "" and int(shoal.get(first, timeout=SOON_S).sum()) == MB
+        del first, second
+        eventually(lambda where=where: not store_of(where)["objects"])
 
 
 def test_many_nodes_get_the_same(start_cluster: StartCluster) -> None:

@@ -56,6 +56,7 @@ class ObjectsFreed:
     """Nobody refers to these objects any more: (oid, whether the writer has taken the block for something else already)."""
 
     items: list[tuple[bytes, bool]]
+    of_dead: bool = False  #: these rows are meant, and none of the same objects that are sealed later
 
 
 @dataclass(slots=True)

@@ -33,6 +33,7 @@ class ObjectRow:
     asked: bool = False  #: somebody waits for ReportResident
     freed: bool = False  #: free it as soon as the disk work on it ends
     delay_s: float = EVICTION_GRACE_S
+    writer: bytes = b""  #: who has sealed it; empty for copies
     copy_of: bytes = b""  #: the node that has the original; empty for an original
     version: int = (
         0  #: names the bytes, on all nodes: the generation under which the original was sealed first; 0 while not known

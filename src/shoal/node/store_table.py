@@ -256,7 +256,7 @@ class StoreTable:
             older = self._by_oid.get(oid)
             if older is not None:
                 self._replace(self._rows[older])
-            row = ObjectRow(oid, number, offset, size, generation, owner, version=generation)
+            row = ObjectRow(oid, number, offset, size, generation, owner, writer=event.process, version=generation)
             self._rows[generation] = row
             self._by_oid[oid] = generation
             self._lru[generation] = None
@@ -279,7 +279,8 @@ class StoreTable:
             writer_lives = row is not None and self.is_written_by_live_writer(row.segment)
             if row is not None:
                 self._free(row, taken)
-            if not writer_lives:  # the owner may mean what a retry has sealed, in a frame that is still to be read
+            # The owner may mean what a retry has sealed, in a frame that is still to be read.
+            if not (writer_lives or event.of_dead):
                 self._freed_early[oid] = self._now
         while self._freed_early and next(iter(self._freed_early.values())) < self._now - EARLY_FREE_S:
             self._freed_early.popitem(last=False)

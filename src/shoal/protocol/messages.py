@@ -264,6 +264,7 @@ class WorkerDied(Message, tag=31):
     group_removed: bool = False  #: it was killed because its placement group was removed
     #: (lease, seq): tasks begun before that one, under other leases or for other callers, whose replies may be lost with it
     untaken: list[tuple[int, int]] = []
+    node: bytes = b""  #: where it ran; empty if its node is dead
 
 
 class KillWorker(Message, tag=32):
@@ -478,15 +479,15 @@ class Sealed(Message, tag=56):
 
 
 class FreeObjects(Message, tag=57):
-    """From an owner: nobody refers to these stored objects any more; they lie on `node` (empty: this one)."""
+    """From an owner: nobody refers to these stored objects, on `node` or here, any more; with `giver` only to what that dead worker has sealed."""
 
     oids: list[bytes]
     node: bytes = b""
+    giver: bytes = b""
 
 
 class Remake(Message, tag=66):
-    """To the owner of a lost object: make it anew, for `reason`, and publish it, or the error that says why that cannot be. With `held` the object
-    had never escaped: from now on it has, and a hold is counted in the owner's name."""
+    """To the owner of a lost object: make it anew and publish it, or why not. `held`: it escapes by this, with a hold in the owner's name."""
 
     oid: bytes
     reason: str

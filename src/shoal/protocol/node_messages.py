@@ -206,9 +206,10 @@ class DropMirrors(Message, tag=161):
 
 
 class FreeStored(Message, tag=144):
-    """Nobody refers to these objects, which lie in the receiver's store, any more."""
+    """Nobody refers to these objects, which lie in the receiver's store, any more; with `giver` only those that this dead worker has sealed."""
 
     oids: list[bytes]
+    giver: bytes = b""
 
 
 class MoveStored(Message, tag=155):

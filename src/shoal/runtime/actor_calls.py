@@ -458,6 +458,10 @@ class ActorCalls:
             queue.lost.extend((task, task.seq <= started) for task in tasks)
         if death is not None:
             queue.last_end = death.cause
+        if not queue.exact:  # its next life answers from the record, with what lies in the store
+            for task, may_have_begun in queue.lost:
+                if may_have_begun:
+                    self.runtime.submitter.free_untold(task, death)
         if queue.death is not None:
             self._settle_lost(queue)
             self._fail_unsent(queue)

@@ -451,10 +451,19 @@ class Remaker:
 
     def give(self, entry: ObjectEntry, value: Value) -> None:
         """An entry's wait is over."""
-        if entry.shared is not None:
-            entry.shared.place = None
-            entry.shared.being_remade = entry.shared.resolving = False
+        shared = entry.shared
+        if shared is not None:
+            former, shared.place = shared.place, None
+            shared.being_remade = shared.resolving = False
+            if former is not None and type(value) is Stored:
+                self._forsake(former, value)
         self.runtime.store_value(entry, value)
+
+    def _forsake(self, former: Stored, now: Stored) -> None:
+        """A lost object lies on another node now. It may be there still where it could not be had: that node was busy, or out of reach."""
+        own, daemon = self.runtime.node_id, self.runtime.reactor.causal
+        if daemon is not None and (former.node or own) != (now.node or own):
+            daemon.send(FreeObjects([former.oid], former.node if former.node != own else b""))
 
     # ------------------------------------------------------------ why not
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.tasks import PendingTask
 
+#: a generator that is killed has made no more items than these of which nobody has heard
+UNTOLD_ITEMS_MAX = 64
 #: tasks that wait for the consumer of their stream, which is gone
 abandoned: deque[PendingTask] = deque()
 
@@ -50,6 +52,18 @@ class StreamState:
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter.arrived()
+
+
+def untold_results(task: PendingTask) -> list[bytes]:
+    """What a task may have stored, and its submitter has not heard of."""
+    first, count = 1, task.template.wire.num_returns
+    if count < 0:
+        stream = task.result
+        first += stream.produced if type(stream) is StreamState else 0
+        count = first + UNTOLD_ITEMS_MAX
+    wanted = task.template.wire.options.get("wanted")  # of a re-run, which writes nothing else
+    made = [result_id(task.task_id, index) for index in range(first, count + 1)]
+    return made if wanted is None else [oid for oid in made if oid in wanted]
 
 
 def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from shoal import serialization
-from shoal.protocol import errors, ids
+from shoal.protocol import errors
 from shoal.protocol.limits import (
     FLUSH_TASKS,
     FRAME_BYTES_MAX,
@@ -60,6 +60,7 @@ from shoal.runtime import outlook, unread_errors
 from shoal.runtime.abroad import connect_abroad, is_abroad
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.received_refs import ReceivedRefs
+from shoal.runtime.streams import untold_results
 from shoal.runtime.task_errors import crash_error, oversize_error
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer, started_under
 from shoal.system.process import UnsupportedSystemError, raise_file_limit
@@ -653,13 +654,14 @@ class Submitter:
         for task in tasks:
             if task.seq > started:
                 again.append(task)
-            elif task.cancelled:
+                continue
+            self.free_untold(task, death)
+            if task.cancelled:
                 self.fail(task, errors.TaskCancelledError(f"task {task.template.wire.name} was cancelled"))
             elif death is not None and death.group_removed:
                 self.fail(task, errors.TaskPlacementGroupRemoved(f"{task.template.wire.name}() ended: {death.cause}"))
             elif task.retries_left == 0:
                 assert death is not None, "a started task's worker was declared dead"
-                self._free_results(task)
                 self.fail(task, crash_error(task, death))
             else:
                 # Also one that had ended, if its reply was lost: it will have run once more.
@@ -667,18 +669,12 @@ class Submitter:
                 again.append(task)
         self.requeue(again)
 
-    def _free_results(self, task: PendingTask) -> None:
-        """The dead worker may have stored results in our name, of which it could not tell. Caller holds the lock."""
+    def free_untold(self, task: PendingTask, death: WorkerDied | None) -> None:
+        """A dead worker may have stored results of a task in our name, of which it could not tell. Caller holds the lock."""
         daemon = self.reactor.causal
-        count = task.template.wire.num_returns
-        if (
-            daemon is not None
-            and count > 0
-            and not (task.lease and is_abroad(task.lease.connection.attachment.address))
-        ):
-            wanted = task.template.wire.options.get("wanted")  # of a re-run, which writes nothing else
-            made = [ids.result_id(task.task_id, index + 1) for index in range(count)]
-            daemon.send(FreeObjects([oid for oid in made if wanted is None or oid in wanted]))
+        if daemon is not None and death is not None and death.node and (untold := untold_results(task)):
+            node = death.node if death.node != self.runtime.node_id else b""
+            daemon.send(FreeObjects(untold, node, death.worker_id))
 
     # ------------------------------------------------------------ time
 

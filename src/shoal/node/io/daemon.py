@@ -544,6 +544,7 @@ class NodeDaemon:
             worker.out_of_memory,
             worker.group_removed,
             untaken,
+            self.node_id,
         )
         for process_id in {**worker.submitters, **dict.fromkeys(self.actors.subscribers_of(worker))}:
             process = self.table.by_id.get(process_id)

@@ -236,7 +236,7 @@ class Objects:
     def on_free(self, process: Process, message: messages.FreeObjects) -> None:
         """An owner says that nobody refers to stored objects any more."""
         if message.node and message.node != self._node_id:
-            self._links.send(message.node, node_messages.FreeStored(message.oids))
+            self._links.send(message.node, node_messages.FreeStored(message.oids, message.giver))
         else:
             self._store.on_free_objects(process.worker_id, message)
 
@@ -320,7 +320,10 @@ class Objects:
         self._cancel_here(message)
 
     def _on_free_stored(self, node: bytes, message: node_messages.FreeStored) -> None:
-        self._free_kept(message.oids)
+        if message.giver:
+            self._store.free_of(message.giver, message.oids)
+        else:
+            self._free_kept(message.oids)
 
     def _on_keep_stored(self, node: bytes, message: node_messages.KeepStored) -> None:
         for oid in message.oids:

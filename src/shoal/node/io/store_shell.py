@@ -153,10 +153,20 @@ class StoreShell:
     def on_free_objects(self, worker_id: bytes, message: FreeObjects) -> None:
         """An owner says that nobody refers to these objects."""
         del worker_id
-        self.free(message.oids)
+        if message.giver:
+            self.free_of(message.giver, message.oids)
+        else:
+            self.free(message.oids)
 
-    def free(self, oids: list[bytes]) -> None:
-        """Nobody refers to these objects any more: memory and files go when nobody reads them."""
+    def free_of(self, giver: bytes, oids: list[bytes]) -> None:
+        """Nobody will ever refer to those of the objects that a dead worker has sealed. What a retry has sealed since stays."""
+        rows = [self._table.row_of(oid) for oid in oids]
+        of_giver = [row.oid for row in rows if row is not None and row.writer == giver]
+        if of_giver:
+            self.free(of_giver, of_dead=True)
+
+    def free(self, oids: list[bytes], of_dead: bool = False) -> None:
+        """Nobody refers to these objects any more: memory and files go when nobody reads them. `of_dead`: what a retry seals from now on stays."""
         items: list[tuple[bytes, bool]] = []
         for oid in oids:
             row = self._table.row_of(oid)
@@ -167,7 +177,7 @@ class StoreShell:
                 and self._is_taken(row.segment, row.offset, row.generation, oid, row.size)
             )
             items.append((oid, taken))
-        self._feed(ev.ObjectsFreed(items))
+        self._feed(ev.ObjectsFreed(items, of_dead))
         if self.receiver is not None:
             self.receiver.freed(oids)
 
