@@ -29,15 +29,17 @@ KINDS = {
     "nodes": ({"worker": 3.0, "zygote": 1.0, "gcs": 1.0, "node": 1.5}, 1.0),
 }
 
+STORE_BYTES = 96 << 20  #: of a node
+
 killed: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     shoal.shutdown()
-    with Cluster(num_cpus=2, object_store_memory=96 << 20) as made:
+    with Cluster(num_cpus=2, object_store_memory=STORE_BYTES) as made:
         for _ in range(2):
-            made.add_node(num_cpus=2, object_store_memory=96 << 20, resources={"spare": 2})
+            made.add_node(num_cpus=2, object_store_memory=STORE_BYTES, resources={"spare": 2})
         made.connect(log_to_driver=False)
         yield made
         shoal.shutdown()
@@ -50,7 +52,7 @@ def test_results_are_those_of_the_serial_program(cluster: Cluster, workload: str
     dice = random.Random(f"{SEED} {workload} {kinds}")
     victims, pause_s = KINDS[kinds]
     rounds, end = 0, time.monotonic() + SECONDS
-    with Killer(cluster, dice.randrange(1 << 30), victims, pause_s) as killer:
+    with Killer(cluster, dice.randrange(1 << 30), victims, pause_s, STORE_BYTES) as killer:
         while time.monotonic() < end or not (killer.killed.total() or killer.error):
             WORKLOADS[workload](dice)
             rounds += 1
@@ -86,5 +88,6 @@ def what_is_left(cluster: Cluster) -> str:
             "bytes": stats["store"]["resident_bytes"],
         }
         if any(held.values()) or resources["available"]["CPU"] != resources["total"]["CPU"]:
-            return f"{node}: {held}, {resources}"
+            rows = node.call("node.stored")["stored"] + node.call("node.objects")["objects"]
+            return f"{node}: {held}, {resources}\n" + "\n".join(map(str, rows[:50]))
     return ""

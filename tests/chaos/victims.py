@@ -38,13 +38,15 @@ class Killer:
     Args:
         kinds: of victims, with how likely each is.
         pause_s: between two kills, drawn from half to twice as much.
+        store_bytes: the store of a node that takes the place of another.
     """
 
-    def __init__(self, cluster: Cluster, seed: int, kinds: dict[str, float], pause_s: float) -> None:
+    def __init__(self, cluster: Cluster, seed: int, kinds: dict[str, float], pause_s: float, store_bytes: int) -> None:
         self.killed: Counter[str] = Counter()
         self.error: BaseException | None = None
         self._cluster, self._kinds, self._pause_s = cluster, kinds, pause_s
         self._dice = random.Random(seed)
+        self._store_bytes = store_bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
 
@@ -63,14 +65,20 @@ class Killer:
         while not self._stop.wait(pause := self._pause_s * self._dice.uniform(0.5, 2)):
             waited_s += pause
             kind = self._dice.choices(list(self._kinds), list(self._kinds.values()))[0]
-            if kind == "gcs" and self.killed["gcs"] >= 2 + GCS_KILLS_A_MINUTE * waited_s / 60:
-                kind = "worker"
             try:
+                if kind == "gcs" and not self._may_kill_gcs(waited_s):
+                    kind = "worker"
                 if self._kill(kind):
                     self.killed[kind] += 1
             except BaseException as error:
                 self.error = error
                 return
+
+    def _may_kill_gcs(self, waited_s: float) -> bool:
+        """Whether its cluster can stand that: one that dies again and again before it has answered is given up."""
+        if self.killed["gcs"] >= 2 + GCS_KILLS_A_MINUTE * waited_s / 60:
+            return False
+        return bool(self._cluster.head.call("node.stats")["gcs"]["connected"])
 
     def _kill(self, kind: str) -> bool:
         if kind == "node":
@@ -104,7 +112,7 @@ class Killer:
             except psutil.Error:
                 pass
         self._cluster.remove_node(victim, kill=True)
-        self._cluster.add_node(num_cpus=2, object_store_memory=96 << 20, resources={"spare": 2}, wait=False)
+        self._cluster.add_node(num_cpus=2, object_store_memory=self._store_bytes, resources={"spare": 2}, wait=False)
         return True
 
 

@@ -262,8 +262,7 @@ class WorkerDied(Message, tag=31):
     exit_code: int  #: negative for a signal
     out_of_memory: bool = False
     group_removed: bool = False  #: it was killed because its placement group was removed
-    #: (lease, seq): tasks begun before that one, under other leases or for other callers, whose replies may be lost with it
-    untaken: list[tuple[int, int]] = []
+    untaken: list[tuple[int, int]] = []  #: (lease, seq) of tasks begun before whose replies may be lost with it
     node: bytes = b""  #: where it ran; empty if its node is dead
 
 
