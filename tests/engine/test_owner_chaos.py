@@ -83,7 +83,6 @@ def test_refs_whose_owners_are_killed_at_random(tmp_path: Path, seed: int) -> No
     # A kill costs at most what its worker had begun, and what it had answered and nobody had read.
     assert extra <= 4 * killer.kills, f"{extra} runs too many with {killer.kills} kills"
     del plans, refs, put
-    if "SHOAL_OWNER_PLANS" in os.environ:  # docs/ARCHITECTURE.md, Open: now and then some holds stay
-        wait_for_counts(before)
+    wait_for_counts(before)
     log = Path(core.current().config["log_path"]).read_text()
     assert "internal error" not in log, log[-4000:]
