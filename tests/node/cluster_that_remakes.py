@@ -243,12 +243,12 @@ class Maker(Process):
             return
         if entry.shared is None:
             entry.shared = SharedState(owned=True)
-        if message.held and not entry.shared.escaped:
-            entry.shared.escaped = True
-            entry.shared.holds += 1
-            self.table.table[oid] = entry
-        if entry.value is None or type(entry.value) is Stored:
+        is_lost = entry.value is None or type(entry.value) is Stored
+        if is_lost:
             self.table.displace(entry)
+        if message.held:
+            self.table.escape_held(entry)
+        if is_lost:
             self.run_again(task)
         else:
             self.table.publish(entry)

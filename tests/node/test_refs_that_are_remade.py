@@ -114,3 +114,15 @@ def test_what_lies_elsewhere_by_now_is_freed_where_it_could_not_be_had() -> None
     lost = node.tell(ResolveAsked(B, [X], 7, stale_node=THERE))
     assert SendBeingRemade(B, X) in lost
     assert FreeStored(X, THERE) in node.tell(Published(A, X, b"value"))
+
+
+def test_what_was_lost_before_others_knew_it_is_made_by_those_when_its_owner_has_let_it_go() -> None:
+    """The owner answers "make it again" with how that is done (tests/runtime/test_told_of_losses.py): no Escape comes when refs leave it."""
+    node = Node(A, B)
+    node.tell(ResolveAsked(A, [X], 7))
+    assert SendRemake(A, X, f"its file is gone (node {HERE.hex()[:8]})", True) in node.tell(
+        Lost(X, "its file is gone", A)
+    )
+    node.tell(Escaped(A, [X], b"task"), Published(A, X, place(X, HERE)), Held(B, [X]), Released(A, [X]))
+    lost = node.tell(Lost(X, "its file is gone", A))
+    assert [each.oids for each in lost if type(each) is Adopted] == [[X]]

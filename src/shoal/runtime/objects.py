@@ -469,6 +469,17 @@ class ObjectTable:
             if entry.value is not None and entry.count > 0:
                 daemon.send(Publish(entry.oid, sendable(entry)))
 
+    def escape_held(self, entry: ObjectEntry) -> None:
+        """The daemon knows of an object that had not left this process, and counts it as held by us: it was lost. Others will hear of it from
+        there on without another word of ours, so now is the time to say how it is made. Caller holds the lock."""
+        shared = entry.shared
+        assert shared is not None, "made by whoever heard of it"
+        if not shared.escaped:
+            shared.escaped = True
+            shared.holds += 1
+            self.table[entry.oid] = entry
+            self._tell_escaped([entry])
+
     def publish(self, entry: ObjectEntry) -> None:
         """The value of an escaped object became known. Caller holds the lock."""
         daemon = self.daemon

@@ -114,12 +114,12 @@ class Remaker:
         shared = entry.shared
         if shared is None:
             shared = entry.shared = SharedState(owned=True)
-        if message.held and not shared.escaped:
-            shared.escaped = True
-            shared.holds += 1
-            objects.table[oid] = entry
-        if entry.value is None or type(entry.value) is Stored:
+        is_lost = entry.value is None or type(entry.value) is Stored
+        if is_lost:
             objects.displace(entry)
+        if message.held:
+            objects.escape_held(entry)
+        if is_lost:
             self.request(entry, message.reason)
         else:
             objects.publish(entry)
