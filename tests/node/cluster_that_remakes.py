@@ -600,6 +600,7 @@ class Remaking(World):
             process.queue.read()
         del process.node.by_id[process.worker_id]
         self.note_at_risk(known)
+        self.note_needs_at_risk(known, process.node)
         process.node.shell.process_died(process, "killed", executors, [], [])  # type: ignore[arg-type]
         self.tell_of_death(process.node, process.worker_id)
         for node in self.nodes:
@@ -624,6 +625,15 @@ class Remaking(World):
                         self.counts["at risk"] += 1
             if not any(each.alive for each in home.processes):
                 self.tainted.add(oid)  # nobody there can run anything
+
+    def note_needs_at_risk(self, oids: list[bytes], node: Any) -> None:
+        """Its node knows what the tasks of the dead need; whoever lent it that hears of the death before the home hears of the node's hold."""
+        for oid in oids:
+            if oid in self.made and oid in node.machine._succession.needed:
+                home = self.home_of_made(oid)
+                if home is not node and not home.machine._held.get(node.node_id, {}).get(oid):
+                    self.tainted.add(oid)
+                    self.counts["at risk"] += 1
 
     def hear_of_death(self, node: Node, worker_id: bytes) -> None:
         super().hear_of_death(node, worker_id)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from tests.node.cluster_that_remakes import Remaking
-from tests.node.test_mirrors import HERE, THERE, A, B, Node, X, Y, item
+from tests.node.test_mirrors import HERE, THERE, THIRD, A, B, Node, X, Y, item
 
 from shoal.node.object_events import (
     Adopted,
@@ -19,6 +19,7 @@ from shoal.node.object_events import (
     Held,
     Lost,
     NodeHoldArrived,
+    NodeReleaseArrived,
     NotMadeTold,
     ProcessDied,
     Published,
@@ -27,7 +28,9 @@ from shoal.node.object_events import (
     ResolvedAbroad,
     SendBeingRemade,
     SendMirrors,
+    SendNodeHold,
     SendRemake,
+    SendResolved,
     SendResolveFor,
 )
 from shoal.protocol.messages import Failed, Stored
@@ -126,3 +129,54 @@ def test_what_was_lost_before_others_knew_it_is_made_by_those_when_its_owner_has
     node.tell(Escaped(A, [X], b"task"), Published(A, X, place(X, HERE)), Held(B, [X]), Released(A, [X]))
     lost = node.tell(Lost(X, "its file is gone", A))
     assert [each.oids for each in lost if type(each) is Adopted] == [[X]]
+
+
+@pytest.mark.parametrize("value", [b"value", None])
+def test_what_comes_back_is_freed_again_if_who_asked_dies_before_it_holds_it(value: bytes | None) -> None:
+    """A freed object that another one needs: its value, or why it cannot be made again, as nobody is left who could."""
+    node = Node(A, B)
+    node.tell(Escaped(A, [X], b"first"), Escaped(A, [Y], b"second", [X]))
+    node.tell(
+        Published(A, X, value or place(X, HERE)), Published(A, Y, place(Y, THERE)), NodeHoldArrived(THERE, 1, [Y])
+    )
+    node.tell(Released(A, [X, Y]))
+    node.settle()
+    assert node.directory.statistics()["ghosts"] == 1
+    if value is None:
+        node.tell(ProcessDied(A, "killed"), ProcessDied(B, "killed"))
+    [asked] = [each for each in node.tell(ResolveAsked(THIRD, [X])) if type(each) is SendResolved]
+    assert asked.value == value if value is not None else b"no process is left" in asked.value.error
+    node.settle()
+    assert node.directory.statistics()["ghosts"] == 1 and node.directory.statistics()["objects"] == 1
+    node.tell(NodeReleaseArrived(THERE, [(Y, 1)]))
+    node.settle()
+    assert not [
+        node.directory.statistics()[name]
+        for name in ("objects", "ghosts", "specs")
+        if node.directory.statistics()[name]
+    ]
+
+
+def test_what_another_home_still_has_is_asked_for_there_when_it_is_needed_again() -> None:
+    """Nobody here held it any more, but a task of this home whose result others hold was made from it."""
+    node = Node(A)
+    node.tell(Held(A, [Y], home=THERE), Escaped(A, [X], b"task", [Y]), Published(A, X, place(X, HERE)))
+    node.tell(NodeHoldArrived(THIRD, 1, [X]), Released(A, [X, Y]))
+    node.settle()
+    assert node.directory.home_of(Y) == b"" and node.directory.statistics()["homes"] == 1
+    lost = node.tell(Lost(X, "its file is gone", A))
+    assert [(each.node, each.oids) for each in lost if type(each) is SendNodeHold] == [(THERE, [Y])]
+    assert [each.needs for each in lost if type(each) is Adopted] == [[Y]]
+    assert SendResolveFor(THERE, [Y], 0) in node.tell(ResolveAsked(A, [Y]))
+
+
+def test_the_home_of_what_is_needed_is_forgotten_with_what_needs_it() -> None:
+    node = Node(A)
+    node.tell(
+        Held(A, [Y], home=THERE), Escaped(A, [X], b"task", [Y]), Published(A, X, place(X, HERE)), Released(A, [Y])
+    )
+    node.settle()
+    assert node.directory.statistics()["homes"] == 1
+    node.tell(Released(A, [X]))
+    node.settle()
+    assert node.directory.statistics()["homes"] == 0

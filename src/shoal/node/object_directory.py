@@ -486,7 +486,7 @@ class ObjectDirectory:
             self._candidates.pop(oid, None)
             self._asked.pop(oid, None)
             if row.abroad is not None:
-                self._succession.freed(oid, row.value)
+                self._succession.freed(oid, row.value, row.abroad.home)
 
     # ------------------------------------------------------------ the end of objects
 

@@ -100,6 +100,8 @@ class Succession:
         self.needed: dict[bytes, int] = {}
         #: freed objects that specs need; the value if it is inline
         self.ghosts: dict[bytes, Value | None] = {}
+        #: homes of other nodes' objects that specs need and nobody here holds any more
+        self.homes: dict[bytes, bytes] = {}
         self.codes: dict[bytes, Code] = {}
         self.orphans: dict[bytes, Orphans] = {}
         #: owed by a worker that has claimed their task: it may have begun, should the worker die
@@ -123,6 +125,7 @@ class Succession:
             "specs": len(self.specs),
             "spec_bytes": self.spec_bytes,
             "ghosts": len(self.ghosts),
+            "homes": len(self.homes),
             "orphans": sum(len(orphans.oids) for orphans in self.orphans.values()),
             "kept": len(self.kept),
             "codes": len(self.codes),
@@ -175,6 +178,7 @@ class Succession:
                 self.needed[need] = left
                 continue
             del self.needed[need]
+            self.homes.pop(need, None)
             if need in self.ghosts:
                 del self.ghosts[need]
                 self._directory._mirrors.gone.append(need)
@@ -230,8 +234,8 @@ class Succession:
         elif node in self._directory._nodes:
             effects.append(FreeStored(oid, node))
 
-    def freed(self, oid: bytes, value: Value | None) -> None:
-        """Nobody holds an object any more."""
+    def freed(self, oid: bytes, value: Value | None, home: bytes = b"") -> None:
+        """Nobody holds an object any more, here, if it is of another `home`."""
         self.doubtful.pop(oid, None)
         self.claims.pop(oid, None)
         self.counted.pop(oid, None)
@@ -241,6 +245,8 @@ class Succession:
             if inline is not None or oid in self.specs:
                 self.ghosts[oid] = inline
                 return
+            if home:
+                self.homes[oid] = home
         self._directory._mirrors.gone.append(oid)
         self.drop(oid)
 
@@ -251,6 +257,9 @@ class Succession:
         value = self.ghosts.pop(oid)
         row.known = True
         row.value = value
+        if not row.rows:  # who asks may die before it holds it
+            row.stamp = self._directory._issued
+            self._directory._candidates[oid] = None
         if value is None:
             self.make_anew([oid], "it was freed, as nobody referred to it any more", True, effects)
         else:
@@ -467,6 +476,9 @@ class Succession:
             # All results of one task go together; what it puts is told apart by its name.
             batches.setdefault((runner, spec.lineage), ([], spec, may_have_begun))[0].append(oid)
             for need in spec.needs:
+                home = self.homes.pop(need, b"")
+                if home and directory._foreign_row(need, home, effects) is not None:
+                    directory._take(home, [need], effects)
                 needed = objects.get(need)
                 if need in self.ghosts:
                     value = self.ghosts.pop(need)
