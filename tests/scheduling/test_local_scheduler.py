@@ -363,6 +363,32 @@ def test_death_of_a_worker_frees_and_its_submitter_gets_another() -> None:
     assert node.tell(e.WorkerDied(b"unknown")) == []
 
 
+def test_a_lease_of_a_dying_worker_that_others_get_before_its_death_is_known() -> None:
+    """The daemon does not tell of a lease whose worker's connection has ended already, and waits for the worker's death to be known."""
+    node = Node(CPU=1)
+    (untold,) = node.ask(D, 1, 1)
+    node.ask(P, 1, 1)
+    assert revoked(node.ticks(0.1)) == [untold.lease_id]
+    assert granted(node.tell(e.WorkerDied(untold.worker_id))) == [(P, 1)]
+    assert granted(node.tell(e.LeaseFinished(2))) == [(D, 1)]
+
+
+def test_a_lease_of_a_dying_worker_that_a_drain_meets() -> None:
+    node = Node(CPU=1)
+    (untold,) = node.ask(D, 1, 1)
+    node.tell(e.NodeDrains("a test"))
+    (refused,) = node.tell(e.WorkerDied(untold.worker_id))
+    assert (type(refused), refused.process, refused.class_no) == (e.RefuseClass, D, 1)
+    assert node.machine.statistics().classes_waiting == 0
+
+
+def test_a_lease_that_was_returned_is_not_granted_anew() -> None:
+    node = Node(CPU=1)
+    (lease,) = node.ask(D, 1, 1)
+    node.tell(e.LeaseReturned(lease.lease_id))
+    assert granted(node.tell(e.WorkerDied(lease.worker_id))) == []
+
+
 def test_an_exiting_worker_is_not_reused() -> None:
     node = Node(CPU=1)
     seen = set()

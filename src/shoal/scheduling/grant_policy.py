@@ -58,6 +58,7 @@ class Lease:
     granted_at: float
     revoked_at: float = 0.0  #: when revocation was sent
     revoked: bool = False
+    wanted: bool = True  #: its submitter has not returned it, and lives
     blocked: bool = False
     cpu: str = CPU  #: the name of its CPU: that of a bundle is lent inside the bundle
 

@@ -393,6 +393,8 @@ class LocalScheduler:
 
     def _revoke(self, lease: Lease, reason: str, now: float, effects: list[Effect]) -> None:
         """Ask the worker to end a task's lease, once."""
+        if reason in (REVOKED_RETURNED, REVOKED_SUBMITTER_DIED):
+            lease.wanted = False
         if lease.revoked or lease.holder.is_actor:
             return
         lease.revoked = True
@@ -458,9 +460,12 @@ class LocalScheduler:
             return
         lease = self._leases[worker.lease_id]
         waiter = lease.holder
-        # The submitter may never have heard of the lease. One lease too many comes back; one too few would be waited for in vain.
-        if not lease.revoked and self._classes.get(waiter.key) is waiter:
+        # The submitter may never have heard of the lease, not even if it was revoked for others since. One lease too many comes back; one too few
+        # would be waited for in vain.
+        if lease.wanted and self._classes.get(waiter.key) is waiter:
             self._set_backlog(waiter, waiter.backlog + 1, now)
+            if self.draining:
+                self._refuse_waiting([waiter], self.draining, effects)
         self._free(lease)
 
     def _on_worker_start_failed(self, event: WorkerStartFailed, now: float, effects: list[Effect]) -> None:
