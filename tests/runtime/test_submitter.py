@@ -13,6 +13,7 @@ from tests.runtime.simulation_checks import known, outcome_of
 from shoal.protocol import errors
 from shoal.protocol.limits import ALL_STARTED
 from shoal.protocol.messages import WorkerDied
+from shoal.protocol.strategies import LOCALITY
 from shoal.runtime import exports
 from shoal.runtime.jobs import SLOW_TASK_S, BoundTemplate
 from shoal.runtime.submitter import DEATH_TOLD_WITHIN_S
@@ -59,6 +60,26 @@ def test_a_dead_worker_is_buried_although_its_child_holds_the_connection() -> No
         assert at.lease.connection.closed
         world.finish()
         assert outcome_of(world.plans[1].result) == 10
+
+
+def test_who_waited_behind_a_task_that_ended_with_its_worker_is_asked_for() -> None:
+    """Tasks with large inputs share one lease, and ask for none as long as they have it."""
+    with World(8) as world:
+        at = leased(world, Plan(1, max_retries=0, pauses=100_000))
+        klass, submitter = at.lease.klass, at.driver.runtime.submitter
+        for _ in range(10):
+            world.calm_round()
+        assert world.plans[1].started
+        klass.strategy[LOCALITY] = {b"n" * 16: 1 << 30}
+        world.plans[2] = Plan(2)
+        world.submit(world.plans[2], at.driver)
+        assert len(klass.queue) == 1 and klass.backlog_told == 0
+        at.worker.die()
+        world.bury(at.worker)
+        at.driver.deliver()
+        assert isinstance(outcome_of(world.plans[1].result), errors.WorkerCrashedError)
+        assert submitter.pending == 1 and not klass.leases
+        assert klass.backlog_told == 1, "at once: nothing but replies is waited for, so no tick may come"
 
 
 def test_a_bounce_of_all_that_a_lease_has_leaves_it_open() -> None:

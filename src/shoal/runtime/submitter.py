@@ -477,7 +477,7 @@ class Submitter:
         self._request_more(klass)
 
     def _request_more(self, klass: SchedulingClass) -> None:
-        """The daemon has served all that it was told of: tell it of the tasks that still wait."""
+        """The daemon has served all that it was told of, or a lease for which others of its class waited has ended: tell it of those that wait."""
         if klass.queue and klass.backlog_told == 0:
             self.request_leases(klass, len(klass.queue))
 
@@ -554,6 +554,8 @@ class Submitter:
             lease.idle_since = perf_counter()
             self.reopen(lease)
         self.requeue(tasks)
+        if message.ended and lease.klass is not None:
+            self._request_more(lease.klass)
 
     def _close_to_pushes(self, lease: WorkerLease) -> None:
         if lease.is_open and lease.klass is not None:
@@ -668,6 +670,8 @@ class Submitter:
                 task.count_retry()
                 again.append(task)
         self.requeue(again)
+        if lease.klass is not None:
+            self._request_more(lease.klass)
 
     def free_untold(self, task: PendingTask, death: WorkerDied | None) -> None:
         """A dead worker may have stored results of a task in our name, of which it could not tell. Caller holds the lock."""
