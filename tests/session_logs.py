@@ -18,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 MARK = b"internal error"
 SHOWN_BYTES = 6000
 GONE_WITHIN_S = 60.0
@@ -35,6 +37,8 @@ class SessionLogs:
         assert self._fd >= 0, os.strerror(ctypes.get_errno())
         self._lock = threading.Lock()
         self._folders: dict[int, Path] = {}
+        #: name of every session -> the test in which it began
+        self.begun: dict[str, str] = {}
         #: path -> fd, how much was read
         self._logs: dict[Path, list[int]] = {}
         self._thread = threading.Thread(target=self._follow, name="session-logs", daemon=True)
@@ -82,7 +86,10 @@ class SessionLogs:
     def _found(self, path: Path, is_folder: bool) -> None:
         if is_folder:
             # shoal-0/SESSION and shoal-0/SESSION/logs, nothing deeper
-            if path.name == "logs" or path.parent.name.startswith("shoal-"):
+            if path.parent.name.startswith("shoal-"):
+                self.begun[path.name] = os.environ.get("PYTEST_CURRENT_TEST", "")
+                self._add_folder(path)
+            elif path.name == "logs":
                 self._add_folder(path)
         elif (path.name == "node.log" or path.parent.name == "logs") and path not in self._logs:
             try:
@@ -119,6 +126,26 @@ def remove_private_folder(parent: str) -> None:
 
     deadline = time.monotonic() + GONE_WITHIN_S
     while left := live_sessions(parent):
-        assert time.monotonic() < deadline, f"sessions are left behind: {left}"
+        assert time.monotonic() < deadline, "sessions are left behind:\n" + "\n".join(map(_describe, left))
         time.sleep(0.05)
     shutil.rmtree(parent)
+
+
+def _describe(session: str) -> str:
+    """A session that is left: the test in which it began, its processes, and the end of its daemon's log."""
+    ours = [f"{each.pid} {each.name()}" for each in psutil.process_iter() if _is_of(each, session)]
+    try:
+        log = (Path(session) / "node.log").read_text(errors="replace")[-SHOWN_BYTES:]
+    except OSError as error:
+        log = str(error)
+    return f"{session}, begun in {LOGS.begun.get(Path(session).name)}; processes: {', '.join(ours)}; node.log:\n{log}"
+
+
+def _is_of(process: psutil.Process, session: str) -> bool:
+    """Whether a process has a file of a session open, or was started for it."""
+    try:
+        return any(session in each for each in process.cmdline()) or any(
+            session in each.path for each in process.open_files()
+        )
+    except psutil.Error:
+        return False

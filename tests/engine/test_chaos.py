@@ -152,6 +152,8 @@ def test_nothing_leaks_in_the_end() -> None:
         leaked = stats["objects"]["objects"], stats["store"]["objects"], stats["store"]["resident_bytes"]
         if leaked == (0, 0, 0) and resources["available"]["CPU"] == resources["total"]["CPU"]:
             return
-        here = {oid.hex(): entry.count for oid, entry in core.current().objects.table.items()}
-        assert time.monotonic() < deadline, f"after all refs were dropped: {stats}, {resources}; known here: {here}"
+        if time.monotonic() > deadline:
+            here = {oid.hex(): entry.count for oid, entry in core.current().objects.table.items()}
+            rows = core.current().call("node.objects")["objects"]
+            raise AssertionError(f"after all refs were dropped: {rows}, {stats}, {resources}; known here: {here}")
         time.sleep(0.1)

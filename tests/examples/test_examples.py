@@ -151,6 +151,7 @@ True True
 epochs: 20 - loss below 0\.1: True
 allreduce: \[3\.0, 3\.0, 3\.0\]
 learned: \[3, -1\]
+learned by each: \[\[3, -1\], \[3, -1\]\]
 """,
 }
 
