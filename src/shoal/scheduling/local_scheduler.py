@@ -351,10 +351,7 @@ class LocalScheduler:
             )
             return
         self._active[lease_id] = lease
-        of_process = self._leases_of.get(process)
-        if of_process is None:
-            of_process = self._leases_of[process] = {}
-        of_process[lease_id] = lease
+        self._leases_of.setdefault(process, {})[lease_id] = lease
         effects.append(
             GrantLease(
                 process, number, lease_id, worker.worker_id, job_id, demand, assigned, environment, waiter.depth, group
@@ -383,18 +380,16 @@ class LocalScheduler:
             self._actors -= 1
             subtract(self._held_by_actors, lease.hold)
         else:
-            process = holder.key[0]
-            of_process = self._leases_of[process]
+            of_process = self._leases_of[holder.key[0]]
             del of_process[lease_id]
             if not of_process:
-                del self._leases_of[process]
+                del self._leases_of[holder.key[0]]
         self._queue.release(holder.job)
         self._maybe_forget(holder)
 
     def _revoke(self, lease: Lease, reason: str, now: float, effects: list[Effect]) -> None:
         """Ask the worker to end a task's lease, once."""
-        if reason in (REVOKED_RETURNED, REVOKED_SUBMITTER_DIED):
-            lease.wanted = False
+        lease.wanted &= reason not in (REVOKED_RETURNED, REVOKED_SUBMITTER_DIED)
         if lease.revoked or lease.holder.is_actor:
             return
         lease.revoked = True
@@ -458,10 +453,8 @@ class LocalScheduler:
         worker = self._pool.died(event.worker_id)
         if worker is None or not worker.lease_id:
             return
-        lease = self._leases[worker.lease_id]
-        waiter = lease.holder
-        # The submitter may never have heard of the lease, not even if it was revoked for others since. One lease too many comes back; one too few
-        # would be waited for in vain.
+        waiter = (lease := self._leases[worker.lease_id]).holder
+        # The submitter may never have heard of it, also if it was revoked for others. One lease too many comes back; one too few is waited for in vain.
         if lease.wanted and self._classes.get(waiter.key) is waiter:
             self._set_backlog(waiter, waiter.backlog + 1, now)
             if self.draining:
