@@ -454,7 +454,7 @@ class LocalScheduler:
         if worker is None or not worker.lease_id:
             return
         waiter = (lease := self._leases[worker.lease_id]).holder
-        # The submitter may never have heard of it, also if it was revoked for others. One lease too many comes back; one too few is waited for in vain.
+        # The submitter may not have heard of it, also if it was revoked. One lease too many comes back; one too few is waited for in vain.
         if lease.wanted and self._classes.get(waiter.key) is waiter:
             self._set_backlog(waiter, waiter.backlog + 1, now)
             if self.draining:
