@@ -94,8 +94,26 @@ def cluster_facts(node: LocalNode) -> dict[str, Any]:
         return cluster
     cluster["nodes"] = [_node_facts(row) for row in rows]
     cluster["resources"] = {"total": to_floats(load["total"]), "available": to_floats(load["available"])}
-    cluster["waiting"] = [_pending(row) for row in load["demands"]] + cluster["placement_groups_waiting"]
+    cluster["waiting"] = [_pending(row) for row in load["demands"]]
+    cluster["waiting"] += _queued_at_nodes(rows, [row["demand"] for row in load["demands"]])
+    cluster["waiting"] += cluster["placement_groups_waiting"]
     return cluster
+
+
+def _queued_at_nodes(rows: list[dict[str, Any]], asked_for: list[Resources]) -> list[dict[str, Any]]:
+    """What waits in nodes' own queues, but for what they have asked the global scheduler for, too."""
+    return [
+        {
+            "name": "tasks or actors",
+            "demand": to_floats(demand),
+            "count": count,
+            "why": f"they wait in the queue of node {row['name']}, which is busy",
+        }
+        for row in rows
+        if row["state"] != "dead"
+        for demand, count in row["waiting"]
+        if demand not in asked_for
+    ]
 
 
 def _program_facts(observer: Observer) -> dict[str, Any]:
