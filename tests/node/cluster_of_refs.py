@@ -348,7 +348,7 @@ class Node:
     def used(self, oid: bytes) -> None:
         pass
 
-    def free(self, oids: list[bytes]) -> None:
+    def free(self, oids: list[bytes], of_dead: bool = False) -> None:
         for oid in oids:
             if self.stored.pop(oid, None) is not None:
                 self.world.freed(oid)

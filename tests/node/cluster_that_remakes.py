@@ -358,7 +358,7 @@ class MakerNode(Node):
         self.blocks.pop(oid, None)
         self.stored.pop(oid, None)
 
-    def free(self, oids: list[bytes]) -> None:
+    def free(self, oids: list[bytes], of_dead: bool = False) -> None:
         for oid in oids:
             if oid in self.world.made:
                 self.lose_block(oid)  # an earlier one, perhaps: the directory tells when it frees the object

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.node.cluster_that_remakes import Remaking
 from tests.node.test_mirrors import HERE, THERE, THIRD, A, B, Node, X, Y, item
 
+from shoal.node.io.objects import Objects
 from shoal.node.object_events import (
     Adopted,
     AskClaims,
+    Claimed,
     DropMirrors,
     EnsureResident,
     Escaped,
@@ -21,6 +25,7 @@ from shoal.node.object_events import (
     NodeHoldArrived,
     NodeReleaseArrived,
     NotMadeTold,
+    OrphansSettled,
     ProcessDied,
     Published,
     Released,
@@ -180,3 +185,17 @@ def test_the_home_of_what_is_needed_is_forgotten_with_what_needs_it() -> None:
     node.tell(Released(A, [X]))
     node.settle()
     assert node.directory.statistics()["homes"] == 0
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_what_a_dead_worker_stored_for_a_dead_owner_and_never_told_is_freed(claimed: bool) -> None:
+    """Unless a worker that lives has the task: then it may be what that has just stored."""
+    node, freed = Node(A, B, THIRD), []
+    store = SimpleNamespace(owned_by=lambda owner: [X], free=lambda oids, of_dead=False: freed.append((oids, of_dead)))
+    shell: Any = Objects.__new__(Objects)
+    shell.machine, shell._store = node.directory, store
+    node.tell(Escaped(A, [X], b"task"), Held(THIRD, [X]), ProcessDied(A, "killed", [B]))
+    settled = node.tell(Claimed(B, A, [X[:16]]) if claimed else ProcessDied(B, "killed"))
+    assert [each.process for each in settled if type(each) is Adopted] == ([] if claimed else [THIRD])
+    shell._settled(next(each for each in settled if type(each) is OrphansSettled and each.process == A))
+    assert freed == ([] if claimed else [([X], True)])

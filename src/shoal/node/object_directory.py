@@ -175,6 +175,11 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return b"" if row is None else row.owner
 
+    def is_made_anew(self, oid: bytes) -> bool:
+        """Whether a process owes the object that was told to run its task: nobody claims to run it already."""
+        owner = self.owner_of(oid)
+        return owner in self._succession.runners and oid in self._owed[owner] and oid not in self._succession.claims
+
     def copies(self) -> copies.Copies:
         """Its part that knows what outlives this node."""
         return self._copies

@@ -199,15 +199,15 @@ class Objects:
         self.handle(events.ProcessDied(process.worker_id, cause, executors, nodes, submitters))
 
     def _settled(self, effect: events.OrphansSettled) -> None:
-        # What it owned in the store and had never let go of is of use to nobody.
+        # What it owned in the store and had never let go of is of use to nobody, nor is what a worker of it had stored that died before it told.
         machine = self.machine
-        private = [
-            oid
-            for oid in self._store.owned_by(effect.process)
-            if type(machine.value_of(oid)) is not Stored and not machine.owner_of(oid)
-        ]
+        unknown = [oid for oid in self._store.owned_by(effect.process) if type(machine.value_of(oid)) is not Stored]
+        private = [oid for oid in unknown if not machine.owner_of(oid)]
+        untold = [oid for oid in unknown if machine.is_made_anew(oid)]
         if private:
             self._store.free(private)
+        if untold:
+            self._store.free(untold, of_dead=True)
 
     def _ask_claims(self, effect: events.AskClaims) -> None:
         self._table.send(effect.worker, messages.SubmitterDied(effect.process))
