@@ -1,6 +1,7 @@
 """Campaigns of the worlds that live beside the tests: so many seeds of one, and the command that shows a failed one again.
 
     python -m tests.campaigns refs --seeds 1000        python -m tests.campaigns refs --seed 17
+    python -m tests.campaigns nodes --seeds 100        the same with deaths of nodes
 
 `python -m shoal.simulator campaign` is the one for whole clusters in virtual time. docs/simulation.md says what each covers.
 
@@ -21,7 +22,7 @@ from tests.node.test_refs_that_are_remade import play
 
 from shoal.runtime.objects import dropped
 
-WORLDS: dict[str, Callable[[int], Counter[str]]] = {"refs": play}
+WORLDS: dict[str, Callable[[int], Counter[str]]] = {"refs": play, "nodes": lambda seed: play(seed, node_deaths=2)}
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from types import SimpleNamespace
@@ -38,15 +39,16 @@ from shoal.node.object_events import (
     SendResolved,
     SendResolveFor,
 )
+from shoal.protocol.errors import ObjectLostError
 from shoal.protocol.messages import Failed, Stored
 
 STEPS = 500
 
 
-def play(seed: int) -> Counter[str]:
+def play(seed: int, node_deaths: int = 0) -> Counter[str]:
     """One seed: it says how large the cluster is, and which faults there are."""
     dice = random.Random(seed)
-    world = Remaking(seed, dice.randint(1, 4), dice.randint(1, 3))
+    world = Remaking(seed, dice.randint(2 if node_deaths else 1, 4), dice.randint(1, 3))
     deadly, world.losses = dice.random() < 0.7, dice.choice([0.0, 0.3, 1.0])
     dice = world.dice
     busy = dice.choice([0.3, 0.6, 0.85])
@@ -56,6 +58,10 @@ def play(seed: int) -> Counter[str]:
             alive = [process for process in world.processes if process.alive]
             if len(alive) > 2:
                 world.kill(dice.choice(alive))
+        if world.counts["nodes"] < node_deaths and dice.random() < 0.004:
+            node = dice.choice(world.nodes)
+            if sum(process.alive and process.node is not node for process in world.processes) > 1:
+                world.kill_node(node)
     world.finish()
     world.counts["runs"] = sum(world.executions.values())
     return world.counts
@@ -64,6 +70,11 @@ def play(seed: int) -> Counter[str]:
 @pytest.mark.parametrize("seed", range(40))
 def test_every_ref_gives_its_value(seed: int) -> None:
     play(seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_ref_gives_its_value_or_died_with_its_nodes(seed: int) -> None:
+    play(seed, node_deaths=2)
 
 
 # ---------------------------------------------------------------- what it found, each alone
@@ -199,3 +210,20 @@ def test_what_a_dead_worker_stored_for_a_dead_owner_and_never_told_is_freed(clai
     assert [each.process for each in settled if type(each) is Adopted] == ([] if claimed else [THIRD])
     shell._settled(next(each for each in settled if type(each) is OrphansSettled and each.process == A))
     assert freed == ([] if claimed else [([X], True)])
+
+
+@pytest.mark.parametrize("heir", [HERE, THERE])
+def test_an_heir_hears_that_what_it_took_was_lost_here(heir: bytes) -> None:
+    """It was kept for a home that is dead, and its file is found damaged when its place is to be told."""
+    shell: Any = Objects.__new__(Objects)
+    said: list[Any] = []
+    shell._node_id, shell._kept_for = HERE, {X: heir}
+    shell._say = lambda node, message, hear: said.append((node, message.oid, message.value))
+
+    async def ensure_resident(oid: bytes) -> Stored:
+        shell._kept_for.pop(oid)  # as `lost` does
+        raise ObjectLostError("its file is gone", object_id=oid.hex())
+
+    shell._store = SimpleNamespace(ensure_resident=ensure_resident)
+    asyncio.run(shell._give(X, heir))
+    assert said == [(heir, X, None)] and not shell._kept_for

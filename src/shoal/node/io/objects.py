@@ -383,10 +383,11 @@ class Objects:
         try:
             place = await self._store.ensure_resident(oid)
         except ShoalError:
-            place = None
-        if self._kept_for.get(oid) != node:
+            place = None  # `lost` has forgotten it; who has taken it must hear of that
+        is_kept = self._kept_for.get(oid) == node
+        if place is not None and not is_kept:
             return
-        if place is None or node == self._node_id:
+        if is_kept and (place is None or node == self._node_id):
             del self._kept_for[oid]
         value = place and Stored(oid, place.segment, place.offset, place.size, place.generation, [], self._node_id)
         self._say(node, node_messages.ClaimMade(oid, value), self._on_claim_made)
