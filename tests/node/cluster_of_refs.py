@@ -261,9 +261,14 @@ class WatchedDirectory(ObjectDirectory):
     world: World
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Any]) -> None:
-        if row.abroad is None and row.known:
+        if row.abroad is None and row.known and self._is_home(oid):
             self.world.freed(oid)
         super()._free(oid, row, following, effects)
+
+    def _is_home(self, oid: bytes) -> bool:
+        """Or an heir's. Any other node may remember an inline value of what it needs, and forget that."""
+        home = next(node for node in self.world.nodes if node.node_id[:4] == oid[:4])
+        return home.machine is self or not home.alive
 
 
 class PlayedLoop:
