@@ -11,6 +11,7 @@ The twin: the value of a task's result is known by its name. A ref of a living p
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -710,6 +711,10 @@ class Remaking(World):
         if not node.alive:
             return
         node.alive = False
+        for _, args in node.loop.due:
+            for coroutine in filter(inspect.iscoroutine, args):
+                coroutine.close()
+        node.loop.due.clear()
         known = [oid for process in node.processes for oid in process.table.table]
         for process in node.processes:
             if process.alive:
