@@ -99,6 +99,19 @@ def test_parameters_that_do_not_fit_are_told() -> None:
         tune.FailureConfig(report_timeout_s=0)
 
 
+def test_a_search_that_is_refused_does_not_use_up_its_name(tmp_path) -> None:
+    run = tune.RunConfig(name="mine", storage_path=str(tmp_path), verbose=0)
+    wrong = tune.BasicVariantGenerator([{"rat": 1}])
+    with pytest.raises(ValueError, match="did you mean 'rate'"):
+        tune.Tuner(
+            objective,
+            param_space={"rate": tune.uniform(0, 1)},
+            tune_config=tune.TuneConfig(search_alg=wrong),
+            run_config=run,
+        ).get_results()
+    assert list(tmp_path.iterdir()) == []
+
+
 def grid() -> ResultGrid:
     searcher = tune.BasicVariantGenerator()
     searcher.set_search_properties("loss", "min", {}, 1)

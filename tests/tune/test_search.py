@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -125,6 +126,33 @@ def test_retries_go_on_from_the_checkpoint_even_past_a_torn_one(tmp_path, capsys
     assert grid[0].metrics["training_iteration"] == 5
     assert len(grid[0].best_checkpoints) == 2
     assert len(list(Path(grid[0].path).glob("checkpoint_*"))) == 2
+
+
+def test_a_report_that_fails_is_raised_where_it_was_made_and_costs_no_checkpoint(tmp_path) -> None:
+    def objective(config):
+        begin, saved = 0, tune.get_checkpoint()
+        if saved is not None:
+            with saved.as_directory() as folder:
+                begin = int(Path(folder, "step").read_text())
+        for step in range(begin, 3):
+            (Path(config["work"]) / "step").write_text(str(step + 1))
+            tune.report({"loss": step}, checkpoint=tune.Checkpoint.from_directory(config["work"]))
+        if begin == 0:
+            with tune.Checkpoint(config["work"] + "/another").as_directory():  # is not the trial's, so it loses nothing
+                pass
+        with contextlib.suppress(FileNotFoundError):
+            tune.report({"loss": 3}, checkpoint=tune.Checkpoint.from_directory("/no/where"))
+        names = [thread.name for thread in threading.enumerate()]
+        tune.report({"loss": 4, "begin": begin, "threads": names.count("trial")})
+        tune.report({"loss": 5}, checkpoint=tune.Checkpoint.from_directory("/no/where"))
+
+    (tmp_path / "work").mkdir()
+    grids = {"work": str(tmp_path / "work"), "n": tune.grid_search([0, 1])}
+    run = {"failure_config": tune.FailureConfig(max_failures=1)}
+    for trial in search(objective, grids, tmp_path, run=run, max_concurrent_trials=1).fit():
+        assert isinstance(trial.error, FileNotFoundError) and "in objective" in str(trial.error)
+        assert [trial.metrics[name] for name in ("begin", "threads", "training_iteration")] == [3, 1, 4]
+        assert len(trial.best_checkpoints) == 3
 
 
 def test_a_trial_that_hangs_is_killed_and_harms_nobody(tmp_path, monkeypatch) -> None:

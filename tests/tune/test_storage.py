@@ -11,7 +11,7 @@ import pytest
 
 from shoal import tune
 from shoal.tune import experiment as events
-from shoal.tune.checkpoint import check_complete, store_checkpoint
+from shoal.tune.checkpoint import MANIFEST, check_complete, reported_files, store_checkpoint
 from shoal.tune.experiment import Experiment, Rules
 from shoal.tune.journal import Journal
 from shoal.tune.progress import ProgressReporter
@@ -54,6 +54,18 @@ def test_files_streams_and_folders(storage, tmp_path, monkeypatch) -> None:
     assert Path(folder, "deep", "x").read_text() == "xx"
     with tune.Checkpoint(storage.full("t/c0")).as_directory() as opened:
         assert Path(opened, "deep", "x").exists()
+    # A copy is the user's: its files may change, and it can be reported; so can a copy that was made with its manifest.
+    Path(folder, "deep", "x").write_text("longer")
+    with tune.Checkpoint.from_directory(folder).as_directory() as opened:
+        assert Path(opened, "deep", "x").read_text() == "longer"
+    Path(folder, MANIFEST).write_text('{"deep/x": 2}')
+    with reported_files(tune.Checkpoint.from_directory(folder)) as opened:
+        store_checkpoint(opened, storage, "t/c1")
+    check_complete(storage, "t/c1")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"), reported_files(tune.Checkpoint("/nowhere")):
+        pass
+    with reported_files(tune.Checkpoint(storage.full("t/c1"))) as opened:
+        assert Path(opened, "deep", "x").read_text() == "longer"
     storage.write("t/c0/deep/x", b"x")
     with pytest.raises(tune.CheckpointError, match="deep/x has 1 of 2 bytes"):
         tune.Checkpoint(storage.full("t/c0")).to_directory()

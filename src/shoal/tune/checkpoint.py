@@ -44,6 +44,7 @@ class Checkpoint:
         try:
             Storage(self.path).download("", target)
             _verify(target, self.path)
+            (Path(target) / MANIFEST).unlink(missing_ok=True)  # a copy is the user's: its files may change
         except BaseException as error:
             if path is None:
                 shutil.rmtree(target, ignore_errors=True)
@@ -76,6 +77,27 @@ class Checkpoint:
 
     def __hash__(self) -> int:
         return hash(self.path)
+
+
+@contextlib.contextmanager
+def reported_files(checkpoint: Checkpoint) -> Iterator[str]:
+    """The files of a checkpoint that a user reports, in a local folder, as they are: a manifest that was copied along says nothing of them.
+
+    Raises:
+        FileNotFoundError: there are none. Never CheckpointError, which means one that was stored and is lost.
+    """
+    storage = Storage(checkpoint.path)
+    if storage.is_local:
+        if not os.path.isdir(storage.location):
+            raise FileNotFoundError(f"report: the checkpoint's folder {checkpoint.path} does not exist")
+        yield storage.location
+        return
+    folder = tempfile.mkdtemp(prefix="shoal-checkpoint-")
+    try:
+        storage.download("", folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def store_checkpoint(folder: str, storage: Storage, path: str) -> None:

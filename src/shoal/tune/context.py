@@ -68,6 +68,7 @@ class FunctionSession:
         self.context = context
         self.checkpoint = checkpoint
         self.stopping = False
+        self.failure: Exception | None = None  #: why the result could not be taken
         self.said: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()  #: (kind, value, checkpoint)
         self.go = threading.Semaphore(0)
 
@@ -79,6 +80,9 @@ class FunctionSession:
         self.go.acquire()
         if self.stopping:
             raise TrialStopped
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
 
 
 #: the session of the function trainable that runs in this process, or None
@@ -97,6 +101,7 @@ def report(metrics: dict[str, Any], *, checkpoint: Checkpoint | None = None) -> 
     Raises:
         RuntimeError: no trial runs in this process.
         TypeError: metrics that are no dict.
+        FileNotFoundError: the checkpoint's folder does not exist.
     """
     if running is None:
         raise RuntimeError("tune.report was called outside of a trial: only a function that a Tuner runs may call it")

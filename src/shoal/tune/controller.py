@@ -348,7 +348,7 @@ class Controller:
             self._idle(slot)
             # What is not written will not be there the next time either.
             fatal = kind == "release" and isinstance(error, NotImplementedError)
-            self._fail(trial, str(error), error, fatal, lost_checkpoint=isinstance(error, CheckpointError))
+            self._fail(trial, str(error), error, fatal, self._lost(trial, error))
             return
         except Exception as error:
             # Its process or its node died, or what it said cannot be read here: in any case this runner is of no further use.
@@ -398,6 +398,15 @@ class Controller:
         if trial.status == TERMINATED:
             self._tell("on_trial_complete", trial)
         self._perform(effects, slot)
+
+    def _lost(self, trial: Trial, error: BaseException) -> bool:
+        """Whether a trial failed because the checkpoint that it was to start from cannot be read; not any other that its code opens."""
+        start = trial.restore_from
+        return (
+            isinstance(error, CheckpointError)
+            and start is not None
+            and f"checkpoint {self.storage.full(start.path)}:" in str(error)
+        )
 
     def _saved(self, trial: Trial, checkpoint: str) -> None:
         """A trial has a further checkpoint."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import shoal
 from shoal.tune import context as trial_context
-from shoal.tune.checkpoint import Checkpoint, check_complete, store_checkpoint
+from shoal.tune.checkpoint import Checkpoint, check_complete, reported_files, store_checkpoint
 from shoal.tune.context import FunctionSession, TrialContext, TrialStopped
 from shoal.tune.storage import Storage
 from shoal.tune.trainable import Trainable
@@ -64,6 +64,8 @@ class Runner:
 
     def run(self, assignment: Assignment) -> Outcome:
         """Begin a trial; its first result."""
+        if self._session is not None:  # a trial whose result could not be sent
+            self.release()
         self._assignment = assignment
         self._steps = 0
         self._saved_at = assignment.iteration if assignment.restore_path is not None else -1
@@ -138,7 +140,13 @@ class Runner:
             session.said.put(("raised", error, None))
 
     def _listen(self) -> Outcome:
-        """Wait for what the function says next."""
+        """The function's next result."""
+        while (outcome := self._heard()) is None:
+            pass
+        return outcome
+
+    def _heard(self) -> Outcome | None:
+        """Wait for what the function says next; None if it cannot be taken, which the function has been told."""
         assert self._session is not None
         kind, value, checkpoint = self._session.said.get()
         if kind == "raised":
@@ -156,8 +164,17 @@ class Runner:
         result = self._dressed(value)
         path = None
         if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                path = self._store(folder)
+            try:
+                with reported_files(checkpoint) as folder:
+                    path = self._store(folder)
+            except (
+                Exception
+            ) as error:  # `report` raises it: the function's own traceback says where, and its thread ends
+                self._steps -= 1  # it was no step
+                self._resumed = time.perf_counter()
+                self._session.failure = error
+                self._session.go.release()
+                return None
         return result, path, False
 
     # ------------------------------------------------------------ classes
@@ -218,8 +235,8 @@ class Runner:
         """Copy a checkpoint to the experiment's folder; its path there."""
         assert self._assignment is not None
         path = f"{self._assignment.folder}/checkpoint_{self._number:06d}"
-        self._number += 1
         store_checkpoint(folder, self._storage, path)
+        self._number += 1
         return path
 
     def _dressed(self, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -207,8 +207,8 @@ class Tuner:
         """
         if not shoal.is_initialized():
             shoal.init()
+        experiment = self._experiment()  # before the folder: what is wrong with the search does not use up its name
         storage = self._open()
-        experiment = self._experiment()
         if self._restored:
             self._revive(experiment, storage)
         self._restored = True  # a second `fit` goes on with the first one's experiment
@@ -226,8 +226,8 @@ class Tuner:
 
     def get_results(self) -> ResultGrid:
         """The results of a search that was restored, as they are now."""
-        storage = self._open()
         experiment = self._experiment()
+        storage = self._open()
         Journal(storage).replay(experiment)
         return ResultGrid(experiment, storage)
 
