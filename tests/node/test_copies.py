@@ -185,6 +185,27 @@ def test_what_others_hold_outlives_a_home_that_leaves() -> None:
     assert node.directory.copies().left_over([X]) == (1, 1)
 
 
+def test_a_copy_on_a_node_that_leaves_too_is_none() -> None:
+    node, [ask] = put_with(2)
+    first, other = ask.node, THERE if ask.node == THIRD else THIRD
+    node.tell(CopyKept(first, X, at(first)), NodeHoldArrived(other, 1, [X]))
+    assert node.tell(HomeLeaves([])) == [], "one outlives this node"
+    assert node.tell(HomeLeaves([first])) == [AskCopy(other, X, stored_here())]
+    assert node.tell(HomeLeaves([first])) == [] and node.directory.copies().left_over([X]) == (1, 1)
+    [told] = node.tell(CopyKept(other, X, at(other)))
+    assert told == SendMirrors(other, [MirrorItem(X, b"", [], b"", b"", None, 2, [at(first), at(other)])])
+    assert node.tell(HomeLeaves([first])) == [] and node.directory.copies().left_over([X]) == (0, 0)
+
+
+def test_a_copy_on_its_way_to_a_node_that_leaves_is_none_and_who_joins_gets_one() -> None:
+    node, [ask] = put_with(2)
+    other = THERE if ask.node == THIRD else THIRD
+    node.tell(NodeHoldArrived(other, 1, [X]))
+    assert node.tell(HomeLeaves([ask.node, other])) == [], "nobody stays"
+    assert node.tell(CopyKept(ask.node, X, at(ask.node)))[-1] == AnswerCopies(A, 5, 2, 3, "")
+    assert node.tell(NodeJoined(LAST)) == [AskCopy(LAST, X, stored_here())]
+
+
 def test_inline_values_outlive_their_home_and_refs_inside_do_not() -> None:
     node = home_of_x(b"inline")
     assert node.tell(HomeLeaves([])) == [] and node.directory.copies().left_over([]) == (0, 0)

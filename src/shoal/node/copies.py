@@ -101,7 +101,7 @@ class Copies:
         """Ask as many nodes as copies are lacking, and answer who waits if there is nothing more to wait for."""
         value = self._directory._objects[oid].value
         if type(value) is Stored and self._directory._holds_abroad.cause_of_death(value.node) is None:
-            lacking = copied.number - 1 - len(copied.places) - len(copied.asked)
+            lacking = self._lacking(copied) - sum(node not in self.unfit for node in copied.asked)
             for node in self._candidates(oid, copied, value)[: max(lacking, 0)]:
                 copied.asked[node] = None
                 effects.append(AskCopy(node, oid, value))
@@ -111,6 +111,10 @@ class Copies:
             made = 1 + len(copied.places)
             effects.extend(AnswerCopies(*asker, made, living, why) for asker in copied.askers)
             copied.askers = []
+
+    def _lacking(self, copied: Copied) -> int:
+        """How many places are to be found yet. What lies on nodes that leave will soon be gone."""
+        return copied.number - 1 - sum(node not in self.unfit for node in copied.places)
 
     def _candidates(self, oid: bytes, copied: Copied, value: Stored) -> list[bytes]:
         nodes = [*self._directory._nodes, self._directory._node_id]
@@ -252,7 +256,7 @@ class Copies:
     def node_joined(self, effects: list[Effect]) -> None:
         """There is one more node to keep copies."""
         for oid, copied in self.rows.items():
-            if len(copied.places) < copied.number - 1:
+            if self._lacking(copied) > 0:
                 copied.refused.clear()
                 self._fill(oid, copied, effects)
 
