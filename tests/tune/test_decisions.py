@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy
 import pytest
 
 from shoal import tune
@@ -169,6 +170,89 @@ def test_stop_rule_and_pause() -> None:
     assert one.status == PAUSED and machine.waiting(PAUSED) is one
 
 
+class TakesOver(tune.FIFOScheduler):
+    """Whoever scores below zero takes over c2 of the first trial."""
+
+    def on_result(self, trial, result, trials, others_wait):
+        if result["score"] >= 0:
+            return Continue()
+        return Pause() if result["score"] < -1 else Exploit({"x": "new"}, "good/c2", next(iter(trials)).trial_id)
+
+
+def took_over() -> tuple[Experiment, Trial]:
+    machine = make(scheduler=TakesOver(), max_failures=5)
+    good, bad = begin(machine), begin(machine)
+    machine.handle(reported(good, 2, "good/c2"))
+    machine.handle(reported(bad, 1, "bad/c1"))
+    machine.handle(reported(bad, 2, score=-1))
+    assert bad.status == PENDING and bad.restore_from == CheckpointRecord("good/c2", good.last_result)
+    machine.handle(events.TrialStarted(bad.trial_id))
+    machine.handle(reported(bad, 3))
+    return machine, bad
+
+
+def stands(one: Trial) -> tuple[str | None, list[int]]:
+    return one.restore_from and one.restore_from.path, [row["training_iteration"] for row in one.history]
+
+
+def test_what_was_taken_over_is_not_lost_before_the_next_checkpoint() -> None:
+    machine, bad = took_over()
+    for _ in range(2):
+        machine.handle(events.TrialFailed(bad.trial_id, "oops"))
+        assert stands(bad) == ("good/c2", [1, 2]) and bad.config == {"x": "new"}
+        machine.handle(events.TrialStarted(bad.trial_id))
+        machine.handle(reported(bad, 3))
+    machine.interrupt()  # its driver died
+    assert stands(bad) == ("good/c2", [1, 2])
+    machine.handle(events.TrialStarted(bad.trial_id))
+    machine.handle(reported(bad, 3, score=-2))
+    assert bad.status == PAUSED and stands(bad) == ("good/c2", [1, 2, 3])
+    machine.handle(events.TrialStarted(bad.trial_id))
+    machine.handle(reported(bad, 3, "bad/c3"))
+    machine.handle(reported(bad, 4))
+    machine.handle(events.TrialFailed(bad.trial_id, "oops"))
+    assert stands(bad) == ("bad/c3", [1, 2, 3])
+
+
+def test_what_was_taken_over_and_cannot_be_read_gives_way() -> None:
+    machine, bad = took_over()
+    machine.handle(events.TrialFailed(bad.trial_id, "oops"))
+    machine.handle(events.TrialStarted(bad.trial_id))
+    machine.handle(events.TrialFailed(bad.trial_id, "torn", lost_checkpoint=True))
+    assert stands(bad) == ("bad/c1", [1])
+    machine, bad = took_over()
+    machine.handle(events.TrialFailed(bad.trial_id, "oops", fatal=True))
+    machine.handle(events.TrialReopened(bad.trial_id, from_scratch=True))
+    assert stands(bad) == (None, [])
+
+
+def test_results_may_hold_arrays() -> None:
+    machine = make(max_failures=1)
+    one = begin(machine)
+    for iteration in (1, 2, 3):
+        event = reported(one, iteration, f"c{iteration}" if iteration == 2 else None)
+        event.result = {"confusion": numpy.full(2, iteration), **event.result}
+        machine.handle(event)
+    machine.handle(events.TrialFailed(one.trial_id, "oops"))
+    machine.handle(events.TrialStarted(one.trial_id))
+    assert stands(one) == ("c2", [1, 2])
+
+
+def test_stop_rules_remember_what_a_replay_tells_them() -> None:
+    def fresh() -> Experiment:
+        return make(stop=tune.stoppers.TrialPlateauStopper("score", num_results=4))
+
+    machine = fresh()
+    one = begin(machine)
+    seen = [reported(one, iteration) for iteration in (1, 2, 3)]
+    for event in seen:
+        assert machine.handle(event) == [Proceed(one.trial_id)]
+    again = fresh()
+    for event in (events.TrialCreated(one.trial_id, 0, one.config), events.TrialStarted(one.trial_id), *seen):
+        again.handle(event)
+    assert again.handle(reported(one, 4)) == [Release(one.trial_id)]
+
+
 SCHEDULERS = {
     "asha": lambda: tune.ASHAScheduler(max_t=9, reduction_factor=3),
     "hyperband": lambda: tune.HyperBandScheduler(max_t=9, reduction_factor=3),
@@ -255,9 +339,34 @@ def test_optuna_is_rebuilt_from_trials() -> None:
     for index, config in enumerate(told):
         second.register(f"t{index}", index, config)
         second.complete(f"t{index}", {"score": -((config["x"] - 2) ** 2)})
-    assert len(second._study.trials) >= 12 and second._study.best_value == first._study.best_value
     assert isinstance(second.suggest("t12", 12), dict)
+    assert len(second._study.trials) == 13 and second._study.best_value == first._study.best_value
     assert second.suggest("t20", 20) == "finished"
+
+
+def test_a_resumed_optuna_search_goes_on_and_does_not_repeat_itself() -> None:
+    tried: list[dict] = []
+
+    def resumed(more: int) -> None:
+        one = tune.OptunaSearch(seed=1, sampler="random", points_to_evaluate=[{"x": 0.1}, {"x": 0.2}, {"x": 0.3}])
+        one.set_search_properties("score", "max", {"x": tune.uniform(0, 1)}, -1)
+        for index, config in enumerate(tried):
+            one.register(f"t{index}", index, config)
+            if index != len(tried) - 1:  # the last one still runs
+                one.complete(f"t{index}", {"score": config["x"]})
+        known = len(tried)
+        for index in range(known, known + more):
+            config = one.suggest(f"t{index}", index)
+            assert isinstance(config, dict)
+            tried.append(config)
+        if known:
+            one.complete(f"t{known - 1}", {"score": tried[known - 1]["x"]})
+        assert sum(trial.state.is_finished() for trial in one._study.trials) == known
+
+    for more in (2, 4, 2, 3):
+        resumed(more)
+    assert [config["x"] for config in tried[:3]] == [0.1, 0.2, 0.3]
+    assert len({config["x"] for config in tried}) == 11
 
 
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 60), ("cmaes", 60), ("random", 60), ("gp", 12)])

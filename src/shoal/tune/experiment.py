@@ -8,6 +8,7 @@ written into the event (`decision`), so a replay repeats the decisions even wher
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -262,14 +263,17 @@ class Experiment:
         trial = self.trials[event.trial_id]
         trial.history.append(event.result)
         if event.checkpoint is not None:
-            trial.checkpoints.append(CheckpointRecord(event.checkpoint, event.result))
-            trial.checkpoints_made += 1
+            self._keep(trial, event.checkpoint, event.result)
         others_wait = any(other.status in (PENDING, PAUSED) for other in self._unfinished.values())
         decision = self.scheduler.on_result(
             trial, event.result, self.trials.values(), others_wait or not self.exhausted
         )
         if event.decision is not None:  # a replay
             decision = _decision_from(event.decision)
+            if self.rules.stop is not None and not event.finished:
+                # Stop rules count; what this one says now no longer matters.
+                with contextlib.suppress(Exception):
+                    self.rules.stop(event.trial_id, event.result)
         elif event.finished or (self.rules.stop is not None and self.rules.stop(event.trial_id, event.result)):
             decision = Stop()
         event.decision = _decision_record(decision)
@@ -279,11 +283,12 @@ class Experiment:
             return [] if event.finished else [Release(trial.trial_id)]
         if isinstance(decision, Pause):
             trial.status = PAUSED
-            trial.restore_from = trial.checkpoints[-1] if trial.checkpoints else None
+            trial.restore_from = self._last_saved(trial)
             return [Release(trial.trial_id, save=True)]
         if isinstance(decision, Exploit):
             trial.config = decision.config
             trial.restore_from = CheckpointRecord(decision.checkpoint, self._result_at(decision))
+            trial.taken_over, trial.taken_at = trial.restore_from, len(trial.history)
             trial.status = PENDING
             return [Release(trial.trial_id)]
         return [Proceed(trial.trial_id)]
@@ -297,11 +302,20 @@ class Experiment:
 
     def _saved(self, event: TrialSaved) -> list[Effect]:
         trial = self.trials[event.trial_id]
-        trial.checkpoints.append(CheckpointRecord(event.checkpoint, trial.last_result))
-        trial.checkpoints_made += 1
+        self._keep(trial, event.checkpoint, trial.last_result)
         if trial.status == PAUSED:
             trial.restore_from = trial.checkpoints[-1]
         return []
+
+    def _keep(self, trial: Trial, checkpoint: str, result: dict[str, Any]) -> None:
+        """A trial has a further checkpoint of its own."""
+        trial.checkpoints.append(CheckpointRecord(checkpoint, result))
+        trial.checkpoints_made += 1
+        trial.taken_over = None
+
+    def _last_saved(self, trial: Trial) -> CheckpointRecord | None:
+        """Where a trial goes on that ends now; None: at the beginning."""
+        return trial.taken_over or (trial.checkpoints[-1] if trial.checkpoints else None)
 
     def _judged(self, event: TrialsJudged) -> list[Effect]:
         self.scheduler.on_judged(Verdict(event.go_on, event.end))
@@ -324,6 +338,8 @@ class Experiment:
             # Not the trial's fault, and it comes to an end: with each there is one checkpoint less.
             lost = trial.restore_from.path
             trial.checkpoints = [one for one in trial.checkpoints if one.path != lost]
+            if trial.taken_over is trial.restore_from:
+                trial.taken_over = None
             self._rewind(trial)
             return []
         trial.failures += 1
@@ -337,15 +353,21 @@ class Experiment:
     def _rewind(self, trial: Trial) -> None:
         """Back to the last checkpoint, or the beginning."""
         trial.status = PENDING
-        trial.restore_from = trial.checkpoints[-1] if trial.checkpoints else None
+        trial.restore_from = self._last_saved(trial)
         self._undo(trial)
 
     def _undo(self, trial: Trial) -> None:
         """Forget what was reported after the checkpoint to start from: it will be reported again."""
         if trial.restore_from is None:
             trial.history = []
-        elif trial.restore_from.result in trial.history:
-            del trial.history[trial.history.index(trial.restore_from.result) + 1 :]
+        elif trial.restore_from is trial.taken_over:
+            del trial.history[trial.taken_at :]
+        else:
+            # By identity: results may hold arrays, which do not compare to a truth value.
+            for index, row in enumerate(trial.history):
+                if row is trial.restore_from.result:
+                    del trial.history[index + 1 :]
+                    break
 
     def _end(self, trial: Trial, status: str) -> None:
         trial.status = status
@@ -365,6 +387,7 @@ class Experiment:
         assert trial.status not in UNFINISHED, trial
         if event.from_scratch:
             trial.checkpoints = []
+            trial.taken_over = None
         trial.failures = 0
         self._unfinished[trial.trial_id] = trial
         self._rewind(trial)

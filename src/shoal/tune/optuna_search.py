@@ -1,6 +1,7 @@
 """Optuna as a searcher: TPE by default, CMA-ES, Gaussian processes, or any other of its samplers.
 
-Design: the study lives in memory and is rebuilt from the trials when an experiment is resumed: Optuna takes ended trials as they were.
+Design: the study lives in memory and is rebuilt from the trials when an experiment is resumed: Optuna takes ended trials as they were. It is made
+at the first suggestion, when it is known how many trials there are: dice and points to evaluate go on from there.
 Optuna is imported when a search begins, not with this module.
 """
 
@@ -87,6 +88,7 @@ class OptunaSearch(Searcher):
         self._study: Any = None
         self._asked: dict[str, Any] = {}  #: trials of the study that run
         self._adopted: dict[str, dict[str, Any]] = {}  #: parameters of unfinished trials that another process asked for
+        self._ended: list[Any] = []  #: trials of another process that ended before the study was made
 
     def set_search_properties(self, metric: str | None, mode: str | None, space: dict[str, Any], samples: int) -> None:
         """See `Searcher`."""
@@ -119,6 +121,8 @@ class OptunaSearch(Searcher):
             self._study = optuna.create_study(sampler=sampler, direction=direction)
             for point in self.points[index:]:
                 self._study.enqueue_trial(self._internal(spaces.flattened(point)))
+            self._study.add_trials(self._ended)
+            self._ended = []
         return self._study
 
     def _internal(self, point: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +151,6 @@ class OptunaSearch(Searcher):
 
     def register(self, trial_id: str, index: int, config: dict[str, Any]) -> None:
         """See `Searcher`."""
-        self._open(index + 1)
         values = {}
         for name in self._distributions:
             value: Any = config
@@ -166,8 +169,10 @@ class OptunaSearch(Searcher):
         if trial is not None:
             self._study.tell(trial, float(value) if usable and value is not None else None, state=state)
         elif usable and trial_id in self._adopted:
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    params=self._adopted.pop(trial_id), distributions=self._distributions, value=float(value or 0.0)
-                )
+            ended = optuna.trial.create_trial(
+                params=self._adopted.pop(trial_id), distributions=self._distributions, value=float(value or 0.0)
             )
+            if self._study is None:
+                self._ended.append(ended)
+            else:
+                self._study.add_trial(ended)

@@ -341,7 +341,8 @@ class PopulationBasedTraining(TrialScheduler):
         number = min(math.ceil(len(ranked) * self.quantile_fraction), len(ranked) // 2)
         if not number or trial not in ranked[:number]:
             return []
-        return [donor for donor in ranked[-number:] if donor.checkpoints]
+        # One that has only taken over since its last checkpoint has other weights there than its configuration says.
+        return [donor for donor in ranked[-number:] if donor.checkpoints and donor.taken_over is None]
 
     def explore(self, config: dict[str, Any]) -> dict[str, Any]:
         """A changed copy of `config`."""

@@ -39,6 +39,8 @@ class Trial:
     history: list[dict[str, Any]] = field(default_factory=list)  #: results, without those undone by a restart
     checkpoints: list[CheckpointRecord] = field(default_factory=list)  #: that exist, the newest last
     restore_from: CheckpointRecord | None = None  #: where its next start begins
+    taken_over: CheckpointRecord | None = None  #: another trial's, while it has none of its own since then
+    taken_at: int = 0  #: how long `history` was when it took that over
     checkpoints_made: int = 0  #: so that names never repeat
     starts: int = 0
     failures: int = 0
