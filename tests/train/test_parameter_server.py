@@ -74,12 +74,23 @@ def test_a_gradient_of_another_size_fails_its_round() -> None:
         shard = plain_shard()
         first = asyncio.ensure_future(shard.exchange(0, 0, 2, np.ones(4, np.float32), 60))
         await asyncio.sleep(0)
-        with pytest.raises(ValueError, match=r"shapes|broadcast"):
+        with pytest.raises(ValueError, match=r"pieces of \[4, 5\] numbers"):
             await shard.exchange(0, 1, 2, np.ones(5, np.float32), 60)
         with pytest.raises(ValueError):
             await first
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("numbers", [1, 3, 5])
+def test_gradients_of_another_size_than_the_weights_are_refused(numbers: int) -> None:
+    with pytest.raises(ValueError, match=f"has {numbers} numbers, the block of weights 4"):
+        plain_shard().step(0, np.ones(numbers, np.float32))
+    server = object.__new__(train.ParameterServer)
+    server._bounds = [0, 2, 4]
+    assert [part.size for part in server.split(np.ones(4, np.float32))] == [2, 2]
+    with pytest.raises(ValueError, match=rf"4 numbers is wanted, not one of shape \({numbers},\)"):
+        server.push(np.ones(numbers, np.float32))
 
 
 def make_model() -> Any:

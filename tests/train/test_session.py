@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal import train
-from shoal.train.session import shard_of
+from shoal.train.session import Session, TrainContext, shard_of
+from shoal.tune.checkpoint import MANIFEST
+from shoal.tune.storage import Storage
 
 
 @given(st.integers(0, 40), st.integers(1, 6))
@@ -40,3 +44,30 @@ def test_wrong_settings() -> None:
         train.ScalingConfig(num_workers=2, min_workers=3)
     with pytest.raises(TypeError, match="must be a function"):
         train.TorchTrainer(42)
+
+
+def session_of(storage: Path, rank: int = 0) -> Session:
+    return Session(TrainContext(rank, 2, rank, 2, 0, "run", 0), None, Storage(str(storage)), 3, {})
+
+
+def test_files_that_grew_since_they_were_copied_from_a_checkpoint_are_reported(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "log").write_text("1234")
+    (own / MANIFEST).write_text('{"log": 3}')  # as it was when it was copied
+    session_of(tmp_path / "run").report({}, train.Checkpoint.from_directory(own))
+    assert [one.name for one in (tmp_path / "run" / "checkpoint_000003").iterdir()] == ["log"]
+    with pytest.raises(train.CheckpointError, match="no such folder"):
+        session_of(tmp_path / "run").report({}, train.Checkpoint.from_directory(tmp_path / "nowhere"))
+
+
+def test_files_of_one_report_lie_in_one_folder(tmp_path: Path) -> None:
+    workers = [session_of(tmp_path / "run", rank) for rank in range(2)]
+    for step in range(4):
+        for rank, worker in enumerate(workers):
+            own = tmp_path / f"{rank}-{step}"
+            own.mkdir()
+            (own / f"{rank}-{step}").touch()
+            worker.report({}, train.Checkpoint.from_directory(own) if rank == 0 or step % 2 else None)
+    found = [sorted(file.name for file in one.iterdir()) for one in sorted((tmp_path / "run").iterdir())]
+    assert found == [["0-0"], ["0-1", "1-1"], ["0-2"], ["0-3", "1-3"]]

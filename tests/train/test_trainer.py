@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from shoal import train  # noqa: E402
+from shoal.train.session import Report  # noqa: E402
 from shoal.train.trainer import GROW_LOOK_S, _Gang  # noqa: E402
 from shoal.tune.checkpoint import MANIFEST  # noqa: E402
 from shoal.tune.storage import Storage  # noqa: E402
@@ -89,7 +90,9 @@ def test_two_workers_train_one_model(shoal_shared: ModuleType, tmp_path: Path) -
     assert kept == ["checkpoint_000006", "checkpoint_000007"]
 
 
-def test_a_worker_that_dies_costs_what_was_after_the_checkpoint(shoal_shared: ModuleType, tmp_path: Path) -> None:
+def test_a_worker_that_dies_costs_what_was_after_the_checkpoint(
+    shoal_shared: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = trainer(tmp_path / "a", failures=0) if (tmp_path / "a").mkdir() is None else None
     assert plain is not None
     wanted = plain.fit().metrics["loss"]
@@ -97,12 +100,15 @@ def test_a_worker_that_dies_costs_what_was_after_the_checkpoint(shoal_shared: Mo
     result = trainer(tmp_path / "b", failures=1, die_at={4: str(tmp_path / "died")}).fit()
     assert result.restarts == 1 and result.metrics["step"] == 7
     assert abs(result.metrics["loss"] - wanted) < 1e-5, "the same weights as without the death"
+    assert "training 'line' goes on from checkpoint_00000" in capsys.readouterr().err
 
 
 def test_an_error_in_the_loop_is_the_cause(shoal_shared: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(train.TrainingFailedError, match=r"the data are spoilt(.|\n)*max_failures") as caught:
+    with pytest.raises(
+        train.TrainingFailedError, match=r"worker 1: ValueError: the data are spoilt(.|\n)*max_failures"
+    ) as caught:
         trainer(tmp_path, raise_at=2).fit()
-    assert isinstance(caught.value.__cause__, ValueError)
+    assert isinstance(caught.value.__cause__, ValueError) and "in fit_line" in str(caught.value.__cause__)
     # A new trainer of that name goes on with free numbers and does not mistake old files for its own.
     assert trainer(tmp_path).fit().metrics["step"] == 7
 
@@ -150,6 +156,12 @@ def test_gangs_that_were_ended_to_grow_and_did_not_are_ended_ever_more_seldom(
     monkeypatch.setattr(one, "_end", lambda gang: None)
     one.fit()
     assert looks == [GROW_LOOK_S, 4 * GROW_LOOK_S, 16 * GROW_LOOK_S, GROW_LOOK_S, 4 * GROW_LOOK_S]
+
+
+def test_reports_that_not_all_workers_made_are_told(tmp_path: Path) -> None:
+    gang = _Gang([], None, 0, [[Report(0, {"loss": 1.0}), Report(1, {})], []])
+    with pytest.warns(UserWarning, match=r"workers \[1\] have not made.*worker 0: 2.*equally often"):
+        assert trainer(tmp_path)._watch(gang)
 
 
 def write_checkpoint(run: Path, number: int, step: int) -> None:

@@ -139,6 +139,8 @@ class Shard:
         weights, total = self._weights[block], self._sums[block]
         if len(gradients) == 1 and not isinstance(gradients[0], list):
             total = gradients[0]  # where it lies in shared memory, not copied
+            if total.shape != weights.shape:
+                raise _misfit(total.size, weights.size)
         else:
             _add_up(gradients, total)
         self._rules[block].step(weights, total)
@@ -158,6 +160,8 @@ def _add_up(gradients: Sequence[Gradient], total: Vector) -> None:
     at = 0
     rows = [gradient if isinstance(gradient, list) else [gradient] for gradient in gradients]
     for pieces in zip(*rows, strict=True):
+        if any(piece.shape != pieces[0].shape for piece in pieces):
+            raise ValueError(f"gradients of one block have pieces of {[piece.size for piece in pieces]} numbers")
         part = total[at : at + pieces[0].size]
         at += pieces[0].size
         if len(pieces) == 1:
@@ -167,9 +171,13 @@ def _add_up(gradients: Sequence[Gradient], total: Vector) -> None:
             for piece in pieces[2:]:
                 part += piece
     if at != total.size:
-        raise ValueError(f"a gradient has {at} numbers, the block of weights {total.size}")
+        raise _misfit(at, total.size)
     if len(gradients) > 1:
         total *= np.float32(1 / len(gradients))
+
+
+def _misfit(given: int, wanted: int) -> ValueError:
+    return ValueError(f"a gradient has {given} numbers, the block of weights {wanted}")
 
 
 ShardActor: Any = shoal.remote(num_cpus=0)(Shard)
@@ -217,7 +225,15 @@ class ParameterServer:
         return [end - begin for begin, end in pairwise(self._bounds)]
 
     def split(self, vector: Vector) -> list[Vector]:
-        """A flat vector's blocks: views."""
+        """A flat vector's blocks: views.
+
+        Raises:
+            ValueError: it has not as many numbers as there are weights.
+        """
+        if np.shape(vector) != (self._bounds[-1],):
+            raise ValueError(
+                f"a flat vector of {self._bounds[-1]} numbers is wanted, not one of shape {np.shape(vector)}"
+            )
         return [vector[begin:end] for begin, end in pairwise(self._bounds)]
 
     def pull(self) -> Vector:

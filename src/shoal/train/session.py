@@ -7,12 +7,14 @@ workers have reported it.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.tune.checkpoint import Checkpoint
+from shoal.tune.checkpoint import MANIFEST, Checkpoint, CheckpointError
 from shoal.tune.storage import Storage
 
 #: reports that a loop may be ahead of the trainer
@@ -81,16 +83,15 @@ class Session:
     said: queue.Queue[Report] = field(default_factory=lambda: queue.Queue(REPORTS_AHEAD_MAX))
     stopping: threading.Event = field(default_factory=threading.Event)
     reports: int = 0
-    checkpoints: int = 0
 
     def report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None) -> None:
         """Hand a report over; wait when the trainer is far behind."""
         path = ""
         if checkpoint is not None:
-            path = f"checkpoint_{self.first_checkpoint + self.checkpoints:06d}"
-            self.checkpoints += 1
-            with checkpoint.as_directory() as folder:
-                self.storage.upload(folder, path)
+            # Numbered by the report: workers need not give one with the same ones.
+            path = f"checkpoint_{self.first_checkpoint + self.reports:06d}"
+            with _files_of(checkpoint) as folder:
+                self.storage.upload(folder, path, leave_out=MANIFEST)  # the trainer's, of all workers' files
         said = Report(self.reports, dict(metrics), path)
         self.reports += 1
         while True:
@@ -101,6 +102,16 @@ class Session:
                 return
             except queue.Full:
                 continue
+
+
+def _files_of(checkpoint: Checkpoint) -> contextlib.AbstractContextManager[str]:
+    """A local folder with the files that a loop reports. They are taken as they are: a manifest that came along with them may be older."""
+    storage = Storage(checkpoint.path)
+    if not storage.is_local:
+        return checkpoint.as_directory()
+    if not os.path.isdir(storage.location):
+        raise CheckpointError(f"checkpoint {checkpoint.path}: there is no such folder")
+    return contextlib.nullcontext(storage.location)
 
 
 #: the session of the loop that runs in this process, or None

@@ -17,6 +17,7 @@ What it does not do: split a model over workers; watch a loop that neither repor
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -38,7 +39,10 @@ PROGRESS = "progress.jsonl"
 
 
 class TrainingFailedError(RuntimeError):
-    """The training ended with an error and no failures were left (`RunConfig.max_failures`). Its cause is the last error."""
+    """The training ended with an error and no failures were left (`RunConfig.max_failures`).
+
+    Its cause is the last error, as `shoal.get` raises it: of the loop's own class, and its text shows where in the loop it was raised.
+    """
 
 
 @dataclass(slots=True)
@@ -116,11 +120,13 @@ class Result:
 
 
 class _GangFailed(Exception):
-    """A worker died or its loop raised; `cause` is what it raised."""
+    """A worker died or its loop raised; `error` is what `shoal.get` raised."""
 
-    def __init__(self, rank: int, cause: BaseException) -> None:
-        super().__init__(f"worker {rank}: {cause}")
-        self.cause = cause
+    def __init__(self, rank: int, error: Exception) -> None:
+        cause = getattr(error, "cause", None)
+        self.reason = cause if isinstance(cause, Exception) else error
+        super().__init__(f"worker {rank}: {type(self.reason).__name__}: {self.reason}")
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -242,12 +248,22 @@ class TorchTrainer:
                     raise TrainingFailedError(
                         f"the training {self._name!r} failed: {failed}. {failures - 1} failures before were allowed and used "
                         "(RunConfig.max_failures); its checkpoints are in " + self._storage.location
-                    ) from failed.cause
+                    ) from failed.error
+                self._tell_restart(failed, failures)
             finally:
                 self._end(gang)
         self._storage.flush()
         last = self._history[-1] if self._history else {}
         return Result(last, self._checkpoint, self._storage.location, self._history, attempt - 1)
+
+    def _tell_restart(self, failed: _GangFailed, failures: int) -> None:
+        allowed = "any number" if self._run.max_failures == -1 else self._run.max_failures
+        begin = self._kept[-1] if self._kept else "where it first began"
+        text = (str(failed).strip() or "-").splitlines()[0]
+        print(
+            f"training {self._name!r} goes on from {begin}: {text} (failure {failures}, allowed: {allowed})",
+            file=sys.stderr,
+        )
 
     def _place(self, attempt: int) -> _Gang:
         """All places of a gang, or as many as there are down to `min_workers`."""
@@ -337,8 +353,7 @@ class TorchTrainer:
         try:
             return shoal.get(ref)
         except Exception as error:
-            cause = getattr(error, "cause", None)
-            raise _GangFailed(rank, cause if isinstance(cause, Exception) else error) from error
+            raise _GangFailed(rank, error) from error
 
     def _watch(self, gang: _Gang) -> bool:
         """Follow the loops: True when all have ended, False when the gang shall be replaced by a larger one."""
@@ -366,7 +381,19 @@ class TorchTrainer:
                 )
             if len(gang.workers) < self._scaling.num_workers and not grows and now - looked > self._look_s:
                 looked, grows = now, self._room_for_one()
+        self._tell_unmatched(gang)
         return True
+
+    def _tell_unmatched(self, gang: _Gang) -> None:
+        """Warn of reports that some workers have made and others have not: they count for nothing."""
+        if more := {rank: len(reports) for rank, reports in enumerate(gang.reports) if reports}:
+            made = ", ".join(f"worker {rank}: {count}" for rank, count in more.items())
+            fewer = [rank for rank, reports in enumerate(gang.reports) if not reports]
+            warnings.warn(
+                f"the training {self._name!r} ended with reports that workers {fewer} have not made, and which are not in "
+                f"its result, with their checkpoints ({made}): every worker must call train.report equally often",
+                stacklevel=2,
+            )
 
     def _room_for_one(self) -> bool:
         """Whether one more worker would find what it asks for, on one node: it is placed, and given up again."""

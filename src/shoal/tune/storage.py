@@ -131,12 +131,19 @@ class Storage:
             return []
         return sorted(posixpath.basename(one.rstrip("/")) for one in self._fs.ls(self._root, detail=False))
 
-    def upload(self, folder: str, path: str) -> None:
-        """Copy a local folder to `path`."""
+    def upload(self, folder: str, path: str, leave_out: str = "") -> None:
+        """Copy a local folder to `path`, but for the file `leave_out` in it."""
         if self.is_local:
-            shutil.copytree(folder, self._inner(path), dirs_exist_ok=True)
+            shutil.copytree(
+                folder,
+                self._inner(path),
+                dirs_exist_ok=True,
+                ignore=lambda inner, names: {leave_out}.intersection(names) if inner == folder else (),
+            )
             return
         for name in sorted(os.listdir(folder)):
+            if name == leave_out:
+                continue
             source, target = os.path.join(folder, name), posixpath.join(path, name)
             if os.path.isdir(source):
                 self.upload(source, target)
