@@ -189,12 +189,29 @@ def test_a_constructor_that_crashes_again_and_again_is_restarted_at_growing_inte
         machine.started(life)
         [start] = messages(machine.died(life))
         delays.append(start.delay_s)
-    assert delays[:4] == [0.0, 0.1, 0.2, 0.4]
+    assert delays[:4] == pytest.approx([0.0, 0.1, 0.2, 0.4])
     assert delays == sorted(delays) and delays[-1] == 10.0
     machine.started(12)
     machine.constructed(12)
     [start] = messages(machine.died(12))
     assert start.delay_s == 0.0
+
+
+def test_a_life_that_is_moved_or_sent_again_waits_only_for_what_is_left() -> None:
+    machine = Machine(max_restarts=-1)
+    machine.do(NodeJoined(OTHER))
+    for life in range(1, 8):
+        machine.started(life)
+        [start] = messages(machine.died(life))
+    assert start.delay_s == pytest.approx(3.2)
+    moved = messages(machine.do(ActorMoved(actor(), OTHER)))[-1]
+    assert (moved.incarnation, moved.delay_s) == (9, pytest.approx(2.2))
+    [again] = messages(machine.do(NodeLost(OTHER, "gone")))
+    assert again.delay_s == pytest.approx(1.2)
+    delays = [messages(machine.do(ActorMoved(actor(), NODE)))[-1].delay_s for _ in range(2)]
+    assert delays == [pytest.approx(0.2), 0.0]
+    machine.now = 0.0  # a GCS server whose clock is behind that of the former one
+    assert messages(machine.do(ActorMoved(actor(), NODE)))[-1].delay_s == pytest.approx(3.2)
 
 
 def test_minus_one_restarts_without_end() -> None:

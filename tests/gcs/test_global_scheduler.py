@@ -9,8 +9,12 @@ import pytest
 
 from shoal.gcs.global_scheduler import (
     LOOK_S,
+    MOVE_AFTER_S,
     QUEUED_AFTER_S,
     QUEUES_MAX,
+    ActorPlaced,
+    ActorSettled,
+    ActorWanted,
     AskActorsAgain,
     GlobalScheduler,
     NodeAway,
@@ -151,6 +155,31 @@ def test_what_is_queued_is_said_to_be_and_goes_wherever_room_comes_first(nodes: 
     nodes.speak(joined, 0)
     nodes.now += QUEUED_AFTER_S
     assert nodes.feed(TimePassed()) == [(A, {joined: 1})] and nodes.waiting() == 1
+
+
+def test_an_actor_that_may_not_begin_yet_is_not_stuck_and_hides_nobody_who_is() -> None:
+    nodes = Nodes(a=1, b=1)
+    for node_id in (A, B):
+        nodes.speak(node_id, 1)
+
+    def want(actor_id: bytes, begins_s: float) -> list[Any]:
+        wanted = ActorWanted(actor_id, A, True, {"CPU": CPU}, {}, "Flaky", b"job1", begins_s)
+        return nodes.machine.handle(wanted, nodes.now)
+
+    def look() -> list[Any]:
+        return [e for e in nodes.machine.handle(TimePassed(), nodes.now) if type(e) is ActorPlaced]
+
+    assert want(b"flaky", nodes.now + 10.0) == [ActorPlaced(b"flaky", A)]
+    assert want(b"stuck", 0.0) == [ActorPlaced(b"stuck", A)]
+    nodes.now += MOVE_AFTER_S + LOOK_S
+    assert look() == [ActorPlaced(b"stuck", B)]
+    nodes.now += 9.0
+    nodes.speak(A, 0)
+    nodes.speak(B, 1)
+    assert ActorPlaced(b"flaky", B) not in look()
+    nodes.machine.handle(ActorSettled(b"stuck"), nodes.now)
+    nodes.now += 2.0 + MOVE_AFTER_S
+    assert look() == [ActorPlaced(b"flaky", B)]
 
 
 def test_refusals(nodes: Nodes) -> None:

@@ -15,6 +15,7 @@ the actor's story and otherwise ignored, because nodes repeat themselves after a
                         +--+---------------------+-- failed, refused, killed, exited, unreferenced, job ended --> DEAD
 
 A process that dies in the actor's constructor again and again is restarted at growing intervals (`restart_delay_s`; the node waits).
+The interval belongs to the life, not to the place: one that is moved or sent again meanwhile waits only for what is left of it.
 
 *Where* a life goes, a function says that the manager is made with (`Where`): a node, nowhere for now, or a refusal. A life without a node is
 offered again when `PlacingMayWork`, or a node joins or dies. `ActorMoved` takes a life that waits on one node to another.
@@ -240,6 +241,7 @@ class ActorRecord(msgspec.Struct):
     waits: str = ""  #: why there is no node for its next life
     stillborn: int = 0  #: lives in a row whose process died before the constructor had returned
     moves: int = 0  #: how many incarnations ended by moving before they began
+    begins_s: float = 0.0  #: the present life does not begin before
 
     @property
     def restarts(self) -> int:
@@ -575,7 +577,9 @@ class ActorManager:
     def _send_start(self, record: ActorRecord, now: float, effects: list[Effect]) -> None:
         """Send the present life to its node."""
         self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
-        start = StartActor(record.spec.actor_id, record.incarnation, record.spec, restart_delay_s(record.stillborn))
+        # At most the whole interval: the clock of the GCS server that set `begins_s` may have been ahead.
+        delay_s = max(0.0, min(record.begins_s - now, restart_delay_s(record.stillborn)))
+        start = StartActor(record.spec.actor_id, record.incarnation, record.spec, delay_s)
         effects.append(SendToNode(record.node_id, start))
         if record.node_id in self._unreported:
             self._unreported[record.node_id][record.spec.actor_id] = record.incarnation
@@ -589,6 +593,7 @@ class ActorManager:
         elif spec.max_restarts < 0 or record.restarts < spec.max_restarts:
             if record.state != ALIVE:
                 record.stillborn += 1
+            record.begins_s = now + restart_delay_s(record.stillborn)
             record.incarnation += 1
             record.worker_id, record.address, record.pid, record.lease_id = b"", "", 0, 0
             record.cause = cause

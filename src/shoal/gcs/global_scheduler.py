@@ -117,6 +117,7 @@ class ActorWanted:
     strategy: dict[str, Any]
     name: str
     job_id: bytes
+    begins_s: float = 0.0  #: it is not to begin before, so until then it is not stuck
 
 
 @dataclass(slots=True)
@@ -190,6 +191,7 @@ class WaitingActor:
     job_id: bytes
     node_id: bytes
     since: float
+    begins_s: float
 
 
 class GlobalScheduler:
@@ -439,7 +441,9 @@ class GlobalScheduler:
             return
         if not self._demands and not self._actors:
             self._looked_at = now
-        self._actors[event.actor_id] = WaitingActor(wish, shape, event.name, event.job_id, view.node_id, now)
+        self._actors[event.actor_id] = WaitingActor(
+            wish, shape, event.name, event.job_id, view.node_id, now, event.begins_s
+        )
         self._settle_on(view, wish, now)
         effects.append(ActorPlaced(event.actor_id, view.node_id))
 
@@ -464,7 +468,8 @@ class GlobalScheduler:
 
     def _move_actors(self, view: NodeView | None, now: float, effects: list[Effect]) -> None:
         """Actors that wait elsewhere for long go to a node if it has room, or (None) to any that has."""
-        stuck = takewhile(lambda item: now - item[1].since >= MOVE_AFTER_S, self._actors.items())
+        waiting = takewhile(lambda item: now - item[1].since >= MOVE_AFTER_S, self._actors.items())
+        stuck = (item for item in waiting if now - item[1].begins_s >= MOVE_AFTER_S)
         for actor_id, actor in list(islice(stuck, MOVED_MAX)):
             wish = actor.wish
             if wish.strategy.get(KIND) == NODE_AFFINITY or (view and not fits(wish.demand, view.available)):

@@ -408,8 +408,11 @@ class GcsShard:
         """Where an actor goes: a node, or nowhere now, or the reason why nowhere ever."""
         if spec.strategy.get(KIND) == PLACEMENT_GROUP:
             return self.groups.place_actor(spec)
+        record = self.actors.get(spec.actor_id)
+        assert record is not None, "the manager asks for actors that it has"
+        name = spec.name or spec.class_name
         wanted = ActorWanted(
-            spec.actor_id, near, stay, spec.placement, spec.strategy, spec.name or spec.class_name, spec.job_id
+            spec.actor_id, near, stay, spec.placement, spec.strategy, name, spec.job_id, record.begins_s
         )
         for effect in self.scheduler.handle(wanted, now):
             if type(effect) is ActorPlaced:
