@@ -95,6 +95,10 @@ def test_parameters_that_do_not_fit_are_told() -> None:
         tune.SuccessiveHalvingScheduler(bracket_size=0)
     with pytest.raises(ValueError, match="max_t"):
         tune.HyperBandScheduler(max_t=0)
+    with pytest.raises(ValueError, match=r"fail_fast must be True, False or .raise., not 'rise'"):
+        tune.FailureConfig(fail_fast="rise")
+    with pytest.raises(ValueError, match=r"checkpoint_score_order must be .*, not 'maximum'"):
+        tune.CheckpointConfig(checkpoint_score_order="maximum")
     with pytest.raises(ValueError, match="report_timeout_s must be seconds above 0"):
         tune.FailureConfig(report_timeout_s=0)
 

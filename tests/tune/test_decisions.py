@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import random
 
@@ -367,6 +368,32 @@ def test_a_resumed_optuna_search_goes_on_and_does_not_repeat_itself() -> None:
         resumed(more)
     assert [config["x"] for config in tried[:3]] == [0.1, 0.2, 0.3]
     assert len({config["x"] for config in tried}) == 11
+
+
+def test_a_restored_config_equals_the_original() -> None:
+    Point = collections.namedtuple("Point", "x y")
+    config = {
+        "kind": (1, (2.5, [(3,)])),
+        "named": Point(1, 2),
+        "plain": [None, True, "text", {"deep": ()}],
+        "keys": {1: "a", (2, 3): ("b",)},
+        "marks": {"__tuple__": 1, "__pickled__": "x"},
+    }
+    created = journal.decode(journal.encode(events.TrialCreated("t", 0, config)))
+    assert isinstance(created, events.TrialCreated)
+    assert created.config == config and type(created.config["named"]) is Point
+    event = reported(Trial("t", 0, config), 1, "c1")
+    event.decision = ["Exploit", config, "c0", "other"]
+    assert journal.decode(journal.encode(event)) == event
+    search = tune.OptunaSearch(seed=1)
+    search.set_search_properties("score", "max", {"kind": tune.choice([(3, 3), (5, 5)])}, 3)
+    drawn = search.suggest("t", 0)
+    assert isinstance(drawn, dict)
+    line = journal.encode(events.TrialCreated("t", 0, drawn))
+    again = tune.OptunaSearch(seed=1)
+    again.set_search_properties("score", "max", {"kind": tune.choice([(3, 3), (5, 5)])}, 3)
+    again.register("t", 0, journal.decode(line).config)  # a list is none of the choices
+    assert isinstance(again.suggest("u", 1), dict)
 
 
 @pytest.mark.parametrize(("sampler", "trials"), [("tpe", 60), ("cmaes", 60), ("random", 60), ("gp", 12)])

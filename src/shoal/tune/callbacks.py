@@ -62,7 +62,7 @@ class JsonLoggerCallback(LoggerCallback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """See `Callback`."""
-        content = json.dumps(trial.config, indent=1, default=repr).encode()
+        content = json.dumps(trial.config, indent=1, default=repr, skipkeys=True).encode()
         self.storage.write(f"{trial.folder}/params.json", content, durable=False)
 
     def on_trial_result(

@@ -22,6 +22,7 @@ from shoal.tune.storage import Storage
 JOURNAL = "journal.jsonl"
 STATE = "experiment_state.json"
 PICKLED = "__pickled__"
+TUPLE = "__tuple__"
 
 _KINDS: dict[str, type] = {
     kind.__name__: kind
@@ -41,25 +42,51 @@ _KINDS: dict[str, type] = {
 _FIELDS = {name: [field.name for field in fields(kind)] for name, kind in _KINDS.items()}
 
 
+def _marked(value: Any) -> Any:
+    """A value such that JSON gives the same back: it makes lists of tuples, and texts of a dict's keys."""
+    kind = type(value)
+    if kind is str or kind is float or kind is int:
+        return value
+    if kind is list:
+        return [_marked(one) for one in value]
+    if kind is tuple:
+        return {TUPLE: [_marked(one) for one in value]}
+    if isinstance(value, tuple):
+        return _pickled(value)
+    if isinstance(value, dict):
+        if all(type(key) is str for key in value) and PICKLED not in value and TUPLE not in value:
+            return {key: _marked(one) for key, one in value.items()}
+        return _pickled(value)
+    return value
+
+
+def _pickled(value: Any) -> dict[str, str]:
+    """A value that only Python can read."""
+    return {PICKLED: base64.b64encode(cloudpickle.dumps(value)).decode()}
+
+
 def _unknown(value: Any) -> Any:
     """What JSON cannot say: numbers of numpy and torch as numbers, the rest pickled."""
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "size", None) == 1:
         return item()
-    return {PICKLED: base64.b64encode(cloudpickle.dumps(value)).decode()}
+    return _pickled(value)
 
 
 def _known(node: dict[str, Any]) -> Any:
     """The reverse."""
     if PICKLED in node:
         return pickle.loads(base64.b64decode(node[PICKLED]))
+    if TUPLE in node:
+        return tuple(node[TUPLE])
     return node
 
 
 def encode(event: Event) -> bytes:
     """An event as a line."""
     name = type(event).__name__
-    return json.dumps([name, *(getattr(event, field) for field in _FIELDS[name])], default=_unknown).encode() + b"\n"
+    values = [_marked(getattr(event, field)) for field in _FIELDS[name]]
+    return json.dumps([name, *values], default=_unknown).encode() + b"\n"
 
 
 def decode(line: bytes) -> Event:
@@ -110,7 +137,7 @@ class Journal:
             for trial in experiment.trials.values()
         ]
         # A line for each trial; `indent` would be nicer, and ten times as slow (it is not written in C).
-        lines = ",\n".join(json.dumps(trial, default=repr) for trial in trials)
+        lines = ",\n".join(json.dumps(trial, default=repr, skipkeys=True) for trial in trials)
         head = json.dumps({"stopped": experiment.stopped, "exhausted": experiment.exhausted})[:-1]
         self.storage.write(STATE, f'{head}, "trials": [\n{lines}\n]}}\n'.encode())
         self.storage.flush()

@@ -86,6 +86,8 @@ class FailureConfig:
     report_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
+        if self.fail_fast not in (True, False, "raise"):
+            raise ValueError(f'FailureConfig: fail_fast must be True, False or "raise", not {self.fail_fast!r}')
         limit = self.report_timeout_s
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise ValueError(f"FailureConfig: report_timeout_s must be seconds above 0, or None, not {limit!r}")
@@ -107,6 +109,12 @@ class CheckpointConfig:
     checkpoint_score_order: str = "max"
     checkpoint_frequency: int = 0
     checkpoint_at_end: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_score_order not in ("min", "max"):
+            raise ValueError(
+                f'CheckpointConfig: checkpoint_score_order must be "min" or "max", not {self.checkpoint_score_order!r}'
+            )
 
 
 @dataclass(slots=True)
