@@ -9,7 +9,8 @@ import shoal
 from shoal import rl
 
 shoal.init(num_cpus=2, log_to_driver=False)
-folder = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory(prefix="shoal-example-")
+folder = Path(temporary.name)
 
 # Evolution strategies: no gradients, no torch; every direction is a task, a tree of actors sums them up.
 trainer = rl.EvolutionStrategies(rl.ESConfig("CartPole-v1", hidden=(16,), pairs=24, seed=1))
@@ -55,3 +56,4 @@ answers = shoal.get([server.act.remote(np.full((1, 4), number)) for number in ra
 print(int(answers[25][0, 0]), shoal.get(server.statistics.remote())["rows"])
 
 shoal.shutdown()
+temporary.cleanup()

@@ -10,7 +10,8 @@ import shoal
 from shoal import train
 
 shoal.init(num_cpus=4, log_to_driver=False)
-folder = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory(prefix="shoal-example-")
+folder = Path(temporary.name)
 x = np.linspace(-1, 1, 256, dtype=np.float32).reshape(-1, 1)
 
 
@@ -99,3 +100,4 @@ loops = [served_loop.remote(server, worker, 2, part, 3 * part - 1) for worker, p
 print("learned by each:", shoal.get(loops))
 
 shoal.shutdown()
+temporary.cleanup()

@@ -135,14 +135,30 @@ def test_numbers_that_are_none_are_failures_too(reward: float, seen: float, text
 
     with pytest.raises(EnvironmentFailed, match=rf"Nonsense \(seed 4\) raised in step, .*{text}"):
         Environments(Nonsense, 1, seed=4).step([1])
-    if reward == reward:
-        return
     config = ESConfig(Nonsense, hidden=())
     network = FlatNetwork(spaces_of(Nonsense), ())
     weights = network.initial(0)
     at = Generation(0, weights, np.zeros(2, np.float32), np.ones(2, np.float32))
     with pytest.raises(EnvironmentFailed, match=text):
         play(config, network, weights, at, [1], None)
+
+
+def test_the_last_observation_of_an_episode_that_was_cut_must_be_finite() -> None:
+    class Nonsense(Corridor):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return np.array([np.nan, 1.0], np.float32), 1.0, False, True, {}
+
+    with pytest.raises(EnvironmentFailed, match=r"step 1: .*not finite"):
+        Environments(Nonsense, 1, seed=4).step([1])
+
+
+def test_actions_have_the_shape_of_their_space() -> None:
+    class Square(Corridor):
+        action_space = gymnasium.spaces.Box(-1, 1, (2, 2), np.float32)
+
+    spaces = spaces_of(Square)
+    assert spaces.action(np.array([3, 0, 0, -3], np.float32)).tolist() == [[1, 0], [0, -1]]
+    assert spaces.action(np.zeros((5, 4), np.float32)).shape == (5, 2, 2)
 
 
 def test_environments_that_are_not_there_or_not_for_us() -> None:

@@ -94,6 +94,7 @@ def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[A
             lambda: collective.allreduce([1, 2]),
             lambda: collective.allreduce(np.ones(2), op="median"),
             lambda: collective.allreduce(np.ones((4, 4)).T),
+            lambda: collective.allreduce(np.ones(2, np.int64), op="mean"),
             lambda: collective.reducescatter([np.ones(1)]),
         ):
             try:
@@ -103,8 +104,16 @@ def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[A
         return texts
 
     (texts, *_) = on_all(shoal_shared, members, mistakes)
-    for text, part in zip(texts, ["not list", "median", "contiguous", "3 members"], strict=True):
+    for text, part in zip(texts, ["not list", "median", "contiguous", "mean of torch.int64", "3 members"], strict=True):
         assert part in text
+
+
+def test_a_process_that_may_not_join_keeps_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(collective._stores, "twice", object())
+    monkeypatch.setitem(collective._groups, "twice", collective.Group("twice", 0, 1, None, None))
+    with pytest.raises(ValueError, match="in a group 'twice' already"):
+        collective.join("twice", "127.0.0.1", 1, 0, 1, "gloo", 60)
+    assert "twice" not in collective._stores
 
 
 def test_the_death_of_a_member_is_an_error_of_the_others(shoal_shared: ModuleType, members: list[Any]) -> None:

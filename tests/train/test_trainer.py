@@ -164,6 +164,17 @@ def test_reports_that_not_all_workers_made_are_told(tmp_path: Path) -> None:
         assert trainer(tmp_path)._watch(gang)
 
 
+def test_metrics_of_numpy_and_torch_are_numbers_on_disk(tmp_path: Path) -> None:
+    one = trainer(tmp_path)
+    one._commit(_Gang([], None, 0, [[Report(0, {"a": np.float32(0.5), "b": torch.tensor(2), "c": Path("x")})]]))
+    assert json.loads((tmp_path / "runs" / "line" / "progress.jsonl").read_text()) == {
+        "a": 0.5,
+        "b": 2,
+        "c": "x",
+        "training_iteration": 1,
+    }
+
+
 def write_checkpoint(run: Path, number: int, step: int) -> None:
     """As a trainer leaves it."""
     folder = run / f"checkpoint_{number:06d}"

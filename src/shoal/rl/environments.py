@@ -58,10 +58,15 @@ class Spaces:
     #: bounds of continuous actions, shape (outputs,)
     low: Floats | None = None
     high: Floats | None = None
+    #: of a continuous action as the environment takes it; None: (outputs,)
+    shape: tuple[int, ...] | None = None
 
     def action(self, output: Any) -> Any:
-        """What the environment is given for a policy's continuous output: cut to its bounds."""
-        return output if self.low is None else np.clip(output, self.low, self.high)
+        """What the environment is given for a policy's continuous output, or a batch of them: cut to its bounds, in its shape."""
+        if self.low is None:
+            return output
+        cut = np.clip(output, self.low, self.high)
+        return cut if self.shape is None else cut.reshape(*cut.shape[:-1], *self.shape)
 
 
 def spaces_of(spec: EnvironmentSpec) -> Spaces:
@@ -93,6 +98,7 @@ def spaces_of(spec: EnvironmentSpec) -> Spaces:
             False,
             done.low.ravel().astype(np.float32),
             done.high.ravel().astype(np.float32),
+            done.shape,
         )
     raise EnvironmentFailed(f"{name_of(spec)} takes {done}; only Discrete and Box actions are supported: wrap it")
 
@@ -165,11 +171,16 @@ class Environments:
             if ended or cut:
                 step.episodes.append((self._returns[row], self._steps[row]))
                 if not ended:
+                    self._check_finite(row, observation)
                     step.last[row] = observation
                 observation = self._reset(row)
             observations[row] = observation
         if not np.isfinite(observations).all():
-            row = int(np.argmin(np.isfinite(observations).all(axis=1)))
-            raise self._failed(row, "step", ValueError(f"what is observed is not finite: {observations[row]}"))
+            for row, observation in enumerate(observations):
+                self._check_finite(row, observation)
         self.observations = observations
         return step
+
+    def _check_finite(self, row: int, observation: Floats) -> None:
+        if not np.isfinite(observation).all():
+            raise self._failed(row, "step", ValueError(f"what is observed is not finite: {observation}"))

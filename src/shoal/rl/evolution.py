@@ -144,6 +144,8 @@ def play(
         observation, _ = environment.reset(seed=number)
         while config.episode_steps is None or steps < config.episode_steps:
             observation = np.asarray(observation, np.float32).ravel()
+            if not np.isfinite(observation).all():
+                raise ValueError(f"what is observed is not finite: {observation}")
             if seen is not None:
                 seen.total += observation
                 seen.squares += np.square(observation, dtype=np.float64)

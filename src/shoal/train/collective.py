@@ -70,6 +70,7 @@ def join(name: str, host: str, port: int, rank: int, size: int, backend: str, ti
         ValueError: this process is in a group of that name.
         CollectiveError: the others did not come in time.
     """
+    store = _stores.pop(name, None)  # none may stay behind for a later group of that name
     if name in _groups:
         raise ValueError(
             f"this process is in a group {name!r} already: leave it first (`destroy_group`), or choose another name"
@@ -77,7 +78,8 @@ def join(name: str, host: str, port: int, rank: int, size: int, backend: str, ti
     distributed = _torch().distributed
     patience = timedelta(seconds=timeout_s)
     try:
-        store = _stores.pop(name, None) or distributed.TCPStore(host, port, None, False, patience)
+        if store is None or rank != 0:
+            store = distributed.TCPStore(host, port, None, False, patience)
         keys = distributed.PrefixStore(name, store)
         if backend == "nccl":
             options = distributed.ProcessGroupNCCL.Options()
@@ -176,11 +178,14 @@ def allreduce(value: Any, name: str = "default", *, op: str = "sum") -> Any:
 
     Raises:
         CollectiveError: a member is gone, or did not call in time.
+        TypeError: a mean of integers.
     """
     if op not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}, not {op!r}")
     torch, member = _torch(), group(name)
     tensor, result = _tensor(value, writable=True)
+    if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"a mean of {tensor.dtype} cannot be put in place: pass an array of floats, or take op='sum'")
     options = torch.distributed.AllreduceOptions()
     reduce = torch.distributed.ReduceOp
     options.reduceOp = {"product": reduce.PRODUCT, "min": reduce.MIN, "max": reduce.MAX}.get(op, reduce.SUM)

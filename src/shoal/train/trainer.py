@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import shoal
 from shoal.train.session import Report, TrainContext
 from shoal.train.worker import Placed, Start, TrainWorker
@@ -415,7 +417,7 @@ class TorchTrainer:
             gang.told += 1
             metrics = {**row[0].metrics, "training_iteration": len(self._history) + 1}
             self._history.append(metrics)
-            self._storage.append(PROGRESS, json.dumps(metrics, default=str).encode() + b"\n")
+            self._storage.append(PROGRESS, json.dumps(metrics, default=_plain).encode() + b"\n")
             path = next((one.checkpoint for one in row if one.checkpoint), "")
             if path:
                 self._seal(path)
@@ -474,6 +476,12 @@ class TorchTrainer:
 def _checkpoints_in(storage: Storage) -> list[str]:
     """The folders of checkpoints, whole or not, oldest first."""
     return [name for name in storage.names() if name.startswith("checkpoint_") and name[11:].isdigit()]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot say: numbers of numpy and torch as numbers, the rest as text."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and np.prod(np.shape(value)) == 1 else str(value)
 
 
 def _number_of(path: str) -> int:
