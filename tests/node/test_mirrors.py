@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.node.test_object_directory import stored
 
+from shoal.node.foreign_holds import ConfirmHolds
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
     Adopted,
@@ -198,3 +199,50 @@ def test_the_same_dead_heir_twice_is_the_end() -> None:
     node.tell(NodeDied(THERE, "killed"), HeirTold(X, THIRD))
     [answer] = node.tell(HeirTold(X, THIRD))
     assert type(answer.value) is Failed
+
+
+def reader_of_x(value: Any = b"small") -> tuple[Node, list[Any]]:
+    """A node that had read X, of which it was told nothing, before the home of X died."""
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE), ResolvedAbroad(THERE, X, value))
+    return node, [each for each in node.tell(NodeDied(THERE, "killed")) if type(each) is not ConfirmHolds]
+
+
+def test_who_has_read_a_small_value_can_be_its_heir() -> None:
+    node, asked = reader_of_x()
+    assert asked == [AskHeir(X, True)]
+    assert node.tell(ResolveAsked(B, [X], home=THERE)) == [SendResolved(B, X, b"small")], "it need not wait for that"
+    assert node.tell(HeirTold(X, HERE)) == []
+    assert node.tell(NodeHoldArrived(THIRD, 1, [X]))[-1] == SendNodeHeld(THIRD, 1)
+    assert node.tell(ResolveAsked(THIRD, [X])) == [SendResolved(THIRD, X, b"small")]
+    node.tell(Released(A, [X]), NodeReleaseArrived(THIRD, [(X, 1)]))
+    assert ForgetHeir(X) in node.settle()
+    assert node.directory.statistics()["objects"] == node.directory.statistics()["mirrors"] == 0
+
+
+def test_who_has_read_a_small_value_holds_it_at_another_heir() -> None:
+    node, _ = reader_of_x()
+    [hold] = node.tell(HeirTold(X, THIRD))
+    assert (hold.node, hold.oids) == (THIRD, [X])
+    assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, b"small")]
+    assert node.tell(NodeDied(THIRD, "killed")) == [AskHeir(X, True)], "and may be the next"
+    assert node.tell(HeirTold(X, HERE)) == []
+
+
+def test_a_small_value_that_is_let_go_and_held_again_while_its_heir_is_asked_for() -> None:
+    node, _ = reader_of_x()
+    node.tell(Released(A, [X]))
+    node.settle()
+    assert node.tell(Held(B, [X], home=THERE)) == [ConfirmHolds(B, 1)]
+    assert node.tell(ResolveAsked(B, [X], home=THERE)) == [], "it is asked for already"
+    assert node.tell(HeirTold(X, HERE)) == [SendResolved(B, X, b"small")]
+
+
+def test_what_was_read_and_let_go_needs_no_heir() -> None:
+    node, _ = reader_of_x()
+    node.tell(Released(A, [X]))
+    node.settle()
+    assert node.tell(HeirTold(X, HERE)) == [ForgetHeir(X)]
+    assert node.directory.statistics()["objects"] == node.directory.statistics()["mirrors"] == 0
+    _, asked = reader_of_x(Failed(b"its task raised"))
+    assert asked == [], "an error is known to who has read it"

@@ -14,6 +14,8 @@ that this needs, or its value if that is inline. Mirrors go with what they mirro
              HeirTold(another)                                 it is held and asked for there; he is dead too: asked once more
              an inherited object is freed                   -> ForgetHeir
 
+An inline value that a holder has read is as good as one that it was told: who gets the ref from there needs a home to ask.
+
 Of an object that is on several nodes (`copies`) holders know where.
 
 What it does not do: keep values that lie in a store: these are made anew. Nor inline values with refs inside.
@@ -145,8 +147,14 @@ class Mirrors:
 
     def ask_heir(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
         """Whether an object of a dead home may have an heir, who is asked for."""
-        if not self.inherits or row.abroad is None or row.value is not None:
+        if not self.inherits or row.abroad is None:
             return False
+        if row.value is not None:
+            if type(row.value) is not bytes or not row.rows:
+                return False
+            # It was read in time; but who gets the ref from here asks its home.
+            own = MirrorItem(oid, b"", [], b"", b"", row.value)
+            self.kept.setdefault(row.abroad.home, {})[oid] = own
         row.abroad.taken = row.abroad.number = 0
         row.abroad.asked = True  # nobody else is asked meanwhile
         if oid not in self._asking:
@@ -169,7 +177,8 @@ class Mirrors:
     def _inherit(self, event: HeirTold, effects: list[Effect]) -> None:
         directory, oid = self._directory, event.oid
         row = directory._objects.get(oid)
-        if row is None or row.abroad is None or row.value is not None or (not row.rows and row.waiters is None):
+        has_other = row is not None and row.value is not None and type(row.value) is not bytes
+        if row is None or row.abroad is None or has_other or (not row.rows and row.waiters is None):
             if event.home == directory._node_id and oid not in self._inherited:
                 effects.append(ForgetHeir(oid))  # nobody here wants it any more
             if row is not None and row.abroad is not None:
@@ -208,9 +217,10 @@ class Mirrors:
         succession = directory._succession
         kept = self.kept.get(former, {})
         item = kept.get(oid)
-        if item is not None and item.value is not None:
+        if row.value is None and item is not None:
             row.value = item.value
-            directory._answer_waiters(oid, row, item.value, effects)
+        if row.value is not None:
+            directory._answer_waiters(oid, row, row.value, effects)
             return
         todo = [oid]
         while todo:
