@@ -352,7 +352,11 @@ class ExactActor:
 
     def _write(self, daemon: Connection, message: RecordCall | StoreCheckpoint) -> None:
         """Tell the daemon. In a cluster what comes after waits until the GCS has it: the node may be lost. Caller holds the lock."""
-        daemon.send(message)
+        if self.host.incarnation > 1:
+            # The call that comes now may be what ended the former life. Noted only with its answer, it would be sent and would kill without end.
+            daemon.send_now(message)
+        else:
+            daemon.send(message)
         if self.in_cluster:
             self.reactor.await_confirmation()
 
