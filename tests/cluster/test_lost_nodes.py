@@ -78,6 +78,29 @@ def test_results_are_made_anew(two: tuple[Cluster, ClusterNode], tmp_path: Path)
     assert runs(path, "first") == runs(path, "second") == 2
 
 
+@shoal.remote(num_returns=5, resources={"gripper": 1})
+def many(path: str) -> Any:
+    note(path, "many")
+    return tuple(np.full(ITEM, number) for number in range(5))
+
+
+@shoal.remote(num_returns="streaming", resources={"gripper": 1})
+def stream(path: str) -> Any:
+    note(path, "stream")
+    for number in range(5):
+        yield np.full(ITEM, number)
+
+
+def test_what_is_lost_together_is_made_by_one_run(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    cluster, node = two
+    path = tmp_path / "runs"
+    refs = [*many.remote(str(path)), *stream.remote(str(path))]
+    shoal.wait(refs, num_returns=len(refs), timeout=SOON_S, fetch_local=False)
+    replace(cluster, node)
+    assert [value[0] for value in shoal.get(refs, timeout=SOON_S)] == [0, 1, 2, 3, 4] * 2
+    assert runs(path, "many") == runs(path, "stream") == 2
+
+
 def test_a_freed_input_is_made_anew_too(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
     cluster, node = two
     path = tmp_path / "runs"

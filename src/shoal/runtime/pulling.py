@@ -58,8 +58,8 @@ class Pulling:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        #: by object: where the copy lies, or why there is none (told once)
-        self.places: dict[bytes, Stored | Exception] = {}
+        #: by object: where the copy lies, or which place has none and why (told once; the object may lie elsewhere by then)
+        self.places: dict[bytes, Stored | tuple[Stored, Exception]] = {}
 
     def is_abroad(self, value: Any) -> bool:
         """Whether a value lies in another node's store."""
@@ -79,13 +79,16 @@ class Pulling:
         while True:
             place = self.places.get(stored.oid)
             store = runtime.store
-            if isinstance(place, Exception):
-                del self.places[stored.oid]
+            if isinstance(place, tuple):
+                self.places.pop(stored.oid, None)
+                failed, error = place
+                del place
                 try:
-                    raise place
+                    if _is_same(failed, stored):
+                        raise error
                 finally:
-                    del place  # its traceback refers to this frame, and to those that have the ref
-            if place is not None and store is not None:
+                    del error  # its traceback refers to this frame, and to those that have the ref
+            elif place is not None and store is not None:
                 try:
                     return store.read(place)
                 except StaleBlock:
@@ -106,6 +109,14 @@ class Pulling:
     def is_here(self, entry: ObjectEntry) -> bool:
         """Whether a known value can be read without pulling it, as far as this process knows."""
         return not self.is_abroad(entry.value) or entry.oid in self.places
+
+    def take_loss(self, value: Stored) -> str:
+        """Why this very place was found lost, if nobody was told of that yet; else empty. Caller holds the lock."""
+        told = self.places.get(value.oid)
+        if not isinstance(told, tuple) or type(told[1]) is not errors.ObjectLostError or not _is_same(told[0], value):
+            return ""
+        self.places.pop(value.oid, None)
+        return str(told[1])
 
     def _fetch(self, values: list[Stored], until: float | None, for_task: bool) -> bool:
         """Wait until each has its place, or the reason why not; False when the time is over."""
@@ -145,7 +156,9 @@ class Pulling:
         answer: Answer = answers[0]
         self.places.pop(value.oid, None)
         self.places[value.oid] = (
-            self._failed(value, answer.error) if answer.error else msgspec.convert(answer.body["stored"], Stored)
+            (value, self._failed(value, answer.error))
+            if answer.error
+            else msgspec.convert(answer.body["stored"], Stored)
         )
         while len(self.places) > PLACES_MAX:
             self.places.pop(next(iter(self.places)), None)
@@ -180,8 +193,8 @@ class Pulling:
             slot = runtime._answers.pop(number, None)
             if slot is not None and runtime.lost is None:
                 self._take(value, slot[1])
-                if entry is not None and type(self.places.get(value.oid)) is errors.ObjectLostError:
-                    reason = str(self.places.pop(value.oid))
+                reason = self.take_loss(value) if entry is not None else ""
+                if entry is not None and reason:
                     runtime.remaker.report_lost(entry, value, reason)
                     runtime.when_known(entry, known)
                     return
@@ -224,3 +237,8 @@ class Pulling:
         for value in (job.args, *(value for _, value in job.deps or ())):
             if daemon is not None and self.is_abroad(value) and value.oid not in self.places:
                 daemon.send(Pull(0, value, True, True))
+
+
+def _is_same(one: Stored, other: Stored) -> bool:
+    """Whether two places of an object are one."""
+    return (one.node, one.generation) == (other.node, other.generation)

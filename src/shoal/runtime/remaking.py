@@ -271,9 +271,20 @@ class Remaker:
         for inner in live.values():
             self._use(run, inner, inner.oid in direct, nested=inner.oid not in direct)
         for other in list(record.entries.values()):
-            if other.oid not in run.wanted and type(other.value) is Stored:
+            if other.oid not in run.wanted and type(other.value) is Stored and not self._lost_too(run, other):
                 self._check(run, other)
         self._checked(run, b"")
+
+    def _lost_too(self, run: Rerun, other: ObjectEntry) -> bool:
+        """Another result of the task, of which a pull has told already that it is lost, is made by this run as well."""
+        shared, place = other.shared, other.value
+        assert type(place) is Stored, "only what is stored can be lost"
+        owned = (shared is None or shared.owned) and other.oid not in self.runtime.closures.putters
+        if not owned or not self.runtime.pulling.take_loss(place):
+            return False
+        self.runtime.objects.displace(other)
+        run.wanted[other.oid] = other
+        return True
 
     def _checked(self, run: Rerun, oid: bytes) -> None:
         if oid not in run.checking:
@@ -420,11 +431,16 @@ class Remaker:
         self._tell_not_made(run, value)
         if run.puts_later:
             self.run_for_others(record, [], run.puts_later, run.reason, True)
+        if run.later:
+            self._soon(lambda: self._request_later(run))
+        self.runtime.lineage.drop_idle(record)
+
+    def _request_later(self, run: Rerun) -> None:
+        """What was lost since it was pushed is made by one run: a step of its own, so that none is pushed before all are asked for."""
         for oid, reason in run.later.items():
-            entry = record.entries.get(oid)
+            entry = run.record.entries.get(oid)
             if entry is not None and entry.value is None:
                 self.request(entry, reason)
-        self.runtime.lineage.drop_idle(record)
 
     def _tell_not_made(self, run: Rerun, value: Value | Many) -> None:
         """What the task should have put and has not, it never will."""
