@@ -421,6 +421,7 @@ def test_a_callback_that_raises_ends_neither_the_reader_nor_the_wait(
 
 def test_a_fork_made_by_the_user_is_inert(echo: Echo, reactor: Reactor) -> None:
     """The child may not use the session, and drops its refs in peace; the parent goes on."""
+    former = core.current_or_none()  # a session that other tests share
     runtime = core.Runtime("driver", b"0123456789abcdef")
     core.set_current(runtime)
     try:
@@ -441,7 +442,7 @@ def test_a_fork_made_by_the_user_is_inert(echo: Echo, reactor: Reactor) -> None:
         assert core.current() is runtime
         assert reactor.wait(echo.ask(0.0), perf_counter() + LONG_S)
     finally:
-        core.set_current(None)
+        core.set_current(former)
         runtime.close()
 
 
