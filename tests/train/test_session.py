@@ -46,6 +46,33 @@ def test_wrong_settings() -> None:
         train.TorchTrainer(42)
 
 
+def test_a_loader_is_divided_with_all_it_was_made_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    data = torch.utils.data
+    dataset = data.TensorDataset(torch.arange(8))
+    made_with = {"batch_size": 2, "num_workers": 1, "persistent_workers": True, "worker_init_fn": print, "timeout": 7}
+    given = data.DataLoader(dataset, shuffle=True, generator=torch.Generator(), **made_with)
+    epochs = []
+    for rank in range(2):
+        monkeypatch.setattr("shoal.train.session.running", session_of(tmp_path, rank))
+        loader = train.prepare_data_loader(given)
+        assert {name: getattr(loader, name) for name in made_with} == made_with
+        assert loader.generator is given.generator and train.prepare_data_loader(loader) is loader
+        epochs.append([list(loader.sampler) for _ in range(2)])
+        loader.sampler.set_epoch(0)
+        assert list(loader.sampler) == epochs[-1][0]
+    for first, second in zip(*epochs, strict=True):
+        assert sorted(first + second) == list(range(8))
+    assert epochs[0][0] != epochs[0][1], "each epoch has an order of its own"
+    plain = train.prepare_data_loader(data.DataLoader(dataset, batch_size=2))
+    assert [list(plain.sampler) for _ in range(2)] == [[1, 3, 5, 7]] * 2
+    weighted = data.WeightedRandomSampler([1.0] * 8, 8)
+    batches = data.BatchSampler(data.SequentialSampler(dataset), 2, False)
+    for own in ({"sampler": weighted}, {"batch_sampler": batches}):
+        with pytest.raises(ValueError, match="a sampler of your own"):
+            train.prepare_data_loader(data.DataLoader(dataset, **own))
+
+
 def session_of(storage: Path, rank: int = 0) -> Session:
     return Session(TrainContext(rank, 2, rank, 2, 0, "run", 0), None, Storage(str(storage)), 3, {})
 

@@ -98,7 +98,7 @@ def test_a_worker_that_dies_costs_what_was_after_the_checkpoint(
     wanted = plain.fit().metrics["loss"]
     (tmp_path / "b").mkdir()
     result = trainer(tmp_path / "b", failures=1, die_at={4: str(tmp_path / "died")}).fit()
-    assert result.restarts == 1 and result.metrics["step"] == 7
+    assert result.restarts == 1 and [row["step"] for row in result.history] == list(range(8))
     assert abs(result.metrics["loss"] - wanted) < 1e-5, "the same weights as without the death"
     assert "training 'line' goes on from checkpoint_00000" in capsys.readouterr().err
 
@@ -172,6 +172,7 @@ def test_metrics_of_numpy_and_torch_are_numbers_on_disk(tmp_path: Path) -> None:
         "b": 2,
         "c": "x",
         "training_iteration": 1,
+        "checkpoint_dir_name": None,
     }
 
 
@@ -196,13 +197,17 @@ def test_a_run_is_gone_on_with_from_the_newest_checkpoint_that_is_whole(
     write_checkpoint(run, 7, step=4)
     truncate(run, 7)
     (run / "checkpoint_000008").mkdir()  # its driver was killed before this one was whole
-    (run / "progress.jsonl").write_text('{"step": 3}\n{"step": 4}\n{"st')
+    (run / "progress.jsonl").write_text(
+        '{"step": 3, "checkpoint_dir_name": "checkpoint_000006"}\n'
+        '{"step": 4, "checkpoint_dir_name": "checkpoint_000007"}\n{"st'
+    )
     settings = {"train_loop_config": {"folder": str(tmp_path), "steps": 7}, "datasets": line()}
     with pytest.warns(UserWarning, match=r"checkpoint_000007: the file state.pt has \d+ of \d+ bytes.*the one before"):
         again = train.TorchTrainer.restore(str(run), fit_line, **settings)
     assert not (run / "checkpoint_000008").exists()
     result = again.fit()
-    assert [row["step"] for row in result.history] == [3, 4, 4, 5, 6]
+    assert [row["step"] for row in result.history] == [3, 4, 5, 6], "step 4 was reported twice, and counts once"
+    assert [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()] == result.history
     assert result.path == str(run) and result.checkpoint is not None and result.checkpoint.path.endswith("000010")
 
 

@@ -254,6 +254,17 @@ def test_stop_rules_remember_what_a_replay_tells_them() -> None:
     assert again.handle(reported(one, 4)) == [Release(one.trial_id)]
 
 
+def test_stop_rules_hear_of_last_results_too() -> None:
+    machine = make(samples=3, stop=tune.TimeoutStopper(0))
+    assert machine.rules.stop is not None
+    machine.handle(reported(begin(machine), 1, finished=True))
+    assert machine.rules.stop.stop_all()
+    machine.rules.stop = tune.stoppers.stopper_of({"never": 1})  # what it lacks no longer matters
+    one = begin(machine)
+    machine.handle(reported(one, 1, finished=True))
+    assert one.status == TERMINATED
+
+
 SCHEDULERS = {
     "asha": lambda: tune.ASHAScheduler(max_t=9, reduction_factor=3),
     "hyperband": lambda: tune.HyperBandScheduler(max_t=9, reduction_factor=3),

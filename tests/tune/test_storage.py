@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from shoal import tune
+from shoal.tune import context as trial_context
 from shoal.tune import experiment as events
 from shoal.tune.checkpoint import MANIFEST, check_complete, reported_files, store_checkpoint
 from shoal.tune.experiment import Experiment, Rules
 from shoal.tune.journal import Journal
 from shoal.tune.progress import ProgressReporter
+from shoal.tune.runner import Assignment, Runner
 from shoal.tune.storage import PART_BYTES, Storage
 
 
@@ -45,6 +47,11 @@ def test_files_streams_and_folders(storage, tmp_path, monkeypatch) -> None:
     last.append("j", b"5\n")
     last.flush()
     assert last.read_lines("j")[-1] == b"5"
+    last.append("j", b"6\n")
+    last.cut("j", 3)
+    last.append("j", b"7\n")
+    last.flush()
+    assert Storage(storage.location).read_lines("j") == [b"0", b"1", b"2", b"3", b"7"]
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "deep" / "x").write_text("xx")
@@ -81,6 +88,15 @@ def test_stoppers() -> None:
     assert answers == [False, False, False, True]
     both = tune.CombinedStopper(tune.MaximumIterationStopper(2), tune.TimeoutStopper(0))
     assert not both("t", {"training_iteration": 1}) and both("t", {"training_iteration": 2}) and both.stop_all()
+
+
+def test_a_time_limit_counts_what_passed_before_a_restore() -> None:
+    short, long = tune.TimeoutStopper(55), tune.TimeoutStopper(1000)
+    both = tune.CombinedStopper(tune.stoppers.stopper_of(lambda trial_id, result: result["absent"]), short, long)
+    for moment, step_s in ((1000, 30), (1040, 40), (1045, 20), (9000, 10)):  # nobody ran it between 1045 and 8990
+        both.replay("t", {"timestamp": moment, "time_this_iter_s": step_s})
+    assert short._spent_s == long._spent_s == 40 + 5 + 10
+    assert both.stop_all() and short.stop_all() and not long.stop_all()
 
 
 def test_table_and_journal_through_fsspec(tmp_path) -> None:
@@ -177,3 +193,35 @@ def test_a_damaged_experiment_says_what_is_damaged(tmp_path) -> None:
     storage.write("tuner.pkl", b"torn")
     with pytest.raises(ValueError, match=r"tuner\.pkl cannot be read: it is damaged"):
         tune.Tuner.restore(str(tmp_path), lambda config: None)
+
+
+@pytest.mark.parametrize("place", ["step", "load_checkpoint"])
+def test_an_object_whose_code_raised_is_cleaned_up_and_not_used_again(place, tmp_path, monkeypatch) -> None:
+    class Raises(tune.Trainable):
+        ended = 0
+
+        def step(self):
+            return {"score": 1 / (place != "step")}
+
+        def save_checkpoint(self, folder):
+            Path(folder, "state").touch()
+
+        def load_checkpoint(self, folder):
+            raise ZeroDivisionError
+
+        def reset_config(self, config):
+            return True
+
+        def cleanup(self):
+            Raises.ended += 1
+            raise OSError("not heard")
+
+    monkeypatch.setattr(trial_context, "context", None)
+    runner = Runner(Raises, {}, str(tmp_path))
+    kept = Path(tmp_path, "kept")
+    kept.mkdir()
+    (kept / "state").touch()
+    store_checkpoint(str(kept), runner._storage, "t/c0")
+    with pytest.raises(ZeroDivisionError):
+        runner.run(Assignment("t", "t", "e", "t", {}, {}, restore_path="t/c0" if place != "step" else None))
+    assert Raises.ended == 1 and runner._object is None

@@ -19,6 +19,11 @@ from shoal.tune.storage import Storage
 
 #: reports that a loop may be ahead of the trainer
 REPORTS_AHEAD_MAX = 8
+#: what a DataLoader is made with, and knows (some only in newer versions of torch)
+_LOADER_OPTIONS = (
+    "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
+    "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
+)  # fmt: skip
 
 
 class LoopStopped(BaseException):
@@ -207,25 +212,43 @@ def prepare_model(model: Any) -> Any:
 
 
 def prepare_data_loader(loader: Any) -> Any:
-    """A loader over this worker's part of the dataset, shuffled if the given one is."""
+    """A loader over this worker's part of the dataset, shuffled if the given one is, and differently in each epoch.
+
+    What the given one was made with stays (workers, their functions, memory, collation). An epoch is one pass over the loader, counted from 0 in each
+    process; after a restart `loader.sampler.set_epoch(first)` says with which one to go on.
+
+    Raises:
+        ValueError: rows come from a sampler of the user's, or one after the other: there is no telling whose they are.
+    """
     session = _session("prepare_data_loader")
     if session.context.world_size == 1:
         return loader
-    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+    from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-    sampler: Any = DistributedSampler(
+    if isinstance(loader.sampler, DistributedSampler):
+        return loader
+    rows = loader.sampler
+    shuffled = type(rows) is RandomSampler and not rows.replacement and rows.num_samples == len(loader.dataset)
+    own_batches = loader.batch_sampler is not None and loader.batch_size is None
+    in_order = type(rows) is SequentialSampler and not isinstance(loader.dataset, IterableDataset)
+    if own_batches or not (shuffled or in_order):
+        raise ValueError(
+            "prepare_data_loader divides datasets that have a length and are read in order or shuffled; for an IterableDataset or a sampler "
+            "of your own, let the dataset or the sampler take this worker's part (train.get_context() says which worker this is)"
+        )
+
+    class EachEpochDifferent(DistributedSampler[Any]):
+        def __iter__(self) -> Any:
+            rows = super().__iter__()  # drawn here and now
+            self.epoch += 1
+            return rows
+
+    sampler = EachEpochDifferent(
         loader.dataset,
         session.context.world_size,
         session.context.rank,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        shuffle=shuffled,
         drop_last=loader.drop_last,
     )
-    return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        drop_last=loader.drop_last,
-    )
+    kept = {name: getattr(loader, name) for name in _LOADER_OPTIONS if hasattr(loader, name)}
+    return DataLoader(loader.dataset, sampler=sampler, **kept)

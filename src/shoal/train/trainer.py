@@ -10,6 +10,7 @@ Design: the trainer runs in the driver; workers are actors, in a placement group
 when all workers have made the report it came with; then its manifest is written. When a worker dies the others hang in a collective call: all are
 ended and a new gang begins where the checkpoint was. With `min_workers` the gang may be smaller than wished, and is made larger when nodes have
 joined, at the next checkpoint. If it then turns out not to be larger (its strategy wants the room elsewhere), it looks for room ever more seldom.
+Rows of the history say which checkpoint came with them, so a gang that begins again from one cuts off what was reported after it.
 
 What it does not do: split a model over workers; watch a loop that neither reports nor ends (`RunConfig.report_timeout_s` does).
 """
@@ -38,6 +39,7 @@ GROW_LOOK_S = 2.0  #: how often a gang that is too small looks for room
 GROW_LOOK_MAX_S = 600.0  #: and how seldom, when gangs that were ended to grow did not
 GROW_PLACE_S = 0.5  #: for the room to be shown
 PROGRESS = "progress.jsonl"
+CHECKPOINT = "checkpoint_dir_name"  #: in a row of the history: the checkpoint that came with it, or None
 
 
 class TrainingFailedError(RuntimeError):
@@ -415,11 +417,12 @@ class TorchTrainer:
         while all(gang.reports):
             row = [reports.pop(0) for reports in gang.reports]
             gang.told += 1
-            metrics = {**row[0].metrics, "training_iteration": len(self._history) + 1}
+            path = next((one.checkpoint for one in row if one.checkpoint), "")
+            metrics = {**row[0].metrics, "training_iteration": len(self._history) + 1, CHECKPOINT: path or None}
             self._history.append(metrics)
             self._storage.append(PROGRESS, json.dumps(metrics, default=_plain).encode() + b"\n")
-            path = next((one.checkpoint for one in row if one.checkpoint), "")
             if path:
+                self._storage.flush(PROGRESS)
                 self._seal(path)
                 whole = True
         return whole
@@ -459,7 +462,20 @@ class TorchTrainer:
         for path in _checkpoints_in(self._storage):
             if _number_of(path) >= self._next_checkpoint:
                 self._storage.remove(path)
+        self._cut_history()
         return self._checkpoint.path if self._checkpoint is not None else ""
+
+    def _cut_history(self) -> None:
+        """Forget what was reported after the checkpoint to begin from: it will be reported again."""
+        newest = self._kept[-1] if self._kept else None
+        keep = len(self._history)
+        while keep and (newest is None or self._history[keep - 1].get(CHECKPOINT) != newest):
+            keep -= 1
+        if keep == 0 and newest is not None:  # of a checkpoint that no row names nothing is known
+            return
+        if cut := len(self._history) - keep:
+            del self._history[keep:]
+            self._storage.cut(PROGRESS, cut)
 
     def _end(self, gang: _Gang) -> None:
         for worker in gang.workers:

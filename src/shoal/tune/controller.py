@@ -104,6 +104,9 @@ class Controller:
             while True:
                 if deadline is not None and time.monotonic() >= deadline:
                     self._apply(events.ExperimentStopped(f"the time budget of {plan.time_budget_s} s is over"))
+                stop_all = self.experiment.rules.stop_all
+                if self.experiment.stopped is None and stop_all is not None and stop_all():
+                    self._apply(events.ExperimentStopped("a stopper ended the experiment"))
                 if self.experiment.stopped is not None:
                     break
                 lacking = self._fill()
@@ -119,9 +122,6 @@ class Controller:
                     time.sleep(pause)
                 else:  # nothing runs and nothing can be started
                     break
-                stop_all = self.experiment.rules.stop_all
-                if self.experiment.stopped is None and stop_all is not None and stop_all():
-                    self._apply(events.ExperimentStopped("a stopper ended the experiment"))
                 self._attend()
         finally:
             self._close()

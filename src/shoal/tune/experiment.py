@@ -153,6 +153,8 @@ class Rules:
     fail_fast: bool = False
     stop: StopRule | None = None
     stop_all: Callable[[], bool] | None = None
+    #: hears in place of `stop` of results from before a restore
+    replay_stop: Callable[[str, dict[str, Any]], object] | None = None
 
 
 class Experiment:
@@ -270,11 +272,17 @@ class Experiment:
         )
         if event.decision is not None:  # a replay
             decision = _decision_from(event.decision)
-            if self.rules.stop is not None and not event.finished:
+            replay = self.rules.replay_stop or self.rules.stop
+            if replay is not None:
                 # Stop rules count; what this one says now no longer matters.
                 with contextlib.suppress(Exception):
+                    replay(event.trial_id, event.result)
+        elif event.finished:
+            decision = Stop()
+            if self.rules.stop is not None:
+                with contextlib.suppress(Exception):  # the same: it has ended
                     self.rules.stop(event.trial_id, event.result)
-        elif event.finished or (self.rules.stop is not None and self.rules.stop(event.trial_id, event.result)):
+        elif self.rules.stop is not None and self.rules.stop(event.trial_id, event.result):
             decision = Stop()
         event.decision = _decision_record(decision)
         if isinstance(decision, Stop):

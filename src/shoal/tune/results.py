@@ -162,9 +162,8 @@ class ResultGrid:
             if best is None or value > best[0]:
                 best = (value, one)
         if best is None:
-            raise RuntimeError(
-                f"no trial has reported a finite {name!r} ({self!r}); first error: {next(iter(self.errors), None)}"
-            )
+            failed = next((f"; first error: {error}" for error in self.errors), "")
+            raise RuntimeError(f"no trial has reported a finite {name!r} ({self!r}){failed}")
         return best[1]
 
     def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> Any:

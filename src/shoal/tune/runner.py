@@ -7,6 +7,7 @@ Starting the next trial costs one actor call.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -192,7 +193,18 @@ class Runner:
         self._object.iteration = assignment.iteration
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                self._object.load_from(folder)
+                try:
+                    self._object.load_from(folder)
+                except BaseException:
+                    self._give_up()
+                    raise
+
+    def _give_up(self) -> None:
+        """An object whose code has raised: whatever state it is in, no other trial shall get it. What its cleanup raises is no news then."""
+        one, self._object = self._object, None
+        if one is not None:
+            with contextlib.suppress(Exception):
+                one.cleanup()
 
     def _step(self) -> Outcome:
         """One step of the object, and its checkpoint if one is due."""
@@ -202,7 +214,7 @@ class Runner:
         try:
             metrics = one.step()
         except BaseException:
-            self._object = None  # whatever state it is in, no other trial shall get it
+            self._give_up()
             raise
         if not isinstance(metrics, dict):
             raise TypeError(f"{type(one).__name__}.step returns a dict of metrics, not {type(metrics).__name__}")

@@ -78,6 +78,9 @@ class TrialScheduler:
         if self.needs_metric and (self.metric is None or self.mode is None):
             raise ValueError(f"{type(self).__name__} needs metric and mode: TuneConfig(metric='accuracy', mode='max')")
 
+    def check_space(self, space: dict[str, Any]) -> None:
+        """Called once with the search space: ValueError if this scheduler cannot do with it what it was told to."""
+
     def score(self, result: dict[str, Any]) -> float:
         """The metric, larger is better; what is not a number is the worst."""
         value = float(result[self.metric])  # type: ignore[index]
@@ -311,6 +314,10 @@ class PopulationBasedTraining(TrialScheduler):
         self._last: dict[str, float] = {}  #: trial id -> time of its last perturbation
         self._scores: dict[str, float] = {}  #: trial id -> score at its last perturbation
 
+    def check_space(self, space: dict[str, Any]) -> None:
+        """See `TrialScheduler`."""
+        _check_names(self.mutations, space, "")
+
     def checkpoint_frequency(self) -> int:
         """See `TrialScheduler`."""
         return max(1, int(self.interval)) if self.time_attr == "training_iteration" else 1
@@ -377,3 +384,16 @@ class PopulationBasedTraining(TrialScheduler):
             return self._dice.choice(choices)
         position = choices.index(value) + self._dice.choice((-1, 1))
         return choices[min(max(position, 0), len(choices) - 1)]
+
+
+def _check_names(mutations: dict[str, Any], space: dict[str, Any], where: str) -> None:
+    """ValueError for what shall be changed and is not in the space."""
+    for name, choices in mutations.items():
+        if name not in space:
+            has = ", ".join(f"{where}{known}" for known in space)
+            raise ValueError(
+                f"hyperparam_mutations changes {where + name!r}, which param_space does not have: it has {has}. "
+                "A name that trials shall get later needs a first value there"
+            )
+        if isinstance(choices, dict) and isinstance(space[name], dict):
+            _check_names(choices, space[name], f"{where}{name}/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections import deque
@@ -14,6 +15,10 @@ class Stopper:
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether the trial ends."""
         raise NotImplementedError
+
+    def replay(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hear of a result from before the experiment was restored, in the order of those days; what it meant then is known."""
+        self(trial_id, result)
 
     def stop_all(self) -> bool:
         """Whether the experiment ends."""
@@ -50,20 +55,37 @@ class TrialPlateauStopper(Stopper):
 
 
 class TimeoutStopper(Stopper):
-    """The experiment ends `timeout` seconds after its first result."""
+    """The experiment ends `timeout` seconds after its first result.
+
+    When it was restored, the time in which its trials ran before counts; not the time in which nobody ran it.
+    """
 
     def __init__(self, timeout: float) -> None:
         self.timeout_s = timeout
         self._end: float | None = None
+        self._spent_s = 0.0  #: before the experiment was restored
+        self._until = 0.0  #: moments up to this one are in `_spent_s`
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """See `Stopper`."""
-        if self._end is None:
-            self._end = time.monotonic() + self.timeout_s
+        self._begin()
         return False
+
+    def _begin(self) -> None:
+        if self._end is None:
+            self._end = time.monotonic() + self.timeout_s - self._spent_s
+
+    def replay(self, trial_id: str, result: dict[str, Any]) -> None:
+        """See `Stopper`."""
+        moment = float(result["timestamp"])
+        if self._until:  # the first result is where time begins
+            self._spent_s += max(0.0, moment - max(self._until, moment - result["time_this_iter_s"]))
+        self._until = max(self._until, moment)
 
     def stop_all(self) -> bool:
         """See `Stopper`."""
+        if self._until:  # it was restored: its time has begun
+            self._begin()
         return self._end is not None and time.monotonic() >= self._end
 
 
@@ -77,6 +99,12 @@ class CombinedStopper(Stopper):
         """See `Stopper`."""
         answers = [one(trial_id, result) for one in self.stoppers]  # all are asked: they count
         return any(answers)
+
+    def replay(self, trial_id: str, result: dict[str, Any]) -> None:
+        """See `Stopper`."""
+        for one in self.stoppers:
+            with contextlib.suppress(Exception):
+                one.replay(trial_id, result)
 
     def stop_all(self) -> bool:
         """See `Stopper`."""

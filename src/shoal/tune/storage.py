@@ -99,6 +99,19 @@ class Storage:
             del self._pending[name]
             self._tails[name] = (part, content) if len(content) < PART_BYTES else (part + 1, b"")
 
+    def cut(self, path: str, count: int) -> None:
+        """Take the last `count` lines of a stream away. Killed in the middle of it: on an object store some may still be there."""
+        self.flush(path)
+        lines = self.read_lines(path)
+        content = b"".join(line + b"\n" for line in lines[: max(0, len(lines) - count)])
+        if self.is_local:
+            self.write(path, content)
+            return
+        self._tails.pop(path, None)
+        for part in reversed(self._part_names(path)[1:]):
+            self._fs.rm_file(part)
+        self.write(f"{path}.{0:06d}", content)
+
     def _part_names(self, path: str) -> list[str]:
         """The parts of a stream, in order."""
         folder, name = posixpath.split(self._inner(path))

@@ -269,6 +269,8 @@ class Tuner:
         searcher.set_search_properties(tune.metric, tune.mode, self._space, tune.num_samples)
         scheduler: TrialScheduler = cloudpickle.loads(cloudpickle.dumps(tune.scheduler)) or FIFOScheduler()
         scheduler.set_search_properties(tune.metric, tune.mode)
+        if self._space:  # some searchers have a space of their own
+            scheduler.check_space(self._space)
         stopper = stopper_of(self._run.stop)
         rules = Rules(
             metric=tune.metric,
@@ -277,6 +279,7 @@ class Tuner:
             fail_fast=bool(failure.fail_fast),
             stop=stopper,
             stop_all=stopper.stop_all if stopper is not None else None,
+            replay_stop=stopper.replay if stopper is not None else None,
         )
         return Experiment(searcher, scheduler, rules, self._identity)
 
