@@ -238,6 +238,8 @@ def prepare_data_loader(loader: Any) -> Any:
         )
 
     class EachEpochDifferent(DistributedSampler[Any]):
+        """Counts its passes over the rows as epochs."""
+
         def __iter__(self) -> Any:
             rows = super().__iter__()  # drawn here and now
             self.epoch += 1
