@@ -36,7 +36,12 @@ class Corridor(gymnasium.Env[Any, Any]):
 
 
 class Raising(Corridor):
-    """Raises in its third step."""
+    """Raises in its third step: it begins at the far end, so no episode is over before."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._at = 0
+        return self._seen(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._steps == 2:

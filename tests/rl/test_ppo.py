@@ -100,6 +100,17 @@ def test_server_answers_many_callers_with_few_calls(shoal_shared: ModuleType) ->
     assert told["rows"] == 300 and told["calls"] < 300
 
 
+def test_server_survives_requests_that_are_none(shoal_shared: ModuleType) -> None:
+    server = rl.PolicyServer.remote(lambda: lambda states: states.sum(axis=1))
+    refs = [server.act.remote(np.full((2, 3 if number % 10 else 4), number)) for number in range(100)]
+    for nothing in (None, np.float32(3), "states"):
+        with pytest.raises(ValueError, match="one row each"):
+            shoal_shared.get(server.act.remote(nothing))
+    assert [answer[0] for answer in shoal_shared.get(refs)] == [
+        number * (3 if number % 10 else 4) for number in range(100)
+    ]
+
+
 def test_server_passes_on_what_the_model_raises(shoal_shared: ModuleType) -> None:
     def make_model():  # noqa: ANN202
         def model(states):  # noqa: ANN001, ANN202

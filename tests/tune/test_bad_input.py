@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 
@@ -101,6 +102,13 @@ def test_parameters_that_do_not_fit_are_told() -> None:
         tune.CheckpointConfig(checkpoint_score_order="maximum")
     with pytest.raises(ValueError, match="report_timeout_s must be seconds above 0"):
         tune.FailureConfig(report_timeout_s=0)
+    for wrong in ({"num_samples": 2.5}, {"num_samples": 0}, {"max_concurrent_trials": -1}, {"time_budget_s": -1}):
+        with pytest.raises(ValueError, match=f"TuneConfig: {next(iter(wrong))} must be"):
+            tune.TuneConfig(**wrong)
+    with pytest.raises(ValueError, match="num_to_keep must be at least 1"):
+        tune.CheckpointConfig(num_to_keep=0)
+    with pytest.raises(TypeError, match="a bound is a number, not '0'"):
+        tune.uniform("0", "1")
 
 
 def test_a_search_that_is_refused_does_not_use_up_its_name(tmp_path) -> None:
@@ -114,6 +122,29 @@ def test_a_search_that_is_refused_does_not_use_up_its_name(tmp_path) -> None:
             run_config=run,
         ).get_results()
     assert list(tmp_path.iterdir()) == []
+
+
+class CannotBegin(tune.Callback):
+    def setup(self, storage, **info):
+        raise ImportError("no such package")
+
+
+def test_what_fails_before_the_first_trial_does_not_use_up_the_name(shoal_shared, tmp_path) -> None:
+    lock = threading.Lock()
+
+    def cannot_be_sent(config):
+        with lock:
+            return {"loss": 0}
+
+    for trainable, callbacks, error in ((objective, [CannotBegin()], ImportError), (cannot_be_sent, [], TypeError)):
+        with pytest.raises(error):
+            named(tmp_path, trainable, callbacks).fit()
+    assert named(tmp_path, objective, []).fit().num_terminated == 1
+
+
+def named(folder, trainable, callbacks) -> tune.Tuner:
+    run = tune.RunConfig(name="mine", storage_path=str(folder), verbose=0, callbacks=callbacks)
+    return tune.Tuner(trainable, run_config=run)
 
 
 def grid() -> ResultGrid:

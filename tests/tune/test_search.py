@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.tune import kill_driver
 
@@ -493,3 +495,36 @@ def test_two_trials_share_a_gpu(tmp_path, shoal_start) -> None:
     grid = search(trainable, {"folder": str(tmp_path / "here")}, tmp_path, num_samples=2).fit()
     assert [one.metrics["gpu"] for one in grid] == ["0", "0"], grid.errors
     assert max(one.metrics["waited"] for one in grid) < 60
+
+
+def test_nested_metrics_have_their_paths(tmp_path) -> None:
+    def nested(config):
+        for step in range(6):
+            tune.report({"eval": {"loss": config["x"] + step, "deep": {"step": np.float32(step)}}})
+
+    run = {"stop": {"eval/deep/step": 2}}
+    grid = search(nested, {"x": tune.grid_search([5, 4])}, tmp_path, run=run, metric="eval/loss").fit()
+    best = grid.get_best_result()
+    assert best.config == {"x": 4} and len(best.metrics_dataframe) == 3
+    assert best.metrics["eval"] == {"loss": 6, "deep": {"step": 2.0}} and best.metrics["eval/loss"] == 6
+
+
+def test_a_function_says_that_it_is_done(tmp_path) -> None:
+    def ends_at_its_second(config):
+        for step in range(5):
+            tune.report({"loss": step, "done": step == 1})
+
+    grid = search(ends_at_its_second, {"x": tune.grid_search([1, 2])}, tmp_path).fit()
+    assert [len(one.metrics_dataframe) for one in grid] == [2, 2] and grid.num_terminated == 2
+
+
+def test_a_score_that_is_no_number_is_the_worst(tmp_path) -> None:
+    def scored(config):
+        for score in (1.0, 9.0, math.nan, 2.0, 3.0, 4.0):
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "score").write_text(str(score))
+                tune.report({"loss": score}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    kept = tune.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="loss", checkpoint_score_order="max")
+    grid = search(scored, {"x": 1}, tmp_path, run={"checkpoint_config": kept}).fit()
+    assert [row["loss"] for _, row in grid[0].best_checkpoints] == [9.0, 4.0]

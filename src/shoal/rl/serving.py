@@ -4,6 +4,7 @@ Purpose: what the paper's section 5.2.2 (table 3) compares with a REST server: s
 
 Design: an asyncio actor. Requests that arrive while the model computes wait together and are answered by its next call; nothing waits for a batch to
 fill, so a lone caller pays for no batching. The model is any callable from an array (rows, ...) to an array (rows, ...), made in the actor's process.
+States of one call of the model have one shape and one type: a request of another kind ends the batch, so it harms none but itself.
 
 What it does not do: HTTP (callers are tasks and actors); several copies: make several servers.
 """
@@ -11,6 +12,7 @@ What it does not do: HTTP (callers are tasks and actors); several copies: make s
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,11 @@ import numpy as np
 import shoal
 
 Model = Callable[[np.ndarray], np.ndarray]
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both can be part of one array of states."""
+    return one.shape[1:] == other.shape[1:] and one.dtype == other.dtype
 
 
 @shoal.remote(num_cpus=0)
@@ -35,7 +42,7 @@ class PolicyServer:
             raise ValueError(f"rows_max must be at least 1, not {rows_max}")
         self._model = make_model()
         self._rows_max = rows_max
-        self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
+        self._waiting: collections.deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = collections.deque()
         self._runs = False
         self._calls = self._rows = 0
 
@@ -44,8 +51,13 @@ class PolicyServer:
 
         Raises:
             whatever the model raises for the batch in which they were.
-            ValueError: the model did not answer one row a state.
+            ValueError: these are no rows, or the model did not answer one row a state.
         """
+        states = np.asarray(states)
+        if states.ndim == 0 or states.dtype.hasobject:
+            raise ValueError(
+                f"states have one row each, an array of shape (states, ...) of numbers; this is {states!r}"
+            )
         answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         self._waiting.append((states, answer))
         if not self._runs:
@@ -55,10 +67,10 @@ class PolicyServer:
 
     def _serve(self) -> None:
         """One call of the model, for all that wait and fit."""
-        batch = [self._waiting.pop(0)]
-        rows = len(batch[0][0])
-        while self._waiting and rows + len(self._waiting[0][0]) <= self._rows_max:
-            batch.append(self._waiting.pop(0))
+        batch = [self._waiting.popleft()]
+        first, rows = batch[0][0], len(batch[0][0])
+        while self._waiting and rows + len(self._waiting[0][0]) <= self._rows_max and alike(first, self._waiting[0][0]):
+            batch.append(self._waiting.popleft())
             rows += len(batch[-1][0])
         self._answer(batch, rows)
         self._runs = bool(self._waiting)

@@ -12,6 +12,7 @@ What it does not do: decide anything about trials (`experiment`, `schedulers`).
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 import traceback
@@ -94,12 +95,15 @@ class Controller:
         self._next_snapshot = self._next_count = 0.0
         self._said = ""
 
+    def set_up(self) -> None:
+        """Before the first trial: callbacks get their place, and may raise if they cannot work."""
+        for callback in self.callbacks:
+            callback.setup(self.storage)
+
     def run(self) -> None:
         """Until every trial has ended, or time is over."""
         plan = self.plan
         deadline = None if plan.time_budget_s is None else time.monotonic() + plan.time_budget_s
-        for callback in self.callbacks:
-            callback.setup(self.storage)
         try:
             while True:
                 if deadline is not None and time.monotonic() >= deadline:
@@ -481,16 +485,22 @@ class Controller:
                     file=sys.stderr,
                 )
 
+    def _worth(self, score: Any) -> float:
+        """A checkpoint's score, larger is better; none, or what is not a number, is the worst."""
+        if not isinstance(score, (int, float)) or math.isnan(score):
+            return -math.inf
+        return score if self.plan.score_order == "max" else -score
+
     def _prune(self, trial: Trial) -> None:
         """Delete checkpoints beyond `num_to_keep`, but never the newest, nor one that a trial is to start from."""
         keep = self.plan.num_to_keep
         if keep is None or len(trial.checkpoints) <= keep:
             return
-        name, sign = self.plan.score_attribute, 1 if self.plan.score_order == "max" else -1
+        name = self.plan.score_attribute
         wanted = {one.restore_from.path for one in self.experiment.unfinished() if one.restore_from}
         candidates = [one for one in trial.checkpoints[:-1] if one.path not in wanted]
         if name is not None:
-            candidates.sort(key=lambda one: sign * one.result.get(name, float("-inf") * sign))
+            candidates.sort(key=lambda one: self._worth(one.result.get(name)))
         for record in candidates[: len(trial.checkpoints) - keep]:
             self._apply(events.CheckpointDeleted(trial.trial_id, record.path))
             self.journal.commit()

@@ -277,7 +277,7 @@ class Experiment:
                 # Stop rules count; what this one says now no longer matters.
                 with contextlib.suppress(Exception):
                     replay(event.trial_id, event.result)
-        elif event.finished:
+        elif event.finished or event.result.get("done") is True:  # a function may say it, too
             decision = Stop()
             if self.rules.stop is not None:
                 with contextlib.suppress(Exception):  # the same: it has ended

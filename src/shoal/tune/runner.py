@@ -22,6 +22,7 @@ import shoal
 from shoal.tune import context as trial_context
 from shoal.tune.checkpoint import Checkpoint, check_complete, reported_files, store_checkpoint
 from shoal.tune.context import FunctionSession, TrialContext, TrialStopped
+from shoal.tune.space import flattened
 from shoal.tune.storage import Storage
 from shoal.tune.trainable import Trainable
 
@@ -263,7 +264,7 @@ class Runner:
         return {
             "done": False,
             "training_iteration": assignment.iteration + self._steps,
-            **{name: _plain(value) for name, value in metrics.items()},
+            **_named(metrics),
             "trial_id": assignment.trial_id,
             "time_this_iter_s": step_s,
             "time_total_s": assignment.time_total_s + self._elapsed,
@@ -274,8 +275,17 @@ class Runner:
         }
 
 
+def _named(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics, plain; those of nested dicts also by their path: `{"eval": {"loss": 1}}` has "eval/loss" for metric, stop rules and schedulers."""
+    plain = {name: _plain(value) for name, value in metrics.items()}
+    nested = {name: value for name, value in metrics.items() if isinstance(value, dict)}
+    return {**{name: _plain(value) for name, value in flattened(nested).items()}, **plain}
+
+
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's."""
+    """Numbers of numpy and torch as Python's, in nested dicts too."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,9 @@ class Domain:
 
 def _check_range(name: str, low: float, high: float, log: bool, step: float | None) -> None:
     """Bounds that make sense, or a ValueError that says why not."""
+    for bound in (low, high):
+        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+            raise TypeError(f"tune.{name}: a bound is a number, not {bound!r}")
     if not low < high:
         raise ValueError(f"tune.{name}({low}, {high}): the lower bound must be below the upper one")
     if log and low <= 0:

@@ -175,8 +175,10 @@ class Storage:
             Path(target).write_bytes(self._fs.cat_file(found))
 
     def remove(self, path: str) -> None:
-        """Remove a folder, if it is there."""
+        """Remove a folder or a file, if it is there."""
         if self.is_local:
+            if os.path.isfile(self._inner(path)):
+                os.unlink(self._inner(path))
             shutil.rmtree(self._inner(path), ignore_errors=True)
         elif self._fs.exists(self._inner(path)):
             self._fs.rm(self._inner(path), recursive=True)

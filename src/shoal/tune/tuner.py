@@ -66,8 +66,16 @@ class TuneConfig:
             raise TypeError(
                 f"TuneConfig: scheduler must be a tune.TrialScheduler such as ASHAScheduler(), not {self.scheduler!r}"
             )
-        if self.num_samples < 1 and self.num_samples != -1:
-            raise ValueError(f"TuneConfig: num_samples must be at least 1, or -1 for no end, not {self.num_samples}")
+        if type(self.num_samples) is not int or (self.num_samples < 1 and self.num_samples != -1):
+            raise ValueError(
+                f"TuneConfig: num_samples must be a whole number from 1, or -1 for no end, not {self.num_samples!r}"
+            )
+        if self.max_concurrent_trials is not None and not self.max_concurrent_trials >= 0:
+            raise ValueError(
+                f"TuneConfig: max_concurrent_trials must be at least 1, or None or 0 for no limit, not {self.max_concurrent_trials!r}"
+            )
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise ValueError(f"TuneConfig: time_budget_s must be seconds above 0, or None, not {self.time_budget_s!r}")
 
 
 @dataclass(slots=True)
@@ -111,6 +119,10 @@ class CheckpointConfig:
     checkpoint_at_end: bool = False
 
     def __post_init__(self) -> None:
+        if self.num_to_keep is not None and not self.num_to_keep >= 1:
+            raise ValueError(
+                f"CheckpointConfig: num_to_keep must be at least 1, or None for all, not {self.num_to_keep!r}"
+            )
         if self.checkpoint_score_order not in ("min", "max"):
             raise ValueError(
                 f'CheckpointConfig: checkpoint_score_order must be "min" or "max", not {self.checkpoint_score_order!r}'
@@ -216,14 +228,23 @@ class Tuner:
         if not shoal.is_initialized():
             shoal.init()
         experiment = self._experiment()  # before the folder: what is wrong with the search does not use up its name
+        fresh = self._storage is None
         storage = self._open()
         if self._restored:
             self._revive(experiment, storage)
-        self._restored = True  # a second `fit` goes on with the first one's experiment
         callbacks: list[Callback] = [JsonLoggerCallback(), CSVLoggerCallback(), *self._run.callbacks]
         reporter = ProgressReporter(self._run.verbose)
         try:
-            Controller(experiment, storage, self._plan(storage), callbacks, reporter).run()
+            controller = Controller(experiment, storage, self._plan(storage), callbacks, reporter)
+            controller.set_up()
+        except BaseException:
+            if fresh:  # nothing was tried yet: a trainable that cannot be sent or a callback that cannot begin uses up no name either
+                storage.remove(DEFINITION)
+                self._storage = None
+            raise
+        self._restored = True  # a second `fit` goes on with the first one's experiment
+        try:
+            controller.run()
         except KeyboardInterrupt:
             print(f"interrupted; Tuner.restore({storage.location!r}, trainable).fit() goes on with it", file=sys.stderr)
             raise
