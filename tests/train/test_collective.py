@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -108,6 +109,30 @@ def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[A
         assert part in text
 
 
+def test_members_that_do_not_do_the_same_hear_it_at_once(shoal_shared: ModuleType, members: list[Any]) -> None:
+    def differ(rank: int, size: int) -> list[str]:
+        texts = []
+        shared = collective.group().shared
+        for collective.group().shared in (shared, None):  # the same through gloo
+            for call in (
+                lambda: collective.allreduce(np.ones(2 + rank // 2)),
+                lambda: collective.allreduce(np.ones(2, [np.float32, np.float64][rank // 2])),
+                lambda: [collective.barrier, collective.barrier, lambda: collective.allgather(np.ones(1))][rank](),
+            ):
+                try:
+                    call()
+                except ValueError as error:
+                    texts.append(str(error))
+        collective.group().shared = shared
+        assert collective.allreduce(np.ones(300_000))[-1] == size, "the group is whole"
+        return texts
+
+    for texts in on_all(shoal_shared, members, differ):
+        assert len(texts) == 6 and texts[:3] == texts[3:]
+        assert "member 1: allreduce (sum) of float64 (2,); member 2: allreduce (sum) of float64 (3,)" in texts[0]
+        assert "float32" in texts[1] and "member 1: barrier; member 2: allgather" in texts[2]
+
+
 def test_a_process_that_may_not_join_keeps_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(collective._stores, "twice", object())
     monkeypatch.setitem(collective._groups, "twice", collective.Group("twice", 0, 1, None, None))
@@ -117,9 +142,18 @@ def test_a_process_that_may_not_join_keeps_no_store(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_death_of_a_member_is_an_error_of_the_others(shoal_shared: ModuleType, members: list[Any]) -> None:
-    shoal_shared.kill(members[2])
-    refs = [member.run.remote(lambda rank, size: collective.allreduce(np.ones(10))) for member in members[:2]]
-    for ref in refs:
+    def reduce(rank: int, size: int) -> None:
+        from shoal.train import one_node
+
+        if rank == 2:  # in the middle of it
+            one_node.UFUNCS["sum"] = lambda *values, out: os._exit(1)
+        collective.allreduce(np.ones(300_000))
+
+    refs = [member.run.remote(reduce) for member in members]
+    with pytest.raises(shoal_shared.exceptions.ActorError):
+        shoal_shared.get(refs[2], timeout=70)
+    refs += [member.run.remote(lambda rank, size: collective.barrier()) for member in members[:2]]
+    for ref in refs[:2] + refs[3:]:
         with pytest.raises(train.CollectiveError, match="a new group"):
             shoal_shared.get(ref, timeout=70)
     # Those that live make a new one.

@@ -4,8 +4,9 @@
     def step(self): allreduce(self.gradient)   # in a method of each actor; numpy arrays and torch tensors, in place
 
 Design: torch.distributed does the work (gloo; nccl for CUDA tensors): its process groups are made directly, so that a process may be in several, by
-name. Who is where is told through a key-value store of torch's in the process of rank 0. Every call is bounded by the group's `timeout_s`: when a
-member dies, the others get `CollectiveError`, not a hang.
+name; an allreduce among members of one node goes through memory that they share (`one_node`). Who is where is told through a key-value store
+of torch's in the process of rank 0. Every call is bounded by the group's `timeout_s`: when a member dies, the others get `CollectiveError`, not
+a hang. Before they begin, members compare what they were called with (not with nccl): arrays that do not fit are an error of all at once.
 
 What it does not do: replace dead members: make a new group. Gloo's connections between the members are not authenticated: they bind to the
 address that Shoal's nodes have, and belong into a network that you trust.
@@ -13,13 +14,16 @@ address that Shoal's nodes have, and belong into a network that you trust.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import zlib
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 import shoal
+from shoal.train.one_node import TEXT_BYTES, Shared, fits, open_shared
 
 TIMEOUT_S = 60.0
 OPERATIONS = ("sum", "product", "min", "max", "mean")
@@ -32,10 +36,12 @@ class CollectiveError(RuntimeError):
 class Group:
     """This process's membership. Made by `join`."""
 
-    def __init__(self, name: str, rank: int, size: int, store: Any, process_group: Any) -> None:
+    def __init__(self, name: str, rank: int, size: int, store: Any, process_group: Any, compares: bool = False) -> None:
         self.name, self.rank, self.size = name, rank, size
         self.store = store  #: kept: the process group needs it as long as it lives
         self.process_group = process_group
+        self.compares = compares  #: members tell each other what they were called with
+        self.shared: Shared | None = None  #: if all members are on one node
 
 
 _groups: dict[str, Group] = {}
@@ -90,9 +96,12 @@ def join(name: str, host: str, port: int, rank: int, size: int, backend: str, ti
             options._timeout = patience
             options._devices = [distributed.ProcessGroupGloo.create_device(hostname=shoal.util.get_node_ip_address())]
             group = distributed.ProcessGroupGloo(keys, rank, size, options)
+        member = Group(name, rank, size, store, group, compares=backend != "nccl" and size > 1)
+        if member.compares:
+            member.shared = open_shared(keys, rank, size, timeout_s)
     except RuntimeError as error:
         raise CollectiveError(f"group {name!r}: member {rank} of {size} could not join: {error}") from error
-    _groups[name] = Group(name, rank, size, store, group)
+    _groups[name] = member
 
 
 def leave(name: str = "default") -> None:
@@ -100,6 +109,8 @@ def leave(name: str = "default") -> None:
     group = _groups.pop(name, None)
     if group is not None:
         group.process_group.shutdown()
+        if group.shared is not None:
+            group.shared.close()
 
 
 def create_group(
@@ -178,6 +189,7 @@ def allreduce(value: Any, name: str = "default", *, op: str = "sum") -> Any:
 
     Raises:
         CollectiveError: a member is gone, or did not call in time.
+        ValueError: members called different collectives, or with arrays of other shapes or types; at once, and in all of them.
         TypeError: a mean of integers.
     """
     if op not in OPERATIONS:
@@ -186,10 +198,16 @@ def allreduce(value: Any, name: str = "default", *, op: str = "sum") -> Any:
     tensor, result = _tensor(value, writable=True)
     if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
         raise TypeError(f"a mean of {tensor.dtype} cannot be put in place: pass an array of floats, or take op='sum'")
-    options = torch.distributed.AllreduceOptions()
-    reduce = torch.distributed.ReduceOp
-    options.reduceOp = {"product": reduce.PRODUCT, "min": reduce.MIN, "max": reduce.MAX}.get(op, reduce.SUM)
-    _wait(member, "allreduce", lambda: member.process_group.allreduce([tensor], options))
+    _agree(member, f"allreduce ({op})", tensor)
+    array = _array(tensor) if member.shared is not None else None
+    if member.shared is not None and array is not None and fits(array):
+        with _failing(member, "allreduce"):
+            member.shared.allreduce(array, op)
+    else:
+        options = torch.distributed.AllreduceOptions()
+        reduce = torch.distributed.ReduceOp
+        options.reduceOp = {"product": reduce.PRODUCT, "min": reduce.MIN, "max": reduce.MAX}.get(op, reduce.SUM)
+        _wait(member, "allreduce", lambda: member.process_group.allreduce([tensor], options))
     if op == "mean":
         tensor /= member.size
     return result
@@ -199,6 +217,7 @@ def broadcast(value: Any, source: int = 0, name: str = "default") -> Any:
     """Replace `value` everywhere by that of member `source`, in place; returned as well. See `allreduce`."""
     torch, member = _torch(), group(name)
     tensor, result = _tensor(value, writable=True)
+    _agree(member, f"broadcast from {source}", tensor)
     options = torch.distributed.BroadcastOptions()
     options.rootRank, options.rootTensor = source, 0
     _wait(member, "broadcast", lambda: member.process_group.broadcast([tensor], options))
@@ -209,6 +228,7 @@ def allgather(value: Any, name: str = "default") -> list[Any]:
     """The values of all members, by rank. See `allreduce`."""
     torch, member = _torch(), group(name)
     tensor, _ = _tensor(value, writable=False)
+    _agree(member, "allgather", tensor)
     found = [torch.empty_like(tensor) for _ in range(member.size)]
     _wait(member, "allgather", lambda: member.process_group.allgather([found], [tensor]))
     return [one.numpy() for one in found] if isinstance(value, np.ndarray) else found
@@ -220,6 +240,7 @@ def reducescatter(values: Sequence[Any], name: str = "default") -> Any:
     if len(values) != member.size:
         raise ValueError(f"reducescatter takes one value for each of the {member.size} members, not {len(values)}")
     tensors = [_tensor(value, writable=False)[0] for value in values]
+    _agree(member, "reducescatter", *tensors)
     found = torch.empty_like(tensors[member.rank])
     _wait(member, "reducescatter", lambda: member.process_group.reduce_scatter([found], [tensors]))
     return found.numpy() if isinstance(values[0], np.ndarray) else found
@@ -228,7 +249,10 @@ def reducescatter(values: Sequence[Any], name: str = "default") -> Any:
 def barrier(name: str = "default") -> None:
     """Return when all members have called it."""
     member = group(name)
-    _wait(member, "barrier", lambda: member.process_group.barrier())
+    if member.compares:  # who has heard of all knows that they are there
+        _agree(member, "barrier")
+    else:
+        _wait(member, "barrier", lambda: member.process_group.barrier())
 
 
 def _tensor(value: Any, writable: bool) -> tuple[Any, Any]:
@@ -254,10 +278,52 @@ def _tensor(value: Any, writable: bool) -> tuple[Any, Any]:
     raise TypeError(f"collectives take numpy arrays and torch tensors, not {type(value).__name__}")
 
 
-def _wait(member: Group, what: str, begin: Any) -> None:
+def _array(tensor: Any) -> Any:
+    """A tensor's memory as an array; None where numpy has no such type (bfloat16)."""
     try:
+        return tensor.numpy()
+    except (TypeError, RuntimeError):
+        return None
+
+
+def _agree(member: Group, what: str, *tensors: Any) -> None:
+    """Hear what all members are about to do.
+
+    Raises:
+        ValueError: not all the same.
+    """
+    if not member.compares:
+        return
+    text = " ".join([what, *(f"of {str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}" for each in tensors)])
+    own = text.encode()
+    if len(own) > TEXT_BYTES:
+        own = own[: TEXT_BYTES - 20] + f"... {zlib.crc32(own):x}".encode()
+    own = own.ljust(TEXT_BYTES)
+    if member.shared is not None:
+        with _failing(member, what):
+            said = member.shared.agree(own)
+    else:
+        torch = _torch()
+        found = [torch.empty(TEXT_BYTES, dtype=torch.uint8) for _ in range(member.size)]
+        mine = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        _wait(member, what, lambda: member.process_group.allgather([found], [mine]))
+        said = [one.numpy().tobytes() for one in found]
+    if any(one != own for one in said):
+        calls = "; ".join(f"member {other}: {one.decode().strip()}" for other, one in enumerate(said))
+        raise ValueError(f"the members of group {member.name!r} do not do the same: {calls}")
+
+
+def _wait(member: Group, what: str, begin: Any) -> None:
+    with _failing(member, what):
         begin().wait()
-    except RuntimeError as error:
+
+
+@contextlib.contextmanager
+def _failing(member: Group, what: str) -> Iterator[None]:
+    """What torch or the shared memory raises, with what it means."""
+    try:
+        yield
+    except RuntimeError as error:  # MemberGone is one
         reason = str(error).partition(". This is typically")[0]
         raise CollectiveError(
             f"{what} in group {member.name!r} (member {member.rank} of {member.size}) failed: {reason}. "
