@@ -8,7 +8,7 @@ RAY_VENV ?= .venv-ray
 STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo test chaos lint format bench bench-quick venv clean
+.PHONY: help demo test chaos lint format bench bench-quick bench-learning venv clean
 
 help:
 	@echo "make demo         evolution strategies on CartPole: one page of user code"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"
 	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
+	@echo "make bench-learning  figures of learning, training, search and the compared systems, into docs/benchmarks.md (35 minutes at most)"
 	@echo "make bench-quick  the same, ours and the stdlib pools only, shorter"
 
 $(STAMP): pyproject.toml
@@ -63,6 +64,14 @@ $(RAY_VENV)/.installed:
 bench: $(STAMP) $(RAY_VENV)/.installed
 	$(BIN)/python benchmarks/engine.py --ray $(RAY_VENV)/bin/python --json out/engine.jsonl; \
 	$(BIN)/python benchmarks/report.py out/engine.jsonl
+
+bench-learning: $(STAMP) $(RAY_VENV)/.tune
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rl,tune,train,mujoco]'
+	$(BIN)/python benchmarks/learning.py --ray $(RAY_VENV)/bin/python --write
+
+$(RAY_VENV)/.tune: $(RAY_VENV)/.installed
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[tune]==2.60.*'
+	@touch $@
 
 bench-quick: $(STAMP)
 	$(BIN)/python benchmarks/engine.py --quick --no-dask --json out/engine.jsonl

@@ -120,11 +120,12 @@ def draw(rows: list[tuple[int, int]], path: str) -> None:
     seconds = [number * BUCKET_S for number in range(len(rows))]
     axes.bar(seconds, [new for new, _ in rows], 0.9, align="edge", label="tasks")
     axes.bar(seconds, [again for _, again in rows], 0.9, [new for new, _ in rows], align="edge", label="re-executed")
+    top = 1.1 * max(new + again for new, again in rows)
     for at_s, what in EVENTS:
         axes.axvline(at_s, color="black", linewidth=0.8, linestyle="--")
-        axes.text(at_s, axes.get_ylim()[1], f"a node {what}", fontsize=8, ha="center", va="bottom")
-    axes.set(xlabel="seconds", ylabel="tasks a second")
-    axes.legend(loc="lower right", fontsize=8)
+        axes.text(at_s, top, f"a node {what}", fontsize=8, ha="center", va="bottom")
+    axes.set(xlabel="seconds", ylabel="tasks a second", ylim=(0, top))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 

@@ -1,12 +1,17 @@
-"""Draws the curves of shoal.rl and shoal.train in docs/benchmarks.md.
+"""Draws the pictures of shoal.rl and shoal.train, and puts lines that were measured into docs/benchmarks.md.
 
-python docs/write_rl.py rows.jsonl ...     lines that benchmarks/rl_learning.py, evolution.py, rl_simulation.py and training.py printed
+python docs/write_rl.py out/learning/*.jsonl [--write] [--pictures FOLDER]
+
+The files are those of benchmarks/learning.py. `--write` replaces, for each file NAME.jsonl, what stands in the page between `<!-- NAME -->` and
+`<!-- end -->`; a file without such a block is only drawn.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +20,23 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-PICTURES = Path(__file__).parent / "pictures"
+DOCS = Path(__file__).parent
+PAGE = DOCS / "benchmarks.md"
 NAMES = {"ppo": "PPO", "evolution": "evolution strategies"}
 Rows = list[dict[str, Any]]
 
 
-def rows_of(paths: list[str]) -> dict[str, Rows]:
-    """The rows by benchmark."""
-    found: dict[str, Rows] = {}
-    for path in paths:
-        for line in Path(path).read_text().splitlines():
-            row = json.loads(line)
-            found.setdefault(row["benchmark"], []).append(row)
-    return found
+def rows_of(path: Path) -> Rows:
+    """The rows of a file; what else was printed among them is passed over."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
 
 
-def learning(rows: Rows) -> None:
+def learning(rows: Rows, folder: Path) -> None:
     """One picture: a field for each environment and algorithm, a curve for each seed."""
     fields = list(dict.fromkeys((row["algorithm"], row["environment"]) for row in rows))
+    if len(fields) < 4:
+        print("learning: no picture with fewer than four environments and algorithms")
+        return
     columns = min(3, len(fields))
     lines = -(-len(fields) // columns)
     figure, grid = pyplot.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
@@ -49,10 +53,10 @@ def learning(rows: Rows) -> None:
         axes.set(title=f"{field[1]}, {NAMES[field[0]]}", xlabel="thousand steps", ylabel="return")
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
-    save(figure, "rl_learning")
+    save(figure, folder / "rl_learning.png")
 
 
-def scaling(rows: Rows) -> None:
+def scaling(rows: Rows, folder: Path) -> None:
     """Work per second of evolution strategies over workers."""
     figure, axes = pyplot.subplots(figsize=(5.4, 3.4))
     workers = [row["workers"] for row in rows]
@@ -61,10 +65,10 @@ def scaling(rows: Rows) -> None:
     axes.set(xlabel="workers", ylabel="seconds of episodes a second", xlim=(0, None), ylim=(0, None))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    save(figure, "rl_scaling")
+    save(figure, folder / "rl_scaling.png")
 
 
-def simulation(rows: Rows) -> None:
+def simulation(rows: Rows, folder: Path) -> None:
     """Asynchronous tasks beside MPI."""
     figure, axes = pyplot.subplots(figsize=(5.4, 3.2))
     places = range(len(rows))
@@ -74,10 +78,10 @@ def simulation(rows: Rows) -> None:
     axes.set_xticks(list(places), [f"episodes a round, or a task: {row['episodes_a_round']}" for row in rows])
     axes.set(ylabel="thousand steps a second", ylim=(0, 1.35 * max(row["shoal_steps_s"] for row in rows) / 1e3))
     axes.legend(fontsize=8, ncols=2, loc="upper center")
-    save(figure, "rl_simulation")
+    save(figure, folder / "rl_simulation.png")
 
 
-def training(rows: Rows) -> None:
+def training(rows: Rows, folder: Path) -> None:
     """Images per second, and allreduce."""
     parts = {row["part"]: row for row in rows}
     if parts.keys() != {"images", "allreduce"}:
@@ -99,14 +103,60 @@ def training(rows: Rows) -> None:
     right.set_xticks(range(len(sizes)), [size.removesuffix("_ms").replace("_", " ") for size in sizes])
     right.set(ylabel="allreduce among 4 (ms)", ylim=(2, 4_000))
     right.legend(fontsize=8)
-    save(figure, "training")
+    save(figure, folder / "training.png")
 
 
-def save(figure: Any, name: str) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write a picture."""
     figure.tight_layout()
-    PICTURES.mkdir(exist_ok=True)
-    figure.savefig(PICTURES / f"{name}.png", dpi=80)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def short(value: Any) -> Any:
+    """A row without what only the pictures need, its numbers with four digits."""
+    if isinstance(value, dict):
+        return {name: short(one) for name, one in value.items() if name != "curve"}
+    if isinstance(value, float):
+        return round(value) if abs(value) >= 1000 else float(f"{value:.4g}")
+    return value
+
+
+def table(row: dict[str, Any]) -> str:
+    """Images a second, and the shares of either torchrun."""
+    names = list(row["images_s"])
+    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", "|---" * (len(names) + 1) + "|"]
+    for title, key in (
+        ("images a second", "images_s"),
+        ("of torchrun", "of_torchrun"),
+        ("of torchrun that keeps memory", "of_torchrun_kept_memory"),
+    ):
+        cells = [f"{row[key][name]:,}" if key == "images_s" else f"{row[key][name]:.2f}" for name in names]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def block(path: Path, rows: Rows) -> str:
+    """What the page shows of a file."""
+    moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    loads = [row["load"] for row in rows if "load" in row]
+    beside = f", load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    shown = "\n\n".join(table(row) for row in rows if "images_s" in row)
+    if not shown:
+        shown = "```json\n" + "\n".join(json.dumps(short(row)) for row in rows) + "\n```"
+    return f"Measured {moment}{beside}:\n\n{shown}"
+
+
+def write(page: Path, path: Path, rows: Rows) -> None:
+    """Replace the block of a file."""
+    text, begin = page.read_text(), f"<!-- {path.stem} -->"
+    if begin not in text:
+        print(f"{path.stem}: {page.name} has no block of that name")
+        return
+    pattern = re.escape(begin) + r".*?<!-- end -->"
+    new = f"{begin}\n{block(path, rows)}\n<!-- end -->"
+    page.write_text(re.sub(pattern, lambda _: new, text, count=1, flags=re.DOTALL))
 
 
 DRAWN = {"rl_learning": learning, "evolution": scaling, "rl_simulation": simulation, "training": training}
@@ -114,9 +164,21 @@ DRAWN = {"rl_learning": learning, "evolution": scaling, "rl_simulation": simulat
 
 def main() -> None:
     """Draw what there are rows for; those of other benchmarks are passed over."""
-    for benchmark, rows in rows_of(sys.argv[1:]).items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--write", action="store_true", help="put the lines into docs/benchmarks.md")
+    parser.add_argument("--pictures", type=Path, default=DOCS / "pictures", help="the folder to draw to")
+    options = parser.parse_args()
+    found: dict[str, Rows] = {}
+    for path in options.files:
+        rows = rows_of(path)
+        for row in rows:
+            found.setdefault(row.get("benchmark", ""), []).append(row)
+        if options.write and rows:
+            write(PAGE, path, rows)
+    for benchmark, rows in found.items():
         if benchmark in DRAWN:
-            DRAWN[benchmark](rows)
+            DRAWN[benchmark](rows, options.pictures)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,3 +38,34 @@ def test_evolution_counts_the_work_of_its_episodes(shoal_shared: ModuleType) -> 
 def test_asynchronous_simulation_counts_its_steps(shoal_shared: ModuleType) -> None:
     steps_s, driver = load("rl_simulation").with_shoal(0.2, 2, 1)
     assert steps_s > 0 and driver >= 0
+
+
+def test_every_part_of_the_long_run_has_its_place_on_the_page(tmp_path: Path) -> None:
+    sys.path.insert(0, str(FOLDER))
+    parts = {part.name for part in load("learning").PARTS}
+    page = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    assert set(re.findall(r"<!-- (\w+) -->", page)) - {"end"} == parts - {"systems"}, "systems has pages of its own"
+    for name in parts - {"systems"}:
+        assert page.count(f"<!-- {name} -->") == 1
+    assert page.count("<!-- end -->") == len(parts) - 1
+
+
+def test_lines_that_were_measured_come_into_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("write_rl", FOLDER.parent / "docs" / "write_rl.py")
+    assert spec is not None and spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    page, lines = tmp_path / "page.md", tmp_path / "images.jsonl"
+    page.write_text("a\n<!-- images -->\nold\n<!-- end -->\nb\n<!-- other -->\nold\n<!-- end -->\n")
+    ways = {"torchrun": 12_000.0, "parameter_server": 13_000}
+    shares = {"torchrun": 1.0, "parameter_server": 1.083}
+    row = {"images_s": ways, "of_torchrun": shares, "of_torchrun_kept_memory": shares, "load": 0.5}
+    lines.write_text("a progress bar\n" + json.dumps(row) + "\n")
+    writer.write(page, lines, writer.rows_of(lines))
+    text = page.read_text()
+    assert "| of torchrun | 1.00 | 1.08 |" in text and "load 0.5 to 0.5" in text and text.count("old") == 1
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"curve": [[1, 2]], "seconds": 1.23456, "steps_s": 12345.6}))
+    writer.write(page, other, writer.rows_of(other))
+    assert '{"seconds": 1.235, "steps_s": 12346}' in page.read_text() and "old" not in page.read_text()
