@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import shoal
+from shoal.runtime import core
 from shoal.testing import Cluster, ClusterNode
 
 StartCluster = Callable[..., Cluster]
@@ -34,6 +35,18 @@ class Place:
 
     def pid(self) -> int:
         return os.getpid()
+
+
+@shoal.remote
+def ask(actor: Any) -> int:
+    """The actor's number, or 0."""
+    return int(shoal.get(actor.count.remote())) if actor is not None else 0
+
+
+@shoal.remote
+def made_elsewhere() -> Any:
+    """An actor on another node that the driver has not met."""
+    return Place.options(num_cpus=0, resources={"out": 1}).remote()
 
 
 @pytest.fixture
@@ -136,3 +149,27 @@ def test_a_join_is_seen_everywhere_soon(start_cluster: StartCluster) -> None:
     begun = time.monotonic()
     cluster.wait_for_nodes()
     assert time.monotonic() - begun < SOON_S  # benchmarks/cluster.py measures it: this test's own questions take longer
+
+
+def test_an_actor_on_a_frozen_node_holds_up_its_own_calls_alone(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=2)
+    node = cluster.add_node(num_cpus=1, resources={"out": 1})
+    cluster.connect(log_to_driver=False)
+    actor = shoal.get(made_elsewhere.remote(), timeout=SOON_S)
+    assert shoal.get(ask.remote(actor), timeout=SOON_S) == 1  # it lives; this process has not dialled it
+    dials = core.current().submitter.dialler.dials
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        call = actor.count.remote()
+        wait_for(lambda: dials)
+        done = 0
+        while dials and done < 5:  # was a dial waited for under the lock, it would be over before the second of them
+            shoal.get(ask.remote(None), timeout=SOON_S)
+            done += 1
+        assert done == 5
+        with pytest.raises(shoal.exceptions.GetTimeoutError, match=r"cannot be reached|has not answered"):
+            shoal.get(call, timeout=0.2)
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+    assert shoal.get(call, timeout=SOON_S) == 2  # frozen for less than DIAL_TIMEOUT_S: the dial has gone on
+    assert not dials

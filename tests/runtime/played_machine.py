@@ -6,6 +6,7 @@ the writer.
 
 from __future__ import annotations
 
+import errno
 import select
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,20 @@ class FakeSocket:
         process = self.world.by_address.get(address)
         if process is None or process.dead or self.world.refuses_connect():
             raise ConnectionRefusedError
+        if self.world.is_full():
+            raise BlockingIOError(errno.EAGAIN, "full")
         self.peer = FakeSocket(self.world)
         self.peer.peer = self
         process.accept(self.peer)
+
+    def connect_ex(self, address: str) -> int:
+        try:
+            self.connect(address)
+        except BlockingIOError:
+            return errno.EAGAIN
+        except ConnectionRefusedError:
+            return errno.ECONNREFUSED
+        return 0
 
     def send(self, data: Any) -> int:
         if self.closed or self.peer is None or self.peer.closed:

@@ -22,7 +22,7 @@ from tests.runtime.simulation_checks import check_results, check_submitter, know
 from shoal import serialization
 from shoal.protocol import messages
 from shoal.protocol.messages import ActorSpec
-from shoal.runtime import actor_host, core, executor, reactor, submitter, worker
+from shoal.runtime import actor_host, core, dialling, executor, reactor, submitter, worker
 from shoal.runtime.executor import Executor
 from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.objects import ObjectRef
@@ -231,12 +231,12 @@ class World:
             self._patched.append((target, name, getattr(target, name)))
             setattr(target, name, value)
 
-        for module in (reactor, submitter, executor, core, actor_host):
+        for module in (reactor, submitter, executor, core, actor_host, dialling):
             put(module, "perf_counter", self.clock)
         put(core, "Reactor", SimReactor)
         put(core, "forgotten", ())  # finalizers' lists belong to a process, and these runtimes share one
         put(reactor, "_bytes_waiting", bytes_waiting)
-        put(submitter, "socket", SimpleNamespace(socket=lambda *a: FakeSocket(self), AF_UNIX=1, SOCK_STREAM=1))
+        put(dialling, "socket", SimpleNamespace(socket=lambda *a: FakeSocket(self), AF_UNIX=1, SOCK_STREAM=1))
         put(
             executor,
             "signal",
@@ -266,6 +266,10 @@ class World:
 
     def refuses_connect(self) -> bool:
         return self.faults and self.random.random() < 0.03
+
+    def is_full(self) -> bool:
+        """Whether a socket that listens has no room for one who connects."""
+        return self.faults and self.random.random() < 0.05
 
     def _interrupt(self, thread_id: int, number: int) -> None:
         for each in self.workers:

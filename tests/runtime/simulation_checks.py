@@ -35,11 +35,13 @@ def known(plan: Plan) -> bool:
 def check_submitter(mine: submitter.Submitter) -> None:
     """The bookkeeping of a submitter is consistent with itself."""
     count = 0
+    promised = {message.class_no for dial in mine.dialler.dials.values() for message in dial.grants}
     for klass in mine.classes.values():
         opened = list(klass.open)
         assert len({id(lease) for lease in opened}) == len(opened), "a lease stands twice among the open ones"
         assert not klass.queue or not opened, "tasks are queued while a lease has room"
-        assert not klass.queue or klass.backlog_told > 0, "tasks are queued and the daemon was told of none"
+        is_told = klass.backlog_told > 0 or klass.number in promised
+        assert not klass.queue or is_told, "tasks are queued and the daemon was told of none"
         count += len(klass.leases)
         for lease in opened:
             assert klass.leases.get(lease.lease_id) is lease, "an open lease is none of the class"

@@ -1,51 +1,74 @@
-"""Connections to workers of other nodes.
+"""What is said on a new connection to a worker of another node, before it is one like any other.
 
-Purpose: `connect_abroad` gives a socket on which such a worker is spoken to like one of this node.
+Purpose: `RouteHello` is the dialling side's part of it, as a byte machine.
 
-Design: the address "tcp:HOST:PORT/WORKER" is the other node's daemon and the worker's id. The daemon proves itself and is proved to, hands the
-connection on, and the worker says so by one byte; from then on both ends of the socket are the two processes.
+    this process -> its TLS gateway      "HOST:PORT", answered "+" (only in clusters with TLS)
+                 -> the other daemon     both prove that they know the token; RouteToWorker names the worker
+                 <- the worker           one byte: the socket was handed to it, and from now on both ends are the two processes
 
-What it does not do: read or write tasks (`submitter`, `actor_calls`).
+Design: it never wants bytes of what follows: whoever reads gives it one byte at a time, until `done`.
+
+What it does not do: sockets and time (`dialling`); what follows (`submitter`, `actor_calls`).
 """
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING
+from shoal.wire.handshake import ClientHandshake
 
-from shoal.protocol.limits import PROTOCOL_VERSION
-from shoal.protocol.node_messages import RouteToWorker
-from shoal.wire.framing import encode_frame
-
-if TYPE_CHECKING:
-    from shoal.runtime.core import Runtime
+GATEWAY_ANSWER_BYTES_MAX = 1000
+TAKEN = b"1"
 
 
 def is_abroad(address: str) -> bool:
-    """Whether an address is that of a worker of another node."""
+    """Whether an address is that of a worker of another node: "tcp:HOST:PORT/WORKER", the other node's daemon and the worker's id."""
     return address.startswith("tcp:")
 
 
-def connect_abroad(runtime: Runtime, address: str, timeout_s: float) -> socket.socket:
-    """Connect to a worker of another node.
+class RouteHello:
+    """Send `first` once connected, then feed what comes and send what `receive` returns, until `done`.
 
-    Raises:
-        OSError: the node cannot be reached, does not know the worker, or did not answer in time.
+    Args:
+        token: the cluster's.
+        route: the frame that names the worker.
+        through: what a gateway is asked for, if the connection is to one: "HOST:PORT".
+        nonce: random bytes, for tests.
     """
-    from shoal.wire.tcp import connect_authenticated
 
-    node_address, _, worker = address.rpartition("/")
-    config = runtime.config
-    gateway = config.get("tls_gateway", "")
-    sock = connect_authenticated(node_address, config["cluster_token"], timeout_s, gateway=gateway)
-    try:
-        sock.settimeout(timeout_s)
-        sock.sendall(
-            encode_frame(RouteToWorker(PROTOCOL_VERSION, bytes.fromhex(worker), runtime.node_id, runtime.worker_id))
-        )
-        if sock.recv(1) != b"1":
-            raise ConnectionError(f"the node at {node_address} has no worker {worker[:8]}")
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    __slots__ = ("_answer", "_proof", "_route", "_through", "done", "first")
+
+    def __init__(self, token: bytes, route: bytes, through: str = "", nonce: bytes | None = None) -> None:
+        self._proof = ClientHandshake(token, nonce)
+        self._route = route
+        self._through = bool(through)  #: the gateway has not answered yet
+        self._answer = b""
+        self.first = f"{through} 0\n".encode() if through else self._proof.hello
+        self.done = False
+
+    def receive(self, data: bytes) -> bytes:
+        """Take in bytes; returns bytes to send.
+
+        Raises:
+            ConnectionError: the other node is not of this cluster, cannot be reached by the gateway, or has no such worker.
+        """
+        if self._through:
+            return self._gateway_said(data)
+        if not self._proof.done:
+            answer = self._proof.receive(data)
+            return answer + self._route if self._proof.done else answer
+        if data != TAKEN:
+            raise ConnectionError("that node has no such worker")
+        self.done = True
+        return b""
+
+    def _gateway_said(self, data: bytes) -> bytes:
+        from shoal.wire.tls import DIALLED
+
+        self._answer += data
+        if not self._answer.endswith(b"\n"):
+            if len(self._answer) > GATEWAY_ANSWER_BYTES_MAX:
+                raise ConnectionError("this node's TLS gateway says what makes no sense")
+            return b""
+        if self._answer != DIALLED:
+            raise ConnectionError(self._answer[1:].decode(errors="replace").strip())
+        self._through = False
+        return self._proof.hello

@@ -332,7 +332,7 @@ class ActorCalls:
                 for task in unsent:
                     self._fail(queue, task, error)
             if peer is None:
-                self._unreached[message.actor_id] = message  # it died just now, or too many knock at its door
+                self._unreached[message.actor_id] = message  # it is being dialled, or died just now
                 return
             lease = queue.lease = WorkerLease(message.lease_id, None, peer)
             lease.queue = queue
@@ -424,6 +424,19 @@ class ActorCalls:
             if daemon is not None:
                 for message in list(self._unreached.values()):
                     self.on_state(daemon, message)
+
+    def on_reached(self, worker_id: bytes) -> None:
+        """A worker that was being dialled is connected. Caller holds the lock."""
+        daemon = self.reactor.causal
+        if daemon is not None:
+            for message in [each for each in self._unreached.values() if each.worker_id == worker_id]:
+                self.on_state(daemon, message)
+
+    def why_unreached(self, actor_id: bytes) -> str:
+        """What keeps an actor that lives from being called; "" for nothing."""
+        with self.reactor.lock:
+            message = self._unreached.get(actor_id)
+            return "" if message is None else self.runtime.submitter.dialler.why(message.worker_id)
 
     def _lose_lease(self, queue: ActorQueue) -> None:
         """The actor is dead, though its process may be about to be killed: what it has answered is read, the rest is lost."""

@@ -161,10 +161,15 @@ class Reactor:
         self.epoll.register(connection.fd, select.EPOLLIN)
         return connection
 
-    def add_listener(self, fd: int, on_readable: Callable[[], None]) -> None:
-        """Watch a listening socket; `on_readable` is called under the lock."""
-        self._listeners[fd] = on_readable
-        self.epoll.register(fd, select.EPOLLIN)
+    def add_listener(self, fd: int, on_ready: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Watch a socket that is no connection: one that listens, or is being connected. `on_ready` is called under the lock."""
+        self._listeners[fd] = on_ready
+        self.epoll.register(fd, events)
+
+    def remove_listener(self, fd: int) -> None:
+        """The counterpart of `add_listener`, before the socket is closed. Caller holds the lock."""
+        del self._listeners[fd]
+        self.epoll.unregister(fd)
 
     def watch(self, connection: Connection) -> None:
         """Watch for room to write only while a connection is stalled."""

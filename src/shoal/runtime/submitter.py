@@ -18,8 +18,6 @@ What it does not do: dependencies and arguments (`core`), actors' calls (`actor_
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections import deque
 from functools import partial
 from time import perf_counter
@@ -57,19 +55,20 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.strategies import LOCALITY
 from shoal.runtime import outlook, unread_errors
-from shoal.runtime.abroad import connect_abroad, is_abroad
+from shoal.runtime.abroad import is_abroad
+from shoal.runtime.dialling import Dial, Dialler
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.received_refs import ReceivedRefs
 from shoal.runtime.streams import untold_results
 from shoal.runtime.task_errors import crash_error, oversize_error
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer, started_under
-from shoal.system.process import UnsupportedSystemError, raise_file_limit
 
 if TYPE_CHECKING:
+    import socket
+
     from shoal.runtime.core import Runtime
     from shoal.runtime.reactor import Connection
 
-PEER_CONNECT_TIMEOUT_S = 2.0
 LAST_REPLIES_WITHIN_S = 2.0  #: after the news of a death on another node its last replies come, or never
 DEATH_TOLD_WITHIN_S = 10.0  #: after the end of a connection the daemon tells of the worker's, long before this
 
@@ -87,6 +86,7 @@ class Submitter:
         #: classes with leases, or with tasks that wait for one
         self._busy: dict[SchedulingClass, None] = {}
         self._peers: dict[bytes, Connection] = {}
+        self.dialler = Dialler(runtime, self._on_dialled, self._on_slow_dial)
         #: leases with gathered pushes
         self._unsent: list[WorkerLease] = []
         #: numbers of templates with which nobody can submit any more; filled by finalizers
@@ -451,6 +451,10 @@ class Submitter:
             self._refuse(message)
             return
         klass.backlog_told = max(0, klass.backlog_told - 1)  # the daemon counts a grant as one task served
+        self._take(klass, message)
+
+    def _take(self, klass: SchedulingClass, message: LeaseGranted) -> None:
+        """Use a granted lease, now or when its worker is connected. Caller holds the lock."""
         try:
             peer_connection = self.connect(message.worker_id, message.address, message.pid) if klass.queue else None
         except OSError as error:
@@ -462,8 +466,13 @@ class Submitter:
                     self.fail(task, error)
             return
         if peer_connection is None:
-            self._refuse(message)
-            self._request_more(klass)
+            dial = self.dialler.dials.get(message.worker_id) if klass.queue else None
+            if dial is None:
+                self._refuse(message)
+            else:
+                dial.grants.append(message)
+            if dial is None or dial.is_slow:
+                self._request_more(klass)
             return
         lease = WorkerLease(message.lease_id, klass, peer_connection)
         lease.idle_since = perf_counter()
@@ -487,7 +496,7 @@ class Submitter:
             daemon.send(ReturnLease(message.lease_id))
 
     def connect(self, worker_id: bytes, address: str, pid: int) -> Connection | None:
-        """The connection to a worker, made at need; None when the worker is gone already. Caller holds the lock.
+        """The connection to a worker, made at need; None when it is gone, or is being dialled (`dialler.dials`). Caller holds the lock.
 
         Raises:
             OSError: no more files can be opened in this process.
@@ -495,27 +504,35 @@ class Submitter:
         connection = self._peers.get(worker_id)
         if connection is not None:
             return None if connection.closed else connection  # closed: its tasks wait to be told of its death
-        if is_abroad(address):
-            try:
-                sock = connect_abroad(self.runtime, address, PEER_CONNECT_TIMEOUT_S)
-            except OSError:
-                return None
-        else:
-            sock = _new_socket()
-            sock.settimeout(
-                PEER_CONNECT_TIMEOUT_S
-            )  # a stopped worker with a full backlog must not hold the lock for good
-            try:
-                sock.connect(address)
-            except OSError:
-                sock.close()
-                return None
+        sock = self.dialler.dial(worker_id, address, pid)
+        return None if sock is None else self._meet(worker_id, address, pid, sock)
+
+    def _meet(self, worker_id: bytes, address: str, pid: int, sock: socket.socket) -> Connection:
         connection = self.reactor.add(sock, self.on_peer_closed)
         connection.attachment = WorkerPeer(worker_id, address, pid)
         self._peers[worker_id] = connection
         runtime = self.runtime
         connection.send(Hello(PROTOCOL_VERSION, runtime.worker_id, runtime.job_id, runtime.pid))
         return connection
+
+    def _on_dialled(self, dial: Dial, sock: socket.socket | None) -> None:
+        """A worker that was being dialled is connected, or cannot be. Caller holds the lock."""
+        if sock is not None:
+            self._meet(dial.worker_id, dial.address, dial.pid, sock)
+            self.runtime.actor_calls.on_reached(dial.worker_id)
+        for message in dial.grants:
+            klass = self.classes.get(message.class_no)
+            if klass is None:
+                self._refuse(message)
+            else:
+                self._take(klass, message)
+
+    def _on_slow_dial(self, dial: Dial) -> None:
+        """What waits for a worker that does not answer may find another. Caller holds the lock."""
+        for message in dial.grants:
+            klass = self.classes.get(message.class_no)
+            if klass is not None:
+                self._request_more(klass)
 
     def on_unschedulable(self, connection: Connection, message: LeasesUnschedulable) -> None:
         """No node can ever run tasks of this class."""
@@ -577,6 +594,7 @@ class Submitter:
     def on_worker_died(self, connection: Connection, message: WorkerDied) -> None:
         """The daemon says how a worker ended; its replies may still stand in the socket."""
         peer_connection = self._peers.get(message.worker_id)
+        self.dialler.worker_died(message.worker_id)
         if peer_connection is None:  # given up before
             self.received.end(message.worker_id)
             return
@@ -688,6 +706,7 @@ class Submitter:
             self.flush()
         if self._unexplained:
             self._give_up_unexplained(now)
+        self.dialler.tick(now)
         if self.received.givers:
             self.received.tell()
         if self.gone_templates:
@@ -732,7 +751,7 @@ class Submitter:
 
     def is_quiet(self) -> bool:
         """Whether every lease runs one task at most and nothing stands to be sent or told: only replies can change anything."""
-        if self._unsent:
+        if self._unsent or self.dialler.dials:
             return False
         for klass in list(self._busy):
             if klass.queue and klass.leases and outlook.may_grow(klass.task_s_told):
@@ -742,8 +761,8 @@ class Submitter:
         return True
 
     def is_active(self) -> bool:
-        """Whether replies are expected or leases held."""
-        return self.pending > 0 or self.lease_count > 0
+        """Whether replies are expected, leases held, or workers dialled."""
+        return self.pending > 0 or self.lease_count > 0 or bool(self.dialler.dials)
 
     def tasks_of(self, prefix: bytes) -> list[PendingTask]:
         """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""
@@ -759,6 +778,7 @@ class Submitter:
 
     def fail_everything(self, error: BaseException) -> None:
         """The node is gone: nothing pending will ever come. Caller holds the lock."""
+        self.dialler.close()
         for klass in list(self._busy):
             tasks = list(klass.queue)
             klass.queue.clear()
@@ -775,25 +795,3 @@ def _unschedulable(klass: SchedulingClass) -> BaseException:
     """Why tasks of a class will never run."""
     error = errors.TaskPlacementGroupRemoved if klass.group_removed else errors.TaskUnschedulableError
     return error(klass.unschedulable)
-
-
-def _new_socket() -> socket.socket:
-    """A socket for a peer; the soft limit of open files, often 1024, is raised when it is reached.
-
-    Raises:
-        OSError: no more files can be opened.
-    """
-    try:
-        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-    try:
-        raise_file_limit()
-        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except (OSError, UnsupportedSystemError) as error:
-        raise OSError(
-            errno.EMFILE,
-            f"this process cannot connect to a worker: too many open files ({error}). Each actor that it calls takes one; "
-            "raise the limit with `ulimit -n 65536`, or close what is not needed",
-        ) from None

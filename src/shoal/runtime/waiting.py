@@ -319,7 +319,8 @@ def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:
         peer = task.lease.connection.attachment
         return f"{name} was sent to the worker with pid {peer.pid} and runs or waits its turn there"
     if task.queue is not None:
-        why = _ask(runtime, {"actor_id": task.queue.actor_id})
+        actor_id = task.queue.actor_id
+        why = runtime.actor_calls.why_unreached(actor_id) or _ask(runtime, {"actor_id": actor_id})
         return f"{name} waits for its actor, which is {task.queue.state}{': ' + why if why else ''}"
     klass = task.template.klass
     why = _ask(runtime, {"class_no": klass.number}) if klass is not None else ""
