@@ -187,6 +187,26 @@ def test_calls_go_on_when_the_connection_to_a_living_actor_broke() -> None:
         assert [outcome_of(plan.result) for plan in calls] == [10, 20, 30]
 
 
+def test_a_call_that_was_lost_with_its_actor_is_not_said_to_be_with_a_worker() -> None:
+    with World(12) as world:
+        driver = world.drivers[0]
+        actor = world.add_actor(5)
+        plan = world.plans[1] = Plan(1, is_call=True, pauses=1000, max_retries=2)
+        world.submit(plan, driver)
+        while not plan.started:
+            world.calm_round()
+        assert actor.worker is not None
+        actor.worker.die()
+        world.bury(actor.worker)
+        driver.deliver()
+        (queue,) = driver.runtime.actor_calls.queues.values()
+        (task,) = [*queue.unsent, *(task for task, _ in queue.lost)]
+        assert task.lease is None
+        plan.pauses = 0
+        world.finish()
+        assert outcome_of(plan.result) == 10
+
+
 def test_an_actor_that_lives_elsewhere_before_its_death_was_told() -> None:
     with World(9) as world:
         driver = world.drivers[0]

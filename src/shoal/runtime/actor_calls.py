@@ -464,6 +464,8 @@ class ActorCalls:
         if queue is None or queue.lease is not lease:
             return
         queue.lease = None
+        for task in tasks:
+            task.lease = None  # it waits for the next life: so `get`'s time-out says
         if death is None or not queue.in_order or death.started_seq == ALL_STARTED:
             queue.lost.extend((task, True) for task in tasks)  # nobody knows
         else:
