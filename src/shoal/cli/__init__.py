@@ -102,6 +102,13 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
     metavar="SECONDS",
     help="What SIGTERM (a preemption notice) leaves a node for moving its work elsewhere; a second one ends it. Default: 30.",
 )
+@click.option(
+    "--gcs-reconnect-timeout",
+    "gcs_reconnect_timeout_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="A node that joined ends when its head's machine is silent for so long; 0: never. Default: 60, never with --storage=redis://...",
+)
 @click.option("--block", is_flag=True, help="Stay in the foreground; the node ends with this command.")
 def start(**given: Any) -> None:
     """Start a node on this machine that stays: the head of a new cluster (--head), or one that joins (--address)."""

@@ -57,6 +57,7 @@ class StartRequest:
     tls: bool = False
     tls_folder: str | None = None
     drain_grace_s: float | None = None
+    gcs_reconnect_timeout_s: float | None = None
     block: bool = False
 
 
@@ -87,6 +88,8 @@ def _check(request: StartRequest) -> None:
         raise ValueError(f"{', '.join(given)}: only the head has these (for this node's own port there is --node-port)")
     if request.drain_grace_s is not None and request.head:
         raise ValueError("--drain-grace: the cluster ends with its head, so that is not drained")
+    if request.gcs_reconnect_timeout_s is not None and request.head:
+        raise ValueError("--gcs-reconnect-timeout is for nodes that join: how long they wait for the head")
     check_init_options(
         address=None,
         num_cpus=request.num_cpus,
@@ -118,8 +121,8 @@ def _start(request: StartRequest) -> StartedNode:
         "driver_pid": os.getpid() if request.block else 0,
         "ends_with_session": False,
     }
-    if request.drain_grace_s is not None:
-        options["settings"] = {"drain_grace_s": request.drain_grace_s}
+    waits = {"drain_grace_s": request.drain_grace_s, "gcs_reconnect_timeout_s": request.gcs_reconnect_timeout_s}
+    options["settings"] = {name: value for name, value in waits.items() if value is not None}
     if request.address is not None:
         return start_node(NodeOptions(listen=request.host or "", **options), request.address)
     settings = {"gcs_storage": request.storage, "gcs_shards": request.gcs_shards}

@@ -101,6 +101,9 @@ GCS_QUEUE_MAX = (
 GCS_DEATHS_MAX = 30  #: so many deaths of the GCS server within GCS_DEATHS_WITHIN_S end the node
 GCS_DEATHS_WITHIN_S = 60.0
 GCS_AWAY_S = 30.0  #: a node that wants to join ends when the GCS server cannot be reached for so long
+GCS_RECONNECT_TIMEOUT_S = (
+    60.0  #: a node of a cluster ends when its head, which nobody can replace, is silent for so long
+)
 GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
 # --- actors with checkpoints

@@ -31,7 +31,8 @@ OBJECT_STORE_BYTES = 256 << 20
 WAIT_S = 30.0
 POLL_S = 0.005
 DRAIN_S = 30.0
-SETTINGS = ("gcs_storage", "gcs_shards", "drain_grace_s")  #: of a node's options, what goes to its daemon as it is
+#: of a node's options, what goes to its daemon as it is
+SETTINGS = ("gcs_storage", "gcs_shards", "drain_grace_s", "gcs_reconnect_timeout_s")
 
 
 class ClusterNode:
@@ -147,6 +148,7 @@ class Cluster:
         name: str = "",
         host: str = "",
         drain_grace: float = DRAIN_GRACE_S,
+        gcs_reconnect_timeout: float | None = None,
         wait: bool = True,
     ) -> ClusterNode:
         """Start a node that joins the cluster.
@@ -156,6 +158,7 @@ class Cluster:
             name: no other node's.
             host: where it listens, if not where the others do.
             drain_grace: seconds that SIGTERM leaves it, as for `shoal start`.
+            gcs_reconnect_timeout: seconds that its head may be silent, as for `shoal start`.
             wait: until all nodes know of it.
 
         Raises:
@@ -171,6 +174,7 @@ class Cluster:
             "memory": memory,
             "name": name,
             "drain_grace_s": drain_grace,
+            "gcs_reconnect_timeout_s": gcs_reconnect_timeout,
         }
         options = NodeOptions(
             **_node_options(host or self.host, given), token_path=self.token_path, tls_folder=self._tls_folder

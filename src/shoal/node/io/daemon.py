@@ -111,7 +111,7 @@ class NodeDaemon:
         self.outbox = Outbox(loop)
         self.watches = WatchTable(loop)
         self.gcs = GcsLink(
-            self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_process.end(reason), self._on_refused
+            self._on_gcs_push, self._on_gcs_connected, lambda reason: self.gcs_health.stuck(reason), self._on_refused
         )
         self.gcs_process = (
             GcsProcess(start, self.watches, self._on_gcs_lost, listen_fd=start.gcs_listen_fd)
@@ -222,6 +222,9 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
+        if not self.start.gcs_pid:
+            timeout_s = self.start.options.get("gcs_reconnect_timeout_s")
+            self.gcs_health.watch_head(self.links, self.cluster.dial, timeout_s, self._on_gcs_lost)
         # The cluster ends with its head: that has nothing to hand on.
         grace_s = 0.0 if self.start.gcs_pid else float(self.start.options.get("drain_grace_s", DRAIN_GRACE_S))
         self.cluster.may_leave(self.objects.leave, self.actors.leave, self.end, grace_s)

@@ -5,6 +5,7 @@ stand in the node's log, where nobody looks: here they are put where people do.
 
     GcsLink: how long it has said nothing   `-- trouble() --> `shoal status`, time-outs of get, of calls, refused calls (`node.gcs`)
     GcsProcess: how it died, what it said    `- a sentence to this node's drivers, once for each time that it is away
+    HeadWatch: whether its node is lost      `- on nodes that joined; another sentence when that is so
 
 Design: a death costs some tenths of a second, which is worth no sentence; NOTICED_S is, and so are many deaths in a row. There is no timer
 while all is well.
@@ -24,8 +25,12 @@ from shoal.protocol.limits import GCS_DEATHS_WITHIN_S
 from shoal.protocol.messages import Notice
 
 if TYPE_CHECKING:
+    import socket
+
     from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
     from shoal.node.io.gcs_shards import GcsShards
+    from shoal.node.io.head_watch import HeadWatch
+    from shoal.node.io.node_links import NodeLinks
 
 NOTICED_S = 1.0  #: shorter silence is none
 #: so many deaths within GCS_DEATHS_WITHIN_S are worth a sentence although it answers in between
@@ -48,6 +53,7 @@ class GcsHealth:
         self._link = link
         self._server = server
         self._shards = shards
+        self._head: HeadWatch | None = None
         #: when the drivers were told last
         self._told_at = float("-inf")
         #: they know that it is away
@@ -60,8 +66,28 @@ class GcsHealth:
         """Why the GCS does not answer; "" when it does."""
         silent_s = self._link.silent_s()
         if silent_s >= NOTICED_S:
-            return f"the GCS has not answered for {silent_s:.0f} s: {self._server.explain()}"
+            text = f"the GCS has not answered for {silent_s:.0f} s: {self._server.explain()}"
+            of_head = self._head.explain() if self._head is not None else ""
+            return f"{text}. {of_head.capitalize()}" if of_head else text
         return next((text for text in self._of_shards() if text), "")
+
+    def watch_head(
+        self,
+        links: NodeLinks,
+        dial: Callable[[str], socket.socket],
+        timeout_s: float | None,
+        give_up: Callable[[str], None],
+    ) -> None:
+        """This node has joined a cluster: while the GCS is away its head is looked after; see `HeadWatch`."""
+        from shoal.node.io.head_watch import HeadWatch
+
+        self._head = HeadWatch(self._loop, links, self._link, dial, timeout_s, self._look, give_up)
+
+    def stuck(self, reason: str) -> None:
+        """The GCS cannot be reached, or owes an answer for too long."""
+        self._server.end(reason)
+        if self._head is not None:
+            self._head.away()
 
     def _of_shards(self) -> list[str]:
         shards = self._shards()
@@ -75,6 +101,8 @@ class GcsHealth:
 
     def _look(self) -> None:
         """It was lost some time ago: is that worth a sentence?"""
+        if self._head is not None:
+            self._head.away()
         trouble = self.trouble()
         deaths = self._server.recent_deaths()
         if trouble:
@@ -86,6 +114,8 @@ class GcsHealth:
         self._tell(f"what runs goes on, but new actors, names and listings wait: {trouble}")
 
     def _back(self) -> None:
+        if self._head is not None:
+            self._head.answers()
         if self._told_away:
             self._told_away = False
             self._tell("the GCS answers again")

@@ -183,7 +183,7 @@ class GcsLink:
         while not self._closed:
             client = None
             address = self._addresses[0]
-            elsewhere = bool(self._storage) or len(self._addresses) > 1
+            elsewhere = self.may_move
             try:
                 client = await GcsClient.connect(
                     address,
@@ -335,6 +335,11 @@ class GcsLink:
         if self._client is None:
             return self._loop.time() - self._away_at
         return self._loop.time() - self._heard_s if self._kept else 0.0
+
+    @property
+    def may_move(self) -> bool:
+        """Whether another head may take the place of one that is lost."""
+        return bool(self._storage) or len(self._addresses) > 1
 
     def is_connected(self) -> bool:
         """Whether what is told now reaches the GCS."""

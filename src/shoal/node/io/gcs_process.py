@@ -174,8 +174,8 @@ class GcsProcess:
 
 
 class GcsElsewhere:
-    """The GCS server of another node, in the place of `GcsProcess`. A node that never belonged to the cluster gives it up after GCS_AWAY_S; one that
-    did waits for it as long as it takes, and what runs goes on.
+    """The GCS server of another node, in the place of `GcsProcess`. A node that never belonged to the cluster gives it up after GCS_AWAY_S; for one
+    that did `head_watch` says when.
 
     Args:
         on_failed: called with the reason when it is given up.
