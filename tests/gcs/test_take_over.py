@@ -17,6 +17,7 @@ from shoal.gcs.shard import GcsShard
 from shoal.gcs.storage.backend import Backend, ClaimRefusedError, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import NodeRegistered, RegisterNode
 from shoal.protocol.limits import NODE_AWAY_S, TAKEN_OVER_AWAY_S
+from shoal.system.sockets import listening_unix_socket
 
 HEAD, NODE, OTHER = b"h" * 16, b"n" * 16, b"o" * 16
 
@@ -285,3 +286,58 @@ def test_unclaimed_storage_has_nobody_to_be_kept_from(tmp_path: Path) -> None:
         assert backend.renew_s == 0
 
     asyncio.run(run())
+
+
+# ---------------------------------------------------------------- a file
+
+
+async def claimed(path: Path, session: Path, fresh: bool = True) -> Backend:
+    """The file at `path`, open for a session that has the folder `session`."""
+    backend = open_backend(f"sqlite:{path}")
+    try:
+        await backend.claim(str(session).encode(), fresh)
+    except BaseException:
+        await backend.close()
+        raise
+    return backend
+
+
+def test_a_file_goes_to_another_session_when_its_node_is_dead(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "kept", tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+
+    async def run() -> None:
+        backend = await claimed(path, first)
+        await backend.commit([Write("session", b"", str(first).encode()), Write("t", b"k", b"v")])
+        await backend.close()  # its server is killed, and started again
+        await (await claimed(path, first, fresh=False)).close()
+        with listening_unix_socket(str(first / "node.sock")):
+            with pytest.raises(ClaimRefusedError, match=r"whose head runs, in .*first: end it first"):
+                await claimed(path, second)
+        backend = await claimed(path, second)  # the socket is there, nobody listens
+        assert await backend.get("t", b"k") == b"v"
+        await backend.commit([Write("session", b"", str(second).encode())])
+        await backend.close()
+        with pytest.raises(ClaimRefusedError, match=r"another head has taken over .*: that of .*second"):
+            await claimed(path, first, fresh=False)
+        backend = await claimed(path, second, fresh=False)
+        await backend.release(["t"])
+        assert await backend.get("t", b"k") is None and await backend.get("session", b"") is None
+        await backend.close()
+        await (await claimed(path, first)).close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_server_takes_over_a_file_unless_its_session_ended_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], in_order: bool
+) -> None:
+    async def run() -> None:
+        for session in ("one", "two"):
+            server = GcsServer(str(tmp_path / "gcs"), open_backend(f"sqlite:{tmp_path / 'kept'}"), session)
+            await server.start()
+            await server.stop(for_good=in_order)
+
+    asyncio.run(run())
+    assert ("takes over the cluster whose head was one" in capsys.readouterr().err) is not in_order

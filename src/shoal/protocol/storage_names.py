@@ -6,7 +6,8 @@
     redis://HOST:PORT/DB?prefix=NAME     a Redis or Valkey server; also rediss:// (TLS), unix:///path/of/its.sock
     redis+sentinel://HOST:PORT,HOST:PORT/SERVICE?prefix=NAME    the same with replicas, as its sentinels say (gcs.storage.redis)
 
-With the last two another head goes on with the tables when the first is lost; `&lease=SECONDS` after the prefix says when it is.
+With the last three another head goes on with the tables when the first is lost: with a file one on the same machine, as soon as no process of the
+first has it open; with Redis one anywhere, and `&lease=SECONDS` after the prefix says when the first is taken for lost.
 
 What it does not do: open anything (`gcs.storage.backend`).
 """
@@ -38,6 +39,11 @@ def check_storage(storage: object) -> str:
 def outlives_machine(storage: str) -> bool:
     """Whether a server on another machine can go on with what was committed."""
     return storage.partition(":")[0] in REDIS_SCHEMES
+
+
+def outlives_session(storage: str) -> bool:
+    """Whether another head, on the same machine at least, can go on with what was committed when its own was lost."""
+    return outlives_machine(storage) or storage.startswith("sqlite:")
 
 
 def outlives_server(storage: str) -> bool:

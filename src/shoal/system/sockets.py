@@ -6,6 +6,7 @@ import os
 import socket
 
 BACKLOG = 1024
+ANSWER_S = 1.0
 
 
 def listening_unix_socket(path: str, backlog: int = BACKLOG) -> socket.socket:
@@ -23,3 +24,16 @@ def listening_unix_socket(path: str, backlog: int = BACKLOG) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def is_listened_at(path: str) -> bool:
+    """Whether a process listens on the Unix socket at `path`; one that is frozen, or takes no more connections, does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(ANSWER_S)
+        try:
+            sock.connect(path)
+        except (BlockingIOError, TimeoutError):
+            return True
+        except OSError:  # nothing is there, or nobody
+            return False
+        return True

@@ -26,6 +26,7 @@ import shoal
 from shoal.launch.nodes import HeadOptions, NodeOptions, StartedNode, default_parent_dir, start_head, start_node
 from shoal.launch.observer import Observer, SessionUnreachableError
 from shoal.protocol.limits import DRAIN_GRACE_S
+from shoal.protocol.storage_names import outlives_machine, outlives_session
 
 OBJECT_STORE_BYTES = 256 << 20
 WAIT_S = 30.0
@@ -224,17 +225,22 @@ class Cluster:
             wait: until all nodes know of it.
 
         Raises:
-            ValueError: the cluster's tables are lost with its head; it needs a `gcs_storage` in Redis.
+            ValueError: the cluster's tables are lost with its head; it needs a `gcs_storage` in Redis or a file ("sqlite:PATH"), which
+                the new head finds at the former one's port.
             RuntimeError: the new head cannot be started; says why.
         """
-        if not str(self._head_options.get("gcs_storage", "")).startswith(("redis", "unix:")):
-            raise ValueError('the tables of this cluster are lost with its head: give it gcs_storage="redis://..."')
+        if not outlives_session(str(self._head_options.get("gcs_storage", ""))):
+            raise ValueError(
+                'the tables of this cluster are lost with its head: give it gcs_storage="redis://..." or "sqlite:PATH"'
+            )
         lost = self.head
         for pid in [lost.pid, *_descendants(lost.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         lost._started.stop()
         self.nodes.remove(lost)
+        if not outlives_machine(self._head_options["gcs_storage"]):  # nobody tells nodes of another place
+            self._head_options["port"] = int(lost._started.address.rpartition(":")[2])
         self.head = self._start_head()
         self.nodes.insert(0, self.head)
         if wait:

@@ -203,7 +203,7 @@ class GcsServer:
         if backend.renew_s:
             self._renewing = asyncio.get_running_loop().create_task(self._renew())
         former = await backend.get(SESSION_TABLE, b"") or b""
-        taken_over = bool(former) and former != self._session and backend.renew_s > 0
+        taken_over = bool(former) and former != self._session and backend.is_kept
         writes = [] if former == self._session else [Write(SESSION_TABLE, b"", self._session)]
         if writes and not taken_over:
             for table in GcsShard.SESSION_TABLES:

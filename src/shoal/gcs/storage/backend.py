@@ -39,8 +39,10 @@ class Write:
 
 
 class Unclaimed:
-    """For a backend that only one machine can open: there is nobody to be kept from writing."""
+    """For a backend that only one session can open: there is nobody to be kept from writing."""
 
+    #: whether another session's server may go on with the rows
+    is_kept = False
     #: seconds between `renew`s; 0: never
     renew_s = 0.0
 
@@ -78,6 +80,8 @@ class Backend(Protocol):
     async def scan(self, table: str) -> list[tuple[bytes, bytes]]:
         """All (key, value) of a table, ordered by key."""
 
+    #: whether another session's server may go on with the rows
+    is_kept: bool
     #: seconds between `renew`s of what was claimed; 0: never
     renew_s: float
 
@@ -86,7 +90,7 @@ class Backend(Protocol):
 
         Args:
             session: whose server this is: another one of the same session may always claim.
-            fresh: the session begins, so it may take over the rows of one whose claim is not renewed any more.
+            fresh: the session begins, so it may take over the rows of one that is lost (`is_kept`).
 
         Raises:
             ClaimRefusedError: another session's server lives, or has taken over.
@@ -130,7 +134,7 @@ def open_backend(storage: str, folder: str = ".", shard: int = 0) -> Backend:
         name, _, value = option.partition("=")
         if option and name != "synchronous":
             raise StorageError(f"GCS storage {storage!r} has an unknown option {name!r}; there is 'synchronous'")
-        return SqliteBackend(os.path.abspath(path) + suffix, value.lower() or "normal")
+        return SqliteBackend(os.path.abspath(path) + suffix, value.lower() or "normal", is_kept=True)
     from shoal.gcs.storage.redis import RedisBackend
 
     return RedisBackend(storage, suffix)

@@ -125,6 +125,7 @@ class RedisBackend:
         #: the last commit found one
         self._has_replica = True
         self._lease_s = lease_s
+        self.is_kept = True
         self.renew_s = lease_s / RENEWALS
         #: as `claim` was told, and its number; empty before
         self._session = b""

@@ -17,6 +17,9 @@ index is needed, and a second server on the same file is an error, not a mixture
 which only a part was written fails its checksums and is left out when the file is opened again. It is what a file in the session's folder
 needs: the session does not outlive the machine. A file elsewhere is there to be kept: `normal`.
 
+A file elsewhere also outlives its session: when that was not ended in order (`release`), the server of another one goes on with its rows. That is
+another session's for good then: `claim` refuses a server of the first, should that live on. While its node does, another session's is refused.
+
 Names, as in `init(_system={"gcs_storage": ...})`: "sqlite" (in the session's folder, off), "sqlite:PATH", "sqlite:PATH?synchronous=full".
 
 How to extend: the layout has a version (`user_version`); a file of another version is refused.
@@ -32,9 +35,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from shoal.gcs.storage.backend import StorageError, Unclaimed, Write
+from shoal.gcs.storage.backend import HEAD_KEY, SESSION_TABLE, ClaimRefusedError, StorageError, Unclaimed, Write
+from shoal.system.sockets import is_listened_at
 
 LAYOUT_VERSION = 1
+NODE_SOCKET = "node.sock"  #: in the folder of a session, which is its name
 SYNCHRONOUS = ("off", "normal", "full")
 #: a killed server's locks go with it, but it may still be dying
 LOCK_WAIT_S = 5.0
@@ -53,15 +58,17 @@ class SqliteBackend(Unclaimed):
 
     Args:
         synchronous: "off", "normal" or "full": see the top.
+        is_kept: it is no session's own file.
 
     Raises:
         StorageError: the file cannot be opened, is another program's, or another server uses it.
     """
 
-    def __init__(self, path: str, synchronous: str = "off") -> None:
+    def __init__(self, path: str, synchronous: str = "off", is_kept: bool = False) -> None:
         if synchronous not in SYNCHRONOUS:
             raise StorageError(f"synchronous={synchronous!r}: it is one of {', '.join(SYNCHRONOUS)}")
         self._path = path
+        self.is_kept = is_kept
         #: commits that wait for the disk must not stop the server's loop
         self._in_thread = synchronous != "off"
         former_mask = os.umask(0o077)
@@ -90,6 +97,36 @@ class SqliteBackend(Unclaimed):
         run(_SCHEMA)
         run(f"PRAGMA user_version = {LAYOUT_VERSION}")
         run("COMMIT")
+
+    async def claim(self, session: bytes, fresh: bool) -> None:
+        """The file's lock keeps others from writing now; what is kept may have become another session's before.
+
+        Raises:
+            ClaimRefusedError: it has, or the node of the session whose it is lives.
+        """
+        former = await self.get(SESSION_TABLE, b"") if self.is_kept else None
+        if not former or former == session:
+            return
+        if not fresh:
+            raise ClaimRefusedError(
+                f"another head has taken over the tables in {self._path}: that of {former.decode()}"
+            )
+        if await asyncio.to_thread(is_listened_at, os.path.join(former.decode(), NODE_SOCKET)):
+            raise ClaimRefusedError(
+                f"the tables in {self._path} are those of a cluster whose head runs, in {former.decode()}: end it first (shoal stop), "
+                "or give another file"
+            )
+
+    async def release(self, tables: Sequence[str]) -> None:
+        """The session ends in order: nobody shall go on with it."""
+        if self.is_kept:
+            await self._do("written", lambda: self._drop(tables))
+
+    def _drop(self, tables: Sequence[str]) -> None:
+        writes = [Write(SESSION_TABLE, key, None) for key in (b"", HEAD_KEY)]
+        for table in tables:
+            writes += [Write(table, key, None) for key, _ in self._select("kind = ?", (table,))]
+        self._commit(writes)
 
     async def commit(self, writes: Sequence[Write]) -> None:
         """All writes in one transaction.

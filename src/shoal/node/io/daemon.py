@@ -69,7 +69,7 @@ from shoal.protocol.gcs_messages import (
 from shoal.protocol.group_messages import FollowGroup
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, DRAIN_GRACE_S, GOODBYE_S, PROTOCOL_VERSION, SHUTDOWN_GRACE_S
 from shoal.protocol.messages import Hello, Register, Registered, Shutdown, WorkerDied
-from shoal.protocol.storage_names import outlives_machine
+from shoal.protocol.storage_names import outlives_session
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.node_policy import NodeView
 from shoal.serialization.failures import dumps_error
@@ -277,7 +277,7 @@ class NodeDaemon:
         self.gcs_process.watch()
         self._connect_gcs()
         self.leases.begin()
-        if start.gcs_pid and not outlives_machine(start.options["gcs_storage"]):
+        if start.gcs_pid and not outlives_session(start.options["gcs_storage"]):
             self._tell_ready()  # else another head may have to be waited for, or live
 
     def _connect_gcs(self) -> None:
@@ -719,8 +719,8 @@ class NodeDaemon:
             self.shards.close()
             gcs_pids += [process.pid for process in self.shards.processes]
         worker_pids = self.pool.close()
-        # Tables that outlive the machine are dropped first: nobody shall take over a cluster that was ended.
-        grace_s = SHARED_TABLES_DROP_S if outlives_machine(self.start.options["gcs_storage"]) else GCS_END_S
+        # Tables that outlive the session are dropped first: nobody shall take over a cluster that was ended.
+        grace_s = SHARED_TABLES_DROP_S if outlives_session(self.start.options["gcs_storage"]) else GCS_END_S
         left = end_children(self.start.session_dir, self.pool.zygote_pid, gcs_pids, worker_pids, grace_s)
         if left:
             log.error("processes %s did not end", left)
