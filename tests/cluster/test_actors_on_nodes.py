@@ -101,6 +101,28 @@ def test_named_actors_are_found_from_other_nodes(three: tuple[Cluster, list[Clus
     assert shoal.get(bob.count.remote(), timeout=SOON_S) == 7
 
 
+@shoal.remote(num_cpus=0)
+class Maker:
+    """An actor that names and finds others."""
+
+    def make(self, name: str) -> str:
+        self.place = Place.options(name=name).remote()
+        return str(shoal.get(self.place.node.remote()))
+
+    def finds(self, name: str) -> int:
+        return int(shoal.get(shoal.get_actor(name).count.remote()))
+
+
+def test_actors_of_other_nodes_know_the_namespace_of_their_job(three: tuple[Cluster, list[ClusterNode]]) -> None:
+    kept = Place.options(name="ours").remote()
+    for number, resources in enumerate(({}, {"out": 1})):
+        maker = Maker.options(resources=resources).remote()
+        assert shoal.get(maker.finds.remote("ours"), timeout=SOON_S) == number + 1
+        shoal.get(maker.make.remote(f"made{number}"), timeout=SOON_S)
+        assert shoal.get(shoal.get_actor(f"made{number}").count.remote(), timeout=SOON_S) == 1
+    del kept
+
+
 def test_more_work_than_one_node_can_do_goes_to_others(three: tuple[Cluster, list[ClusterNode]]) -> None:
     @shoal.remote
     def busy(_number: int) -> str:

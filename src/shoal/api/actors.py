@@ -183,6 +183,7 @@ class ActorClass:
             }
             if options.takes_checkpoints
             else {},
+            job_namespace=runtime.namespace,
         )
         ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)
         if existing is not None:

@@ -6,7 +6,6 @@ Design: a message is a msgspec struct encoded as an array whose first element is
 Tags below 16 are values and peers' messages, 20-49 between a runtime and its node daemon, 50-69 objects, 70-99 actors and control; values: `values`.
 
 How to extend: add a struct with a free tag, list it in the right union at the end; fields are only ever appended, with defaults.
-
 What it does not do: sockets, framing (`wire`), or knowing what a value means (`serialization`).
 """
 
@@ -596,6 +595,7 @@ class ActorSpec(Message, tag=70):
     methods: bytes = b""  #: serialized table of method options, for handles made by name
     options: dict[str, Any] = {}
     home: bytes = b""  #: the node that counts its handles: its creator's
+    job_namespace: str = ""  #: where the actors are named that it looks up and makes
 
     @property
     def takes_checkpoints(self) -> bool:

@@ -209,6 +209,7 @@ class Actors:
         if known is not None and known.incarnation >= message.incarnation:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
+        self._table.namespaces[message.spec.job_id] = message.spec.job_namespace
         if message.spec.takes_checkpoints:
             self.follow(message.actor_id)  # its log is kept here until it is dead
             self.recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))
