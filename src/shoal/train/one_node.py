@@ -34,7 +34,9 @@ CHUNK_BYTES = 512 * 1024
 LINE_BYTES = 64  #: each counter has a cache line of its own
 TEXT_BYTES = 128  #: of what a member says it does
 TOKEN_BYTES = 16
-YIELDS = 300  #: to the other members, before this one sleeps between two looks
+#: who waits yields at least so often, and for so long, before it sleeps between two looks: on a busy machine each yield costs a turn
+#: of the others, and who has slept is woken sooner than who has yielded
+YIELDS, YIELD_S = 10, 100e-6
 NAP_S, NAP_MAX_S = 20e-6, 1e-3
 LOOK_S = 0.02  #: how often a member that waits looks whether the others live
 
@@ -108,14 +110,15 @@ class Shared:
         self._step += 1
         words, step = self._words, self._step
         words[self._rank * 8] = step
-        deadline = time.monotonic() + self._timeout_s
+        began = time.monotonic()
+        yields = 0
         for other in range(self._size):
-            for _ in range(YIELDS):
-                if words[other * 8] >= step:
+            while words[other * 8] < step:
+                if yields >= YIELDS and time.monotonic() > began + YIELD_S:
+                    self._await(other, step, began + self._timeout_s)
                     break
                 os.sched_yield()
-            else:
-                self._await(other, step, deadline)
+                yields += 1
 
     def _await(self, other: int, step: int, deadline: float) -> None:
         """The same for one who lets others wait."""
