@@ -194,6 +194,7 @@ BETWEEN: dict[str, Route] = {
     "ActorExpected": Route("daemon", "daemon"),
     "JobLines": Route("daemon", "daemon", "nothing, or `JobLinesUnwanted`"),
     "JobLinesUnwanted": Route("daemon", "daemon"),
+    "GcsTrouble": Route("daemon of the head", "daemon"),
 }
 SECTIONS: list[tuple[str, str, dict[str, Route]]] = [
     ("Values", "How a user value stands inside a message; plain `bytes` are an inline value.", VALUES),

@@ -14,6 +14,7 @@ from shoal.node.io.gcs_health import KEEPS_DYING, NOTICED_S, GcsHealth
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess, last_words
 from shoal.node.io.processes import End
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GCS_STILLBIRTHS_MAX, GCS_STORAGE_AWAY_EXIT
+from shoal.protocol.node_messages import GcsTrouble
 
 
 class Clock:
@@ -186,3 +187,47 @@ def test_what_is_known_of_one_elsewhere() -> None:
 
 def test_no_log_says_nothing(tmp_path: Path) -> None:
     assert last_words(str(tmp_path / "none")) == "" and gcs_process.log_size(str(tmp_path / "none")) == 0
+
+
+class Links:
+    def __init__(self) -> None:
+        self.nodes = {b"one": None, b"two": None}
+        self.handlers: dict[type, Any] = {}
+        self.sent: list[tuple[bytes, str]] = []
+
+    def send(self, node_id: bytes, message: Any) -> None:
+        self.sent.append((node_id, message.text))
+
+
+def test_the_other_nodes_hear_from_the_head_what_ails_its_gcs_also_when_it_gives_it_up() -> None:
+    head, links = Node(), Links()
+    nothing: Any = None
+    head.health.join_cluster(links, True, nothing, None, nothing)  # type: ignore[arg-type]
+    head.link.silent = 3.0
+    head.link.on_trouble()
+    text = "the GCS has not answered for 3 s: it said: no room"
+    assert links.sent == [(b"one", text), (b"two", text)]
+    head.link.silent = 0.0
+    head.link.on_back()
+    assert links.sent[2:] == [(b"one", ""), (b"two", "")]
+    assert head.health.given_up("it died 4 times") > 0
+    assert links.sent[4:] == [(b"one", "it died 4 times"), (b"two", "it died 4 times")]
+    assert Node().health.given_up("it died 4 times") == 0, "nobody to be told"
+
+
+def test_a_node_that_joined_says_what_its_head_has_said() -> None:
+    node, links = Node(), Links()
+    given_up: list[str] = []
+    nothing: Any = None
+    node.health.join_cluster(links, False, nothing, None, given_up.append)  # type: ignore[arg-type]
+    node.health._head.away = lambda: None  # type: ignore[method-assign,union-attr]
+    node.link.silent = 3.0
+    assert node.health.trouble() == "the GCS has not answered for 3 s: it said: no room"
+    links.handlers[GcsTrouble](b"head", GcsTrouble("its disk is full"))
+    assert node.health.trouble() == "the GCS has not answered for 3 s: its head says: its disk is full"
+    node.health._head._give_up("the head node is lost")  # type: ignore[union-attr]
+    assert given_up == ["the head node is lost. It had said: its disk is full"]
+    node.link.silent = 0.0
+    node.link.on_back()
+    node.link.silent = 3.0
+    assert "disk" not in node.health.trouble()

@@ -343,6 +343,12 @@ class JobLinesUnwanted(Message, tag=157):
     job_id: bytes
 
 
+class GcsTrouble(Message, tag=171):
+    """From the head: what ails its GCS; "" when it is well again."""
+
+    text: str
+
+
 BetweenNodes = (
     LinkHello
     | LinkWelcome
@@ -389,4 +395,5 @@ BetweenNodes = (
     | ActorExpected
     | JobLines
     | JobLinesUnwanted
+    | GcsTrouble
 )

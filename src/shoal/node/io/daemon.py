@@ -222,9 +222,8 @@ class NodeDaemon:
             transfer,
             self.gateway,
         )
-        if not self.start.gcs_pid:
-            timeout_s = self.start.options.get("gcs_reconnect_timeout_s")
-            self.gcs_health.watch_head(self.links, self.cluster.dial, timeout_s, self._on_gcs_lost)
+        timeout_s, is_head = self.start.options.get("gcs_reconnect_timeout_s"), bool(self.start.gcs_pid)
+        self.gcs_health.join_cluster(self.links, is_head, self.cluster.dial, timeout_s, self._on_gcs_lost)
         # The cluster ends with its head: that has nothing to hand on.
         grace_s = 0.0 if self.start.gcs_pid else float(self.start.options.get("drain_grace_s", DRAIN_GRACE_S))
         self.cluster.may_leave(self.objects.leave, self.actors.leave, self.end, grace_s)
@@ -678,7 +677,7 @@ class NodeDaemon:
         """There is no GCS and will be none."""
         self._tell_ready(reason)
         if not self.ending:
-            self.end(reason)
+            self.loop.call_later(self.gcs_health.given_up(reason), self.end, reason)
 
     # ---------------------------------------------------------------- the end
 

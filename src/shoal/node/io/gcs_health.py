@@ -10,7 +10,9 @@ stand in the node's log, where nobody looks: here they are put where people do.
 Design: a death costs some tenths of a second, which is worth no sentence; NOTICED_S is, and so are many deaths in a row. There is no timer
 while all is well.
 
-What it does not do: start another one (`gcs_process`); know what ails the GCS of another node, beyond that nobody answers there.
+A head's daemon tells the other nodes (`GcsTrouble`), also when it gives the GCS up and ends: its log and folder go with it.
+
+What it does not do: start another one (`gcs_process`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.processes import ProcessTable
 from shoal.protocol.limits import GCS_DEATHS_WITHIN_S
 from shoal.protocol.messages import Notice
+from shoal.protocol.node_messages import GcsTrouble
 
 if TYPE_CHECKING:
     import socket
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from shoal.node.io.node_links import NodeLinks
 
 NOTICED_S = 1.0  #: shorter silence is none
+LAST_WORDS_S = 0.3  #: a head that ends leaves them so long to reach the other nodes
 #: so many deaths within GCS_DEATHS_WITHIN_S are worth a sentence although it answers in between
 KEEPS_DYING = 3
 
@@ -53,7 +57,12 @@ class GcsHealth:
         self._link = link
         self._server = server
         self._shards = shards
+        #: of a node that joined a cluster
         self._head: HeadWatch | None = None
+        #: of a head: to the nodes that are told
+        self._links: NodeLinks | None = None
+        #: what a joined node's head has said last
+        self._said = ""
         #: when the drivers were told last
         self._told_at = float("-inf")
         #: they know that it is away
@@ -66,22 +75,43 @@ class GcsHealth:
         """Why the GCS does not answer; "" when it does."""
         silent_s = self._link.silent_s()
         if silent_s >= NOTICED_S:
-            text = f"the GCS has not answered for {silent_s:.0f} s: {self._server.explain()}"
+            why = f"its head says: {self._said}" if self._said else self._server.explain()
             of_head = self._head.explain() if self._head is not None else ""
-            return f"{text}. {of_head.capitalize()}" if of_head else text
+            return f"the GCS has not answered for {silent_s:.0f} s: {why}{'. Besides, ' if of_head else ''}{of_head}"
         return next((text for text in self._of_shards() if text), "")
 
-    def watch_head(
+    def join_cluster(
         self,
         links: NodeLinks,
+        is_head: bool,
         dial: Callable[[str], socket.socket],
         timeout_s: float | None,
         give_up: Callable[[str], None],
     ) -> None:
-        """This node has joined a cluster: while the GCS is away its head is looked after; see `HeadWatch`."""
+        """The other nodes hear from a head what ails the GCS; the others look after it while the GCS is away, see `HeadWatch`."""
+        if is_head:
+            self._links = links
+            return
         from shoal.node.io.head_watch import HeadWatch
 
-        self._head = HeadWatch(self._loop, links, self._link, dial, timeout_s, self._look, give_up)
+        def end(reason: str) -> None:
+            give_up(f"{reason}. It had said: {self._said}" if self._said else reason)
+
+        self._head = HeadWatch(self._loop, links, self._link, dial, timeout_s, self._look, end)
+        links.handlers[GcsTrouble] = lambda node, message: self._on_said(message.text)
+
+    def _on_said(self, text: str) -> None:
+        self._said = text
+
+    def given_up(self, reason: str) -> float:
+        """There is no GCS and will be none, so this node ends; returns the seconds that the others of a head need to hear it."""
+        self._say(reason)
+        return LAST_WORDS_S if self._links is not None and self._links.nodes else 0.0
+
+    def _say(self, text: str) -> None:
+        if self._links is not None:
+            for node_id in list(self._links.nodes):
+                self._links.send(node_id, GcsTrouble(text))
 
     def stuck(self, reason: str) -> None:
         """The GCS cannot be reached, or owes an answer for too long."""
@@ -107,6 +137,7 @@ class GcsHealth:
         deaths = self._server.recent_deaths()
         if trouble:
             self._told_away = True
+            self._say(trouble)
         elif deaths < KEEPS_DYING or self._loop.time() - self._told_at < GCS_DEATHS_WITHIN_S:
             return
         else:
@@ -114,10 +145,12 @@ class GcsHealth:
         self._tell(f"what runs goes on, but new actors, names and listings wait: {trouble}")
 
     def _back(self) -> None:
+        self._said = ""
         if self._head is not None:
             self._head.answers()
         if self._told_away:
             self._told_away = False
+            self._say("")
             self._tell("the GCS answers again")
 
     def _tell(self, text: str) -> None:
