@@ -131,13 +131,17 @@ def test_an_actor_that_came_back_to_a_node_before_it_began_is_not_taken_for_the_
     machine.do(NodeJoined(OTHER))
     assert messages(machine.do(ActorMoved(actor(), OTHER))) == [
         StopActor(actor(), 1, True, "it begins on another node, which has room"),
-        StartActor(actor(), 2, machine.spec),
+        StartActor(actor(), 2, machine.spec, moves=1),
     ]
-    assert messages(machine.do(ActorMoved(actor(), NODE)))[1:] == [StartActor(actor(), 3, machine.spec)]
+    [start] = messages(machine.do(ActorMoved(actor(), NODE)))[1:]
+    assert start == StartActor(actor(), 3, machine.spec, moves=2)
+    assert start.may_restart(), "it has moved twice, and was never restarted"
     assert machine.started(1) == machine.died(1) == []
     machine.started(3)
     machine.constructed(3)
     assert (machine.record.state, machine.record.restarts) == ("alive", 0)
+    [again] = messages(machine.died(3))
+    assert not again.may_restart() and machine.record.restarts == 1
     machine.died(3)
     assert (machine.record.state, machine.record.restarts, machine.record.incarnation) == ("restarting", 1, 4)
     machine.died(4)

@@ -332,6 +332,25 @@ def test_draining(world: World) -> None:
     assert CloseConnection not in map(type, world.told[1])
 
 
+def test_a_node_that_is_drained_while_it_is_away_hears_of_it_when_it_returns(world: World) -> None:
+    world.lose(1)
+    assert world.call(0, "drain_node", node_id=node_id(1), reason="maintenance", deadline_s=5) == {"draining": True}
+    assert DrainNode("maintenance", 5.0) not in world.told[1]
+    world.restart()
+    for number in range(3):
+        world.join(number)
+    assert world.told[1].count(DrainNode("maintenance", 5.0)) == 1
+    world.beat(1)  # the message may have been lost with the connection
+    world.lose(1)
+    world.join(1)
+    assert world.told[1].count(DrainNode("maintenance", 5.0)) == 2
+    world.beat(1, draining=True)
+    world.restart()
+    for number in range(3):
+        world.join(number)
+    assert world.told[1].count(DrainNode("maintenance", 5.0)) == 2, "it knows, and its time runs"
+
+
 # ---------------------------------------------------------------- actors over nodes
 
 

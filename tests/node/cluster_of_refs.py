@@ -296,6 +296,7 @@ class PlayedLinks:
         self.handlers: dict[type, Callable[[bytes, Any], None]] = {}
         self.on_joined: list[Any] = []
         self.on_died: list[Any] = []
+        self.on_died_before: list[Any] = []
         self.dead: dict[bytes, str] = {}
 
     def send(self, node_id: bytes, message: Any) -> bool:

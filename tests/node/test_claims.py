@@ -280,6 +280,19 @@ def test_what_is_inherited_later_is_decided_by_the_same_answers() -> None:
     assert node.tell(ResolveAsked(A, [Y])) == [SendResolved(A, Y, b"value")]
 
 
+def test_a_question_of_a_former_seek_that_is_overdue_does_not_cut_the_next_one_short() -> None:
+    node = Node(A)
+    node.tell(Held(A, [X, Y], home=THERE), MirrorsArrived(THERE, [item(X, b"x"), item(Y, b"y")]), NodeDied(THERE, "-"))
+    first = [each.number for each in node.tell(HeirTold(X, HERE)) if isinstance(each, AskClaimsOf)]
+    node.tell(ClaimsTold(HERE, THERE, []), ClaimsTold(THIRD, THERE, []), EstateExpired(THERE))
+    asked = [each for each in node.tell(HeirTold(Y, HERE)) if isinstance(each, AskClaimsOf)]
+    assert {each.node for each in asked} == {HERE, THIRD}
+    for late in (HERE, THIRD):  # these have answered then
+        assert node.tell(ClaimsOverdue(late, THERE, first[0])) == []
+    node.tell(ClaimsTold(HERE, THERE, []))
+    assert node.tell(ClaimsTold(THIRD, THERE, [Y[:16]])) == [TakeClaims(THIRD, THERE, [Y])]
+
+
 # ---------------------------------------------------------------- clusters
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+from tests.node.cluster_of_refs import PlayedLoop
 from tests.node.test_object_directory import stored
 
 from shoal.node.foreign_holds import ConfirmHolds
+from shoal.node.io.objects import Objects
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
     Adopted,
@@ -246,3 +249,39 @@ def test_what_was_read_and_let_go_needs_no_heir() -> None:
     assert node.directory.statistics()["objects"] == node.directory.statistics()["mirrors"] == 0
     _, asked = reader_of_x(Failed(b"its task raised"))
     assert asked == [], "an error is known to who has read it"
+
+
+# ---------------------------------------------------------------- the shell
+
+
+def test_who_asks_for_the_heir_and_is_not_answered_is_none_and_asks_again() -> None:
+    """Two nodes that both took themselves for the heir would make the object twice."""
+    told: list[Any] = []
+    asked: list[tuple[str, Any]] = []
+    machine: Any = SimpleNamespace(inherit=lambda: None, handle=lambda event, now: told.append(event) or [])
+    links: Any = SimpleNamespace(on_joined=[], on_died=[], on_died_before=[], handlers={})
+    nothing: Any = None
+    loop: Any = PlayedLoop()
+    shell = Objects(machine, nothing, nothing, loop, list, nothing, links, HERE, nothing)
+    shell.inherit(lambda method, body, then: asked.append((method, then)), nothing)
+
+    def answer(expected: str, body: Any, error: list[str]) -> None:
+        method, then = asked.pop()
+        assert method == expected and not asked
+        then(body, error)
+        while loop.due:
+            call, args = loop.due.pop()
+            call(*args)
+
+    shell._ask_heir(AskHeir(X, True))
+    answer("gcs.kv_put", None, ["GcsUnavailable", "too much waits"])
+    answer("gcs.kv_put", {"added": False}, [])
+    answer("gcs.kv_get", None, ["GcsUnavailable", "too much waits"])
+    assert told == []
+    answer("gcs.kv_put", {"added": False}, [])
+    answer("gcs.kv_get", {"value": THERE}, [])
+    assert told == [HeirTold(X, THERE)] and not asked
+    told.clear()
+    shell._ask_heir(AskHeir(X, True))
+    answer("gcs.kv_put", {"added": True}, [])
+    assert told == [HeirTold(X, HERE)]

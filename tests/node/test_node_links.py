@@ -199,3 +199,15 @@ def test_garbage_is_closed(loop: asyncio.AbstractEventLoop, pair: tuple[Node, No
 
     until(loop, closed)
     client.close()
+
+
+def test_who_joins_is_told_of_those_that_had_died_before(loop: asyncio.AbstractEventLoop) -> None:
+    """An heir asks it too what it has of them: it must know that there is nothing."""
+    node = Node(loop, b"a")
+    before: list[bytes] = []
+    node.links.on_died_before.append(before.append)
+    gone = NodeEntry(b"g" * 16, 7, "tcp:127.0.0.1:1", "h", {}, {}, False, cause="killed")
+    for version in (1, 2):
+        node.links.on_cluster(ClusterNodes(version, [gone]))
+    assert before == [gone.node_id] and node.died == []
+    node.close()

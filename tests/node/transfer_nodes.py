@@ -30,6 +30,7 @@ class Lines:
         self._node = node
         self.handlers: dict[type, Callable[[bytes, Any], None]] = {}
         self.on_died: list[Callable[[bytes, str], None]] = []
+        self.on_died_before: list[Callable[[bytes], None]] = []
         self.dead: dict[bytes, str] = {}
         self.sent: list[Any] = []
 

@@ -14,7 +14,7 @@ from tests.runtime.simulation import World
 
 from shoal.protocol.messages import Answer, Call, Claims, Containing, Failed, Many, Publish, SubmitterDied, ToDaemon
 from shoal.runtime.jobs import SubmitterPeer
-from shoal.runtime.orphans import OrphanTasks
+from shoal.runtime.orphans import GONE_MAX, OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor
 from shoal.wire.framing import FrameDecoder
 
@@ -167,3 +167,33 @@ def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:
     told, claims, later = daemon.look()
     assert (type(told), told.value, type(later), later.value) == (Publish, b"told", Publish, b"later")
     assert type(claims) is Claims and claims.process == peer.worker_id
+
+
+class Gone:
+    """The connection of a caller that is gone."""
+
+    def __init__(self, number: int) -> None:
+        self.attachment = SubmitterPeer()
+        self.attachment.worker_id = number.to_bytes(16, "big")
+
+
+def test_a_task_of_a_caller_that_is_gone_for_long_is_claimed_all_the_same() -> None:
+    reactor = Reactor()
+    said: list[Any] = []
+    reactor.causal = SimpleNamespace(send_now=said.append, out=b"")  # type: ignore[assignment]
+    gone = [Gone(number) for number in range(3 * GONE_MAX)]
+    template = SimpleNamespace(outlives=True)
+    running, queued = (
+        SimpleNamespace(connection=gone[number], task_id=bytes([number]) * 16, template=template, cancelled=False)
+        for number in (0, 1)
+    )
+    executor: Any = SimpleNamespace(reactor=reactor, queue=[queued], running=running, actor=None)
+    orphans = OrphanTasks(executor)
+    for connection in gone:
+        orphans.note_gone(connection)  # type: ignore[arg-type]
+    assert len(orphans._gone) == GONE_MAX + 2, "those that have nothing here are forgotten at last"
+    for number in (0, 1):
+        orphans._tell(reactor.causal, gone[number].attachment.worker_id)  # type: ignore[arg-type]
+    assert [claims.task_ids for claims in said] == [[bytes(16)], [bytes([1]) * 16]]
+    reactor.causal = None
+    reactor.stop()

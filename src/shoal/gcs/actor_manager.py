@@ -579,7 +579,7 @@ class ActorManager:
         self._note(record, now, f"incarnation {record.incarnation} sent to node {record.node_id.hex()[:8]}")
         # At most the whole interval: the clock of the GCS server that set `begins_s` may have been ahead.
         delay_s = max(0.0, min(record.begins_s - now, restart_delay_s(record.stillborn)))
-        start = StartActor(record.spec.actor_id, record.incarnation, record.spec, delay_s)
+        start = StartActor(record.spec.actor_id, record.incarnation, record.spec, delay_s, record.moves)
         effects.append(SendToNode(record.node_id, start))
         if record.node_id in self._unreported:
             self._unreported[record.node_id][record.spec.actor_id] = record.incarnation

@@ -48,6 +48,10 @@ class NodeRecord(msgspec.Struct):
     draining: bool = False
     left_s: float = 0.0
     cause: str = ""
+    drain_s: float = (
+        0.0  #: how long it was given to drain, until it says that it does: it may have been away; 0 for nothing asked
+    )
+    drain_reason: str = ""
 
     def entry(self) -> NodeEntry:
         """What other nodes are told."""
@@ -250,6 +254,10 @@ class NodeTable:
         self._heard.move_to_end(node_id)
         self._suspects.pop(node_id, None)
         self._loads[node_id] = load
+        record = self._rows[node_id]
+        if load.draining and record.drain_s:
+            record.drain_s = 0.0
+            self._store(record, writes)
         return load.draining and self.drain(node_id, writes)
 
     def drain(self, node_id: bytes, writes: list[Write]) -> bool:
@@ -260,6 +268,12 @@ class NodeTable:
         record.draining = True
         self._store(record, writes)
         return True
+
+    def ask_to_drain(self, node_id: bytes, reason: str, deadline_s: float, writes: list[Write]) -> None:
+        """A node is told to drain, now or when it is there again."""
+        record = self._rows[node_id]
+        record.drain_reason, record.drain_s = reason, deadline_s
+        self._store(record, writes)
 
     def lose(self, node_id: bytes, cause: str, now: float) -> None:
         """A node's connection ended."""

@@ -343,6 +343,8 @@ class GcsShard:
         self._schedule(NodeUp(node_id, record.shown(), message.resources, message.labels), now, effects)
         if record.draining:
             self._schedule(NodeDrains(node_id), now, effects)
+        if record.drain_s:
+            effects.append(Send(number, DrainNode(record.drain_reason, record.drain_s)))
         self._on_actor_event(NodeJoined(node_id), now, effects)
 
     def _on_member(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
@@ -378,6 +380,8 @@ class GcsShard:
         writes: list[Write] = []
         if self.nodes.hear(node_id, message, now, writes):
             self._tell_drained(node_id, now, writes, effects)
+        else:
+            effects.extend(writes)
         effects.append(Send(number, HeartbeatAcknowledged(message.count)))
         self._schedule(NodeSpoke(node_id, message), now, effects)
 
@@ -663,13 +667,16 @@ class GcsShard:
         if record.node.is_head:
             text = f"{record.shown()} is the head node: the cluster ends with it; use `shoal stop` there"
             raise TableError("BadRequest", text)
+        reason = str(body.get("reason") or "it was asked to leave")
         writes: list[Write] = []
+        self.nodes.ask_to_drain(node_id, reason, deadline_s, writes)
+        effects.extend(writes)
+        writes = []
         if self.nodes.drain(node_id, writes):
             self._tell_drained(node_id, now, writes, effects)
-        connection = self._node_connections.get(node_id)
-        if connection is None:
-            raise TableError("NodeAway", f"{record.shown()} is not connected now; it takes no new work when it returns")
-        effects.append(Send(connection, DrainNode(str(body.get("reason") or "it was asked to leave"), deadline_s)))
+        self._send_to_node(
+            node_id, DrainNode(reason, deadline_s), effects
+        )  # one that is away hears of it when it returns
         return {"draining": True}
 
     def _jobs(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:

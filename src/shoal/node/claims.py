@@ -45,9 +45,10 @@ if TYPE_CHECKING:
 class Seek:
     """What other nodes have of one dead home."""
 
-    __slots__ = ("oids", "reason", "stored", "tasks", "waiting")
+    __slots__ = ("number", "oids", "reason", "stored", "tasks", "waiting")
 
-    def __init__(self, waiting: dict[bytes, None], reason: str) -> None:
+    def __init__(self, waiting: dict[bytes, None], reason: str, number: int) -> None:
+        self.number = number  #: of its questions: a home may be asked about again, when those to whom it mattered before are served
         #: nodes that have not answered
         self.waiting = waiting
         self.reason = reason
@@ -65,6 +66,7 @@ class Claims:
         self._directory = directory
         #: by dead home
         self.seeks: dict[bytes, Seek] = {}
+        self._ended = 0  #: seeks that are over
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
@@ -78,8 +80,8 @@ class Claims:
         seek = self.seeks.get(former)
         if seek is None:
             nodes = [*directory._nodes, directory._node_id]
-            seek = self.seeks[former] = Seek(dict.fromkeys(nodes), reason)
-            effects.extend(AskClaimsOf(node, former, True) for node in nodes)
+            seek = self.seeks[former] = Seek(dict.fromkeys(nodes), reason, self._ended)
+            effects.extend(AskClaimsOf(node, former, True, self._ended) for node in nodes)
             effects.append(ExpireLater(former))
         directory._succession.keep(oid)
         seek.oids.append(oid)
@@ -157,14 +159,16 @@ class Claims:
             directory._objects[oid].owner = b""
         reason = f"its owner died, and so did node {node.hex()[:8]}, which ran its task: {cause}"
         directory._succession.make_anew(list(owed), reason, True, effects)
-        for of in [*directory._succession.orphans, *self.seeks]:
-            self.on_overdue(ClaimsOverdue(node, of), effects)
+        for process in list(directory._succession.orphans):
+            directory._succession.unanswered(node, process, effects)
+        for of, seek in list(self.seeks.items()):
+            self._answered(of, seek, node, effects)
 
     def on_overdue(self, event: ClaimsOverdue, effects: list[Effect]) -> None:
         """A node that was asked is not waited for any longer."""
         self._directory._succession.unanswered(event.node, event.of, effects)
         seek = self.seeks.get(event.of)
-        if seek is not None:
+        if seek is not None and seek.number == event.number:  # not of a former seek, to which it has answered
             self._answered(event.of, seek, event.node, effects)
 
     def on_expired(self, event: EstateExpired, effects: list[Effect]) -> None:
@@ -174,6 +178,7 @@ class Claims:
             effects.append(ExpireLater(event.of))
         elif seek is not None:
             del self.seeks[event.of]
+            self._ended += 1
 
 
 def _on_expired(directory: ObjectDirectory, event: EstateExpired, effects: list[Effect]) -> None:

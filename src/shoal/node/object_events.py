@@ -76,10 +76,11 @@ class ClaimsTold:
 
 @dataclass(slots=True)
 class ClaimsOverdue:
-    """`node` lives, and has not answered for long."""
+    """`node` lives, and has not answered AskClaimsOf with that number for long."""
 
     node: bytes
     of: bytes
+    number: int = 0
 
 
 @dataclass(slots=True)
@@ -484,11 +485,12 @@ class AskClaims:
 
 @dataclass(slots=True)
 class AskClaimsOf:
-    """Ask a node (perhaps this one) what it has of a dead process, or of a dead node; answered by ClaimsTold or ClaimsOverdue."""
+    """Ask a node (perhaps this one) what it has of a dead process, or of a dead node; answered by ClaimsTold or, with `number`, ClaimsOverdue."""
 
     node: bytes
     of: bytes
     is_node: bool
+    number: int = 0
 
 
 @dataclass(slots=True)

@@ -139,6 +139,11 @@ class StartActor(Message, tag=104):
     incarnation: int
     spec: ActorSpec
     delay_s: float = 0.0
+    moves: int = 0  #: incarnations that ended by moving: no restarts
+
+    def may_restart(self) -> bool:
+        """Whether the actor has another life if this one ends."""
+        return self.spec.max_restarts < 0 or self.incarnation - 1 - self.moves < self.spec.max_restarts
 
 
 class StopActor(Message, tag=105):

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from shoal.runtime.jobs import Job, SubmitterPeer
     from shoal.runtime.reactor import Connection
 
-GONE_MAX = 64  #: submitters whose connection ended and of whom the daemon has not spoken
+#: submitters without a task here whose connection ended and of whom the daemon has not spoken: their replies are kept so long
+GONE_MAX = 64
 
 
 class OrphanTasks:
@@ -45,13 +46,21 @@ class OrphanTasks:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._reactor = executor.reactor
-        #: connections of submitters that ended, the oldest first
-        self._gone: deque[Connection] = deque(maxlen=GONE_MAX)
+        #: connections of submitters that ended, the oldest first; beyond GONE_MAX only of those that have tasks here
+        self._gone: deque[Connection] = deque()
         self._reactor.handlers[SubmitterDied] = self._on_submitter_died
 
     def note_gone(self, connection: Connection) -> None:
         """A submitter's connection has ended."""
-        self._gone.append(connection)
+        gone = self._gone
+        gone.append(connection)
+        if (
+            len(gone) > GONE_MAX
+        ):  # the daemon may never speak of them: they only left, or it knows that none of theirs is wanted
+            busy = {job.connection for job in self._jobs()}
+            idle = [each for each in gone if each not in busy]
+            for each in idle[: max(0, len(idle) - GONE_MAX)]:
+                gone.remove(each)
 
     def _on_submitter_died(self, daemon: Connection, message: SubmitterDied) -> None:
         # What an actor has answered to the dead it answers to others now: not while it must be silent.
@@ -69,21 +78,21 @@ class OrphanTasks:
         for connection in [each for each in self._gone if _peer_is(each, process)]:
             self._gone.remove(connection)
             peer: SubmitterPeer = connection.attachment
-            claims.extend(job.task_id for job in self._jobs_of(connection) if _is_claimed(job))
+            claims.extend(job.task_id for job in self._jobs() if job.connection is connection and _is_claimed(job))
             for replies, task_ids in peer.unread:
                 begun = begun or any(_refs_in(value) for _, value in replies)
                 self.publish(process, replies, task_ids, told=True)
             peer.unread.clear()
         daemon.send_now(Claims(process, claims, begun))
 
-    def _jobs_of(self, connection: Connection) -> list[Job]:
-        """What runs or is queued here for one submitter."""
+    def _jobs(self) -> list[Job]:
+        """What runs or is queued here."""
         executor = self._executor
-        jobs = [job for job in executor.queue if job.connection is connection]
-        if executor.running is not None and executor.running.connection is connection:
+        jobs = list(executor.queue)
+        if executor.running is not None:
             jobs.append(executor.running)
         if executor.actor is not None:
-            jobs.extend(job for job in executor.actor.jobs() if job.connection is connection)
+            jobs.extend(executor.actor.jobs())
         return jobs
 
     def publish(

@@ -65,6 +65,7 @@ class Placed:
 
     incarnation: int
     spec: ActorSpec
+    may_restart: bool
     #: None while it waits for a worker
     worker: Worker | None = None
     #: its constructor has returned
@@ -208,7 +209,7 @@ class Actors:
         known = self._placed.get(message.actor_id)
         if known is not None and known.incarnation >= message.incarnation:
             return
-        placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
+        placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec, message.may_restart())
         self._table.namespaces[message.spec.job_id] = message.spec.job_namespace
         if message.spec.takes_checkpoints:
             self.follow(message.actor_id)  # its log is kept here until it is dead
@@ -414,7 +415,7 @@ class Actors:
         placed.worker = worker
         worker.actor_id = effect.actor_id
         worker.incarnation = effect.incarnation
-        worker.restartable = placed.spec.max_restarts < 0 or effect.incarnation <= placed.spec.max_restarts
+        worker.restartable = placed.may_restart
         worker.recoverable = worker.restartable and placed.spec.takes_checkpoints
         self._leases.start_lease(worker, effect, b"", 0)
         if self.leash is not None and placed.spec.max_restarts:

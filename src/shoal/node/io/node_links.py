@@ -101,6 +101,7 @@ class NodeLinks:
         nodes: the other nodes that live.
         handlers: by type of message, what takes it: called with the sender's NodeID and the message.
         on_joined, on_drains, on_died: called with a NodeEntry (more than once of a node that drains), and with (NodeID, cause).
+        on_died_before: called with the NodeID of one that had died before this node could know it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, node_id: bytes, dial: Dial | None = None) -> None:
@@ -118,6 +119,7 @@ class NodeLinks:
         self.on_joined: list[Callable[[NodeEntry], None]] = []
         self.on_drains: list[Callable[[NodeEntry], None]] = []
         self.on_died: list[Callable[[bytes, str], None]] = []
+        self.on_died_before: list[Callable[[bytes], None]] = []
 
     def use(self, dial: Dial) -> None:
         """From now on the node belongs to a cluster, whose nodes are reached by `dial`."""
@@ -167,6 +169,9 @@ class NodeLinks:
         if known or line is not None or heard is not None:
             for died in self.on_died:
                 died(node_id, cause)
+        else:
+            for died_before in self.on_died_before:
+                died_before(node_id)
 
     def is_dead(self, node_id: bytes) -> str:
         """Why a node is dead; "" when it is not known to be."""

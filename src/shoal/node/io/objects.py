@@ -15,6 +15,7 @@ What it does not do: decide (`node.object_directory`), or touch blocks of the st
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
@@ -31,6 +32,8 @@ from shoal.protocol.limits import RELEASE_SWEEP_S
 from shoal.protocol.messages import Failed, Stored
 from shoal.protocol.sharding import HEIRS
 from shoal.serialization.failures import dumps_error
+
+log = logging.getLogger("shoal.node")
 
 ORPHANED_S = 15.0  #: what is kept for a home that is dead waits so long for its heir, from when the GCS can tell of it
 CLAIMS_WAIT_S = 60.0  #: a living node that does not say what it has of a dead owner is waited for so long
@@ -86,6 +89,8 @@ class Objects:
         self._expected: dict[bytes, None] = {}
         links.on_joined.append(lambda entry: self._meet(entry.node_id))
         links.on_died.append(self._on_node_died)
+        # An heir may ask this node too: there is nothing of that home here, and it need not wait.
+        links.on_died_before.append(lambda node: self.handle(events.EstatesComplete(node)))
         for kind, method in _FROM_NODES.items():
             links.handlers[kind] = method.__get__(self)
 
@@ -349,7 +354,7 @@ class Objects:
 
     def _ask_claims_of(self, effect: events.AskClaimsOf) -> None:
         self._say(effect.node, node_messages.AskForeignClaims(effect.of, effect.is_node), self._on_claims_asked)
-        self._loop.call_later(CLAIMS_WAIT_S, self.handle, events.ClaimsOverdue(effect.node, effect.of))
+        self._loop.call_later(CLAIMS_WAIT_S, self.handle, events.ClaimsOverdue(effect.node, effect.of, effect.number))
 
     def _on_claims_asked(self, node: bytes, message: node_messages.AskForeignClaims) -> None:
         self.handle(events.ClaimsAsked(node, message.of, message.is_node))
@@ -547,12 +552,21 @@ class Objects:
         oid, own = effect.oid, self._node_id
         key = {"namespace": HEIRS, "key": oid}
 
+        def again(error: list[str]) -> None:
+            if error[0] != "GcsUnavailable":  # `gcs_health` tells of that
+                log.warning("who inherits object %s is not known yet (%s); asking again", oid.hex(), ": ".join(error))
+            self._loop.call_later(HEIR_WAIT_S, self._ask_heir, effect)
+
         def found(body: Any, error: list[str]) -> None:
-            heir = (own if effect.able else b"") if error else body["value"] or b""
-            self.handle(events.HeirTold(oid, heir))
+            if error:
+                again(error)
+            else:
+                self.handle(events.HeirTold(oid, body["value"] or b""))
 
         def claimed(body: Any, error: list[str]) -> None:
-            if error or body["added"]:
+            if error:
+                again(error)  # an heir whom the GCS does not know would be a second one
+            elif body["added"]:
                 self.handle(events.HeirTold(oid, own))
             else:
                 self._call_gcs("gcs.kv_get", key, found)
