@@ -9,6 +9,7 @@ from typing import Any
 
 from shoal.node.io.head_watch import HeadWatch
 from shoal.protocol.gcs_messages import NodeEntry
+from shoal.protocol.limits import GCS_RECONNECT_TIMEOUT_S, GCS_RETURN_TIMEOUT_S
 
 TIMEOUT_S = 0.05
 BOUND_S = 60.0
@@ -19,16 +20,15 @@ OTHER = NodeEntry(b"o" * 16, 1, "tcp:10.0.0.2:77", "cellar", {}, {}, True)
 class World:
     """A node, a GCS that is silent, and a head that lives until `head_lives` is False."""
 
-    def __init__(self, timeout_s: float | None = TIMEOUT_S, may_move: bool = False) -> None:
+    def __init__(self, timeout_s: float | None = TIMEOUT_S, may_move: bool = False, may_return: bool = False) -> None:
         self.head_lives = False
         self.silent_s = 3.0
-        self.may_move = may_move
         self.dialled: list[str] = []
         self.asked = asyncio.Event()
         self.lost = 0
         self.given_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         links: Any = SimpleNamespace(nodes={each.node_id: each for each in (OTHER, HEAD)})
-        gcs: Any = SimpleNamespace(silent_s=lambda: self.silent_s, may_move=may_move)
+        gcs: Any = SimpleNamespace(silent_s=lambda: self.silent_s, may_move=may_move, may_return=may_return)
         loop = asyncio.get_running_loop()
         self.watch = HeadWatch(loop, links, gcs, self.dial, timeout_s, self.on_lost, self.given_up.set_result)
 
@@ -119,5 +119,13 @@ def test_by_default_it_is_said_how_long_it_is_waited_for() -> None:
         text = world.watch.explain()
         assert "does not answer either" in text and "this node ends (--gcs-reconnect-timeout)" in text
         world.watch.answers()
+        assert world.watch._patience.patience_s == GCS_RECONNECT_TIMEOUT_S
+        longer = World(timeout_s=None, may_return=True)
+        longer.watch.away()
+        while not longer.lost:
+            await asyncio.sleep(0.001)
+        assert "start it again with the same --storage and --port" in longer.watch.explain()
+        assert longer.watch._patience.patience_s == GCS_RETURN_TIMEOUT_S
+        longer.watch.answers()
 
     asyncio.run(asyncio.wait_for(run(), BOUND_S))

@@ -107,7 +107,8 @@ _ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster."
     "gcs_reconnect_timeout_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="A node that joined ends when its head's machine is silent for so long; 0: never. Default: 60, never with --storage=redis://...",
+    help="A node that joined ends when its head's machine is silent for so long; 0: never. Default: 60; 600 with "
+    "--storage=sqlite:PATH, never with redis://...",
 )
 @click.option("--block", is_flag=True, help="Stay in the foreground; the node ends with this command.")
 def start(**given: Any) -> None:

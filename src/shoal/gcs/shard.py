@@ -146,9 +146,16 @@ class GcsShard:
     """
 
     def __init__(
-        self, gcs_pid: int, dice: Dice | None = None, shard: int = 0, shards: int = 1, storage: str = ""
+        self,
+        gcs_pid: int,
+        dice: Dice | None = None,
+        shard: int = 0,
+        shards: int = 1,
+        storage: str = "",
+        is_kept: bool = False,
     ) -> None:
         self._storage = storage
+        self._is_kept = is_kept
         self._shard = shard
         self._shards = shards
         self.gcs_pid = gcs_pid
@@ -335,7 +342,9 @@ class GcsShard:
         if message.gcs_address:
             effects.append(Write(SESSION_TABLE, HEAD_KEY, message.gcs_address.encode()))
         shards = self.nodes.shards() or []
-        effects.append(Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, shards, self._storage)))
+        effects.append(
+            Send(number, NodeRegistered(self.gcs_pid, message.node_no, "", now, shards, self._storage, self._is_kept))
+        )
         record = self.nodes.get(node_id)
         assert record is not None, "it has just registered"
         self._tell_nodes([self.nodes.entry(record)], now, effects, but=number)

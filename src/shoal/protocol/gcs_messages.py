@@ -111,6 +111,8 @@ class NodeRegistered(Message, tag=101):
     shards: list[str] = []
     #: the GCS's storage, if a head elsewhere can go on with it: there its address is, when this one is gone
     storage: str = ""
+    #: whether the tables outlive the head's session, so that it may come back
+    is_kept: bool = False
 
 
 class GcsCall(Message, tag=102):

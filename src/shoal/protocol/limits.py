@@ -104,6 +104,7 @@ GCS_AWAY_S = 30.0  #: a node that wants to join ends when the GCS server cannot 
 GCS_RECONNECT_TIMEOUT_S = (
     60.0  #: a node of a cluster ends when its head, which nobody can replace, is silent for so long
 )
+GCS_RETURN_TIMEOUT_S = 600.0  #: for so long when that may be started again with its tables
 GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
 # --- actors with checkpoints

@@ -149,7 +149,7 @@ class GcsServer:
         #: when it is due; infinite without one
         self._timer_at = math.inf
         self._clock_offset_s = time.time() - time.monotonic()
-        self.shard = GcsShard(os.getpid(), shard=shard, shards=shards, storage=storage)
+        self.shard = GcsShard(os.getpid(), shard=shard, shards=shards, storage=storage, is_kept=backend.is_kept)
         self._shards = b"%d/%d" % (shard, shards)
         self._peers: dict[int, _Peer] = {}
         self._last_number = 0

@@ -85,6 +85,8 @@ class GcsLink:
         self._addresses: list[str] = [""]
         #: where the address of a head that took over is noted; "" if nowhere
         self._storage = ""
+        #: whether a head that is lost may come back where it was
+        self.may_return = False
         #: called with the address when the GCS answers at another one than before
         self.on_moved: Callable[[str], None] = lambda address: None
         self._token = b""
@@ -203,6 +205,7 @@ class GcsLink:
                     client.close()
                     self._on_refused(registered.refused)
                     return
+                self.may_return = registered.is_kept
                 self._storage = registered.storage if address.startswith("tcp:") else ""
                 if registered.shards:
                     self.on_shards(registered.shards)

@@ -32,7 +32,7 @@ from shoal.node.head_patience import (
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.node_links import NodeLinks
 from shoal.protocol.gcs_messages import NodeEntry
-from shoal.protocol.limits import GCS_RECONNECT_TIMEOUT_S
+from shoal.protocol.limits import GCS_RECONNECT_TIMEOUT_S, GCS_RETURN_TIMEOUT_S
 
 
 class HeadWatch:
@@ -40,7 +40,8 @@ class HeadWatch:
 
     Args:
         dial: connects to a daemon and proves the token; blocking, raises ConnectionError.
-        timeout_s: how long nothing may be heard of the head; 0: for ever; None: GCS_RECONNECT_TIMEOUT_S, for ever when another may take its place.
+        timeout_s: how long nothing may be heard of the head; 0: for ever; None: GCS_RECONNECT_TIMEOUT_S, GCS_RETURN_TIMEOUT_S when its tables are
+            kept, for ever when a head elsewhere may take its place.
         on_lost: called when the head's daemon does not answer either.
         give_up: ends the node, with the reason.
     """
@@ -72,7 +73,8 @@ class HeadWatch:
             return
         timeout_s = self._timeout_s
         if timeout_s is None:
-            timeout_s = 0.0 if self._gcs.may_move else GCS_RECONNECT_TIMEOUT_S
+            timeout_s = GCS_RETURN_TIMEOUT_S if self._gcs.may_return else GCS_RECONNECT_TIMEOUT_S
+            timeout_s = 0.0 if self._gcs.may_move else timeout_s
         self._patience.patience_s = timeout_s or float("inf")
         self._take(GcsAway(self._loop.time() - silent_s))
 
@@ -92,6 +94,8 @@ class HeadWatch:
         text = f"the head node {self._shown()} does not answer either, so what ran there is out of reach"
         if left_s == float("inf"):
             return f"{text}; another head may take its place: this node waits for it"
+        if self._gcs.may_return:
+            text = f"{text}. Its tables are kept: start it again with the same --storage and --port"
         return f"{text}; if that is so for {max(0.0, left_s):.0f} s more, this node ends (--gcs-reconnect-timeout)"
 
     def _take(self, event: Event) -> None:
@@ -149,6 +153,6 @@ class HeadWatch:
         at = time.strftime("%H:%M:%S", time.localtime(time.time() - silent_s))
         return (
             f"the head node {self._shown()} is lost: neither its daemon nor the GCS has answered since {at}, for {silent_s:.0f} s "
-            "(--gcs-reconnect-timeout). Begin the cluster anew: `shoal start --head` there, then the other nodes. With "
-            "--storage=redis://... another head can take a cluster over, and what runs on the other nodes goes on"
+            "(--gcs-reconnect-timeout). Begin the cluster anew: `shoal start --head` there, then the other nodes. A head with "
+            "--storage=sqlite:PATH that is started again in time goes on with its cluster, with --storage=redis://... one on another machine too"
         )
