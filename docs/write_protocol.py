@@ -97,6 +97,8 @@ OBJECTS: dict[str, Route] = {
     "OpenSegment": Route("process", "daemon", "`SegmentBudget`"),
     "SegmentBudget": Route("daemon", "process"),
     "TrimBudget": Route("daemon", "process", "`BudgetReturned`"),
+    "AskRoom": Route("worker", "daemon", "`Answer`, when the task may read"),
+    "UseRoom": Route("worker", "daemon"),
     "BudgetReturned": Route("process", "daemon"),
 }
 ACTORS: dict[str, Route] = {

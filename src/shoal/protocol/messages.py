@@ -16,6 +16,13 @@ from typing import Any
 import msgspec
 
 from shoal.protocol.group_messages import FollowGroup, GroupState
+from shoal.protocol.memory_messages import AskRoom as AskRoom
+from shoal.protocol.memory_messages import BudgetReturned as BudgetReturned
+from shoal.protocol.memory_messages import FreeBlocks as FreeBlocks
+from shoal.protocol.memory_messages import OpenSegment as OpenSegment
+from shoal.protocol.memory_messages import SegmentBudget as SegmentBudget
+from shoal.protocol.memory_messages import TrimBudget as TrimBudget
+from shoal.protocol.memory_messages import UseRoom as UseRoom
 from shoal.protocol.values import Containing as Containing
 from shoal.protocol.values import Failed as Failed
 from shoal.protocol.values import Many as Many
@@ -525,43 +532,6 @@ class Relocated(Message, tag=46):
     node: bytes
 
 
-class FreeBlocks(Message, tag=58):
-    """To a writer: blocks that hold nothing now; an item is (offset, generation, punched): punched ranges have lost their pages and their budget."""
-
-    segment: int
-    blocks: list[tuple[int, int, bool]]
-
-
-class OpenSegment(Message, tag=59):
-    """From a process: it wants a segment to write to, or `need` more bytes of budget for the one it has."""
-
-    request: int
-    need: int
-
-
-class SegmentBudget(Message, tag=60):
-    """The answer: the segment, and bytes granted for it in addition. `granted` 0 means that the pool is full: `reason` says of what."""
-
-    request: int
-    segment: int
-    capacity: int
-    granted: int
-    reason: str = ""
-
-
-class TrimBudget(Message, tag=61):
-    """To a writer: give back up to `want` bytes of free ranges (punch them) and say how much with BudgetReturned."""
-
-    want: int
-
-
-class BudgetReturned(Message, tag=62):
-    """From a writer: bytes of its budget that it gave back."""
-
-    segment: int
-    returned: int
-
-
 # ---------------------------------------------------------------- actors
 
 #: keys of ActorSpec.options: recorded calls, or seconds, between checkpoints; 0 for no such limit
@@ -788,6 +758,8 @@ ToDaemon = (
     | KeepCopies
     | OpenSegment
     | BudgetReturned
+    | AskRoom
+    | UseRoom
     | CreateActor
     | SubscribeActor
     | ActorStarted

@@ -58,6 +58,7 @@ from shoal.protocol.messages import (
     WorkerExiting,
 )
 from shoal.runtime.actor_host import ActorHost, exit_process
+from shoal.runtime.arguments import Arguments, Room, tell_rooms
 from shoal.runtime.assignment import apply_assignment, remember_environment
 from shoal.runtime.core import Runtime
 from shoal.runtime.delegation import Delegation
@@ -95,6 +96,7 @@ class Executor:
         self.functions: dict[bytes, bytes] = {}
         self.loaded: dict[bytes, Callable[..., Any]] = {}
         self.running: Job | None = None
+        self.arguments = Arguments(runtime, self.load_value)
         self.results = ResultWriter(runtime, lambda: self.actor.instance if self.actor is not None else None)
         #: runs a task on the main thread; an actor with checkpoints does more than `run_task`
         self.perform: Callable[[Job], Value | Many] = self.run_task
@@ -431,6 +433,9 @@ class Executor:
 
     def _answer_interrupted(self, job: Job, interrupt: KeyboardInterrupt) -> float:
         """A cancel struck outside of the task's own code: before it, while its result was written, or after it was answered."""
+        context = running_task.get()
+        if context is not None:
+            self.arguments.leave(context)
         running_task.set(None)
         now = perf_counter()
         if self.running is job:  # nobody interrupts twice, and nobody after this is None
@@ -492,14 +497,10 @@ class Executor:
                 raise KeyboardInterrupt
             function = template.function or self.load_function(template)
             args = job.args
-            if type(args) is bytes:
-                plain = serialization.loads(args)
-            else:
-                plain = self.load_value(args)
-            if type(plain) is tuple and job.deps is None:
+            if type(args) is bytes and job.deps is None and type(plain := serialization.loads(args)) is tuple:
                 value = function(*plain)
             else:
-                positional, named = self.with_dependencies(plain, job.deps)
+                positional, named = self._load_arguments(context, job)
                 value = function(*positional, **named)
             while type(value) is Delegation:
                 value = value.run(held.started.demand, self.runtime.get)
@@ -509,23 +510,23 @@ class Executor:
         except BaseException as error:
             return self.results.encode_error(job, error)
         finally:
+            if context.room is not None:
+                positional = named = ()  # type: ignore[assignment]
+                self.arguments.leave(context)
             running_task.reset(token)
+
+    def _load_arguments(self, context: TaskContext, job: Job) -> tuple[list[Any], dict[str, Any]]:
+        """A task's arguments, wherever they are."""
+        deps = job.deps or ()
+        plain, *loaded = self.arguments.load(context, [job.args, *(value for _, value in deps)])
+        return _in_places(plain, [key for key, _ in deps], loaded)
 
     def with_dependencies(
         self, plain: Any, deps: list[tuple[int | str, Value]] | None
     ) -> tuple[list[Any], dict[str, Any]]:
         """Arguments with the values of refs in their places."""
-        if type(plain) is list:
-            positional, named = plain
-        else:
-            positional, named = list(plain), {}
-        for key, value in deps or ():
-            loaded = self.load_value(value)
-            if type(key) is int:
-                positional[key] = loaded
-            else:
-                named[key] = loaded
-        return positional, named
+        deps = deps or []
+        return _in_places(plain, [key for key, _ in deps], [self.load_value(value) for _, value in deps])
 
     def load_value(self, value: Value) -> Any:
         """Deserialize an argument, wherever it is."""
@@ -630,6 +631,8 @@ class Executor:
         context = running_task.get()
         if context is not None:
             context.loads_arguments = False
+            if context.room is not None:
+                context.room.give_up()  # what makes the argument may need it
 
     def runs_here(self) -> bool:
         """Whether this thread runs a task's own code, whose waits lend its CPU."""
@@ -652,6 +655,7 @@ class Executor:
             if held.blocked == 1:
                 self._bounce(held.lease_id)
                 self.flush_replies()
+                tell_rooms(held.rooms, waits=True)
                 daemon = self.reactor.causal
                 if daemon is not None:
                     daemon.send_now(Blocked(held.lease_id))
@@ -664,6 +668,7 @@ class Executor:
         with self.reactor.lock:
             held.blocked -= 1
             if held.blocked == 0:
+                tell_rooms(held.rooms, waits=False)
                 daemon = self.reactor.causal
                 if daemon is not None:
                     daemon.send_now(Unblocked(held.lease_id))
@@ -744,6 +749,17 @@ class Executor:
                 daemon.send(TaskEvents(len(events), msgspec.msgpack.encode(events)))
 
 
+def _in_places(plain: Any, keys: list[int | str], loaded: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and named arguments, with loaded values where refs stood."""
+    positional, named = plain if type(plain) is list else (list(plain), {})
+    for key, value in zip(keys, loaded, strict=True):
+        if type(key) is int:
+            positional[key] = value
+        else:
+            named[key] = value
+    return positional, named
+
+
 #: code between whose lines no exception may strike; what it calls may be interrupted
 _UNINTERRUPTIBLE = frozenset(
     function.__code__
@@ -751,6 +767,9 @@ _UNINTERRUPTIBLE = frozenset(
         Runtime.wait_for,
         Executor.block,
         Executor.unblock,
+        Arguments.leave,
+        Room.give_up,
+        Room.tell,
         Reactor.wait,
         Reactor.poll_once,
         Reactor._leave,

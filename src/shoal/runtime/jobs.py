@@ -20,6 +20,7 @@ from shoal.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from shoal.runtime.arguments import Room
     from shoal.runtime.reactor import Connection, Waiter
 
 UNREAD_REPLIES_MAX = 64  #: messages with replies that are kept until the submitter has read them
@@ -31,10 +32,11 @@ SLOW_TASK_S = 100e-6  #: replies leave before and after a task that takes longer
 class HeldLease:
     """A lease under which this worker runs tasks. Written under the reactor's lock."""
 
-    __slots__ = ("blocked", "connection", "is_actor", "lease_id", "revoked", "started")
+    __slots__ = ("blocked", "connection", "is_actor", "lease_id", "revoked", "rooms", "started")
 
     def __init__(self, started: LeaseStarted) -> None:
         self.blocked = 0  #: waits that lend its CPUs now
+        self.rooms: list[Room] = []  #: of tasks that run and had to wait for their arguments
         self.lease_id = started.lease_id
         self.started = started
         self.revoked = False

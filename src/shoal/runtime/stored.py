@@ -61,6 +61,17 @@ def load_stored(runtime: Runtime, value: Stored) -> Any:
             runtime.objects.unuse([entry])
 
 
+def view_at_once(runtime: Runtime, value: Stored) -> memoryview | None:
+    """The bytes of a stored value, pinned, if it is where it is said to be; of another node's, where its copy was last."""
+    place: Any = runtime.pulling.places.get(value.oid) if runtime.pulling.is_abroad(value) else value
+    if runtime.store is None or type(place) is not Stored:
+        return None
+    try:
+        return runtime.store.read(place)
+    except StaleBlock:
+        return None
+
+
 def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> Any:
     """Deserialize a known value; one that lies on another node is waited for until then.
 

@@ -16,6 +16,7 @@ from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
 
 if TYPE_CHECKING:
     from shoal.runtime.actor_calls import ActorQueue
+    from shoal.runtime.arguments import Room
     from shoal.runtime.objects import ObjectEntry
     from shoal.runtime.reactor import Connection
 
@@ -275,6 +276,7 @@ class TaskContext:
         "prefix",
         "puts",
         "repeats",
+        "room",
         "task_id",
     )
 
@@ -294,6 +296,7 @@ class TaskContext:
         self.actor_id = b""
         #: its arguments are being read: waiting for them lends no CPU, or ever more tasks would pin theirs
         self.loads_arguments = False
+        self.room: Room | None = None  #: what it was let in by, if it had to wait for arguments
         self.repeats = False  #: it is a re-run: what it submits may have been made before
         self.job: Any = None  #: the executor's record of the task, which knows whether it was cancelled
 

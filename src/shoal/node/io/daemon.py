@@ -246,6 +246,7 @@ class NodeDaemon:
             "placement_groups": self.groups.statistics,
             "gcs": self.gcs_health.statistics,
             "store": lambda: asdict(self.store.statistics()),
+            "room": lambda: self.store.room.statistics(),
             "cluster": lambda: {
                 **self.links.statistics(),
                 **(self.leases.foreign.statistics() if self.leases.foreign is not None else {}),
@@ -753,6 +754,8 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.KeepCopies: lambda d: d.objects.on_keep_copies,
     messages.OpenSegment: lambda d: lambda process, message: d.store.on_open_segment(process.worker_id, message),
     messages.BudgetReturned: lambda d: lambda process, message: d.store.on_budget_returned(process.worker_id, message),
+    messages.AskRoom: lambda d: lambda process, message: d.store.room.on_ask(process.worker_id, message),
+    messages.UseRoom: lambda d: lambda process, message: d.store.room.on_use(process.worker_id, message),
     messages.CreateActor: lambda d: d.actors.on_create,
     messages.SubscribeActor: lambda d: d.actors.on_subscribe,
     messages.ActorStarted: lambda d: d.actors.on_started,

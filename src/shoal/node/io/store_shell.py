@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from shoal.node import store_events as ev
+from shoal.node.io.room_keeper import RoomKeeper
 from shoal.node.store_rows import DYING, MARKED, RESIDENT, WRITING, ObjectRow, StoreTableStatistics
 from shoal.node.store_table import StoreTable
 from shoal.protocol.errors import ObjectLostError, ObjectStoreFullError, OutOfDiskError
@@ -96,6 +97,8 @@ class StoreShell:
         self._on_lost = on_lost
         self._spill_dir = spill_dir or os.path.join(session_dir, "spill")
         self._table = StoreTable(capacity_bytes, spill_allowed)
+        #: which tasks may wait for arguments
+        self.room = RoomKeeper(loop, capacity_bytes, send)
         self._segments: dict[int, Segment] = {}
         self._serial = 0
         self._pages: dict[bytes, tuple[ProcessPage, str]] = {}
@@ -135,6 +138,7 @@ class StoreShell:
             and self._is_taken(row.segment, row.offset, row.generation, row.oid, row.size)
         ]
         self._feed(ev.WriterDied(worker_id, taken))
+        self.room.process_died(worker_id)
 
     # ---------------------------------------------------------------- messages
 
