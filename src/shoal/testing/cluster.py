@@ -211,7 +211,8 @@ class Cluster:
             raise ValueError(f"{node!r} is no node of this cluster (any more)")
         started = node._started
         if kill:
-            os.kill(node.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it is dead already
+                os.kill(node.pid, signal.SIGKILL)
         else:
             self.head.call("gcs.drain_node", node_id=bytes.fromhex(node.node_id), deadline_s=timeout)
             started.exit_reason(within_s=timeout + 1.0)
