@@ -497,10 +497,11 @@ class Executor:
                 raise KeyboardInterrupt
             function = template.function or self.load_function(template)
             args = job.args
-            if type(args) is bytes and job.deps is None and type(plain := serialization.loads(args)) is tuple:
+            plain = serialization.loads(args) if type(args) is bytes and job.deps is None else None
+            if type(plain) is tuple:
                 value = function(*plain)
             else:
-                positional, named = self._load_arguments(context, job)
+                positional, named = self._load_arguments(context, job) if plain is None else plain
                 value = function(*positional, **named)
             while type(value) is Delegation:
                 value = value.run(held.started.demand, self.runtime.get)
@@ -511,7 +512,7 @@ class Executor:
             return self.results.encode_error(job, error)
         finally:
             if context.room is not None:
-                positional = named = ()  # type: ignore[assignment]
+                positional = named = None
                 self.arguments.leave(context)
             running_task.reset(token)
 
