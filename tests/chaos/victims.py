@@ -41,6 +41,19 @@ def processes_of(session_dir: str) -> list[psutil.Process]:
     return found
 
 
+def family_of(pid: int) -> list[psutil.Process]:
+    """What a node's daemon has started, without a look at all processes of the machine: what was orphaned is its child, too."""
+    found: list[psutil.Process] = []
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(word) for word in file.read().split()]
+        for child in children:
+            found += [psutil.Process(child), *family_of(child)]
+    except (OSError, psutil.Error):
+        pass  # it has ended meanwhile
+    return found
+
+
 class Allowance:
     """At most half as many deaths as a cluster stands, for each thing that is named. Shared by all killers of a cluster."""
 
@@ -133,7 +146,7 @@ class Killer:
         return _send(victim, signal.SIGKILL)
 
     def _victims(self, kind: str) -> list[psutil.Process]:
-        found = [process for node in self._cluster.nodes for process in processes_of(node.session_dir)]
+        found = [process for node in self._cluster.nodes for process in family_of(node.pid)]
         if kind == "owner":
             owners = {int(name) for name in os.listdir(self._owners)} if self._owners else set()
             found = [process for process in found if process.pid in owners and _is(process, TITLES["worker"])]
