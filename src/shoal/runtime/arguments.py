@@ -42,7 +42,9 @@ class Room:
         self.loaded: list[Any] = []
 
     def ask(self, parts: list[tuple[bytes, int]]) -> None:
-        """Wait until they may be read."""
+        """Wait until they may be read, with nothing in hand."""
+        if self.runtime.store is not None:
+            self.runtime.store.drain()
 
         def make(number: int) -> AskRoom:
             self.number = number
