@@ -1,4 +1,4 @@
-"""Messages between a process and its node daemon about the store's memory: budget for writers, room for tasks' arguments; tags 58 to 62, 84, 85.
+"""Messages between a process and its node daemon about the store's memory: budget for writers, room for tasks' arguments; tags 47, 48, 58 to 62.
 
 How to extend: as `messages`, whose unions list these.
 
@@ -49,7 +49,7 @@ class BudgetReturned(Message, tag=62):
     returned: int
 
 
-class AskRoom(Message, tag=84):
+class AskRoom(Message, tag=47):
     """From a worker: its task has to wait for some of its stored arguments, which are all of these (ObjectID, bytes). Answered by Answer when
     it may read them; until then it keeps none of them in memory."""
 
@@ -57,7 +57,7 @@ class AskRoom(Message, tag=84):
     parts: list[tuple[bytes, int]]
 
 
-class UseRoom(Message, tag=85):
+class UseRoom(Message, tag=48):
     """From a worker whose task has asked for room: it has ended or given up (`state` 0), it waits for others (1), or goes on (2)."""
 
     request: int
