@@ -20,7 +20,9 @@ from shoal.cli import main
 from shoal.cli.amounts import bytes_of
 from shoal.cli.status import size
 from shoal.launch.observer import Observer, SessionUnreachableError
+from shoal.protocol.messages import Shutdown
 from shoal.runtime import core
+from shoal.wire.framing import encode_frame
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +94,17 @@ def test_a_daemon_that_is_silent_or_gone_is_an_error_not_a_hang(
         monkeypatch.setattr("shoal.launch.local_nodes.live_sessions", lambda parent: [str(tmp_path)])
         result = CliRunner().invoke(main, ["status"])
     assert "stopped answering" in result.output
+
+
+def test_a_daemon_that_closes_the_connection_is_quoted(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(tmp_path / "node.sock"))
+        daemon.listen(1)
+        with Observer(str(tmp_path)) as observer:
+            there, _ = daemon.accept()
+            with there, pytest.raises(SessionUnreachableError, match="it is tired"):
+                there.sendall(encode_frame(Shutdown("it is tired")))
+                observer.call("node.ping")
 
 
 def test_a_refused_call_says_why(shoal_shared: ModuleType) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from shoal.protocol.limits import PROTOCOL_VERSION
-from shoal.protocol.messages import Answer, Call, Hello, Message
+from shoal.protocol.messages import Answer, Call, Hello, Message, Shutdown
 from shoal.wire.framing import encode_frame
 
 ANSWER_TIMEOUT_S = 5.0
@@ -74,13 +74,15 @@ class Observer:
     def _next_answer(self) -> Answer:
         from shoal.wire.framing import decoder_of
 
-        decoder = decoder_of(Answer | Hello)
+        decoder = decoder_of(Answer | Hello | Shutdown)
         deadline = monotonic() + self._timeout_s
         while True:
             frame = self._next_frame(deadline)
             message: Message = decoder.decode(frame)
             if isinstance(message, Answer) and message.request == self._requests:
                 return message
+            if isinstance(message, Shutdown):
+                raise ConnectionResetError(message.reason)
 
     def _next_frame(self, deadline: float) -> bytes:
         while True:
