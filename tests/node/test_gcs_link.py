@@ -15,7 +15,7 @@ from shoal.gcs.io.server import GcsServer
 from shoal.gcs.storage.memory import MemoryBackend
 from shoal.node.io import gcs_link
 from shoal.node.io.gcs_link import GcsLink
-from shoal.protocol.gcs_messages import NodeReport, RegisterNode, TaskEventBatch
+from shoal.protocol.gcs_messages import NodeLoad, NodeReport, RegisterNode, TaskEventBatch
 
 NODE = b"n" * 16
 
@@ -160,6 +160,30 @@ def test_a_mute_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         side.link.call("gcs.kv_put", {"namespace": "s", "key": b"k", "value": b"v"})
         await side.until(lambda: side.stuck)
         assert "has not answered" in side.stuck[0]
+        side.link.close()
+        await side.kill_server()
+
+    run(body())
+
+
+def test_a_server_that_stands_still_while_nobody_asks_it_anything_is_found_by_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.node.io.gcs_link.GCS_SILENT_S", 0.1)
+
+    async def body() -> None:
+        side = Side(tmp_path)
+        await side.start_server()
+        side.start_link()
+        await side.ask("gcs.jobs")
+        load = NodeLoad(1, {}, {})
+        side.link.beat(load)
+        await side.until(lambda: side.link.silent_s() == 0.0)
+        assert side.server is not None
+        monkeypatch.setattr(side.server, "take", lambda number, message: None)
+        side.link.beat(load)
+        await side.until(lambda: len(side.stuck) == 2)
+        assert side.link.silent_s() >= 0.2, "it goes on counting"
         side.link.close()
         await side.kill_server()
 

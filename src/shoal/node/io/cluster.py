@@ -162,7 +162,7 @@ class Cluster:
         self._heartbeats += 1
         load.count = self._heartbeats
         self.leash.sent(load.count)
-        self._gcs.tell(load)
+        self._gcs.beat(load)
         if self._gcs.elsewhere is not None:
             self._gcs.elsewhere.tell_replicas(load)
         self._arm(interval_s(1 + len(self.links.nodes)))

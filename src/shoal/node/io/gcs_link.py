@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError, find_head
-from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
+from shoal.protocol.gcs_messages import GcsPush, HeartbeatAcknowledged, NodeLoad, RegisterNode, TaskEventBatch
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, GCS_QUEUE_MAX, GCS_SILENT_S
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class GcsLink:
         self._connecting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._heard_s = 0.0
+        #: a heartbeat was sent and not acknowledged
+        self._beat_owed = False
         #: what the GCS calls this node; 0 for the head, and before the first registration
         self.node_no = 0
         #: when the RegisterNode that the GCS accepted last was sent, by `monotonic_ns`
@@ -264,6 +266,7 @@ class GcsLink:
     def _begin(self, client: GcsClient) -> None:
         """A new connection is registered: say again what is not confirmed."""
         self._client = client
+        self._beat_owed = False
         self._acknowledged = 0
         self._unacknowledged.clear()
         self._hear()
@@ -279,7 +282,7 @@ class GcsLink:
         self.on_lost()
         self.reconnects += 1
         assert self._loop is not None, "started"
-        self._away_at = self._heard_s if self._kept else self._loop.time()  # it had said nothing before
+        self._away_at = self._heard_s if self._is_owed else self._loop.time()  # it had said nothing before
         self._loop.call_later(TROUBLE_AFTER_S, self.on_trouble)
         self._dial()
 
@@ -293,18 +296,24 @@ class GcsLink:
     def _look(self) -> None:
         """Is an answer owed for too long?"""
         self._watch = None
-        if self._closed or self._client is None or not self._kept:
+        if self._closed or self._client is None or not self._is_owed:
             return
         assert self._loop is not None, "started"
         silent_s = self._loop.time() - self._heard_s
+        pause_s = GCS_SILENT_S - silent_s if silent_s < GCS_SILENT_S else GCS_SILENT_S
+        self._watch = self._loop.call_later(max(0.1, pause_s), self._look)
         if silent_s >= GCS_SILENT_S:
-            self._heard_s = self._loop.time()
             self._on_stuck(f"it has not answered for {silent_s:.0f} s")
-            silent_s = 0.0
-        self._watch = self._loop.call_later(max(0.1, GCS_SILENT_S - silent_s), self._look)
+
+    @property
+    def _is_owed(self) -> bool:
+        """Whether the server is to say something."""
+        return bool(self._kept) or self._beat_owed
 
     def _push(self, message: GcsPush) -> None:
         self._hear()
+        if type(message) is HeartbeatAcknowledged:
+            self._beat_owed = False
         try:
             self._on_push(message)
         except Exception:
@@ -337,7 +346,7 @@ class GcsLink:
             return 0.0
         if self._client is None:
             return self._loop.time() - self._away_at
-        return self._loop.time() - self._heard_s if self._kept else 0.0
+        return self._loop.time() - self._heard_s if self._is_owed else 0.0
 
     @property
     def may_move(self) -> bool:
@@ -352,6 +361,14 @@ class GcsLink:
         """Tell the GCS what `on_connected` tells anew at every connection; without a connection it is not said."""
         if self._client is not None:
             self._send(self._client, message)
+
+    def beat(self, load: NodeLoad) -> None:
+        """As `tell`, of what the GCS acknowledges at once: one that stands still is found although nobody asks it anything."""
+        if self._client is not None:
+            if not self._is_owed:
+                self._hear()
+            self._beat_owed = True
+            self._send(self._client, load)
 
     def call(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
         """Ask the GCS; `then` gets the answer or the error, some time later."""
@@ -372,7 +389,7 @@ class GcsLink:
         self._keep(_Call(method, body, then))
 
     def _keep(self, said: Any) -> None:
-        if not self._kept and self._client is not None:
+        if not self._is_owed and self._client is not None:
             self._hear()
         self._last_number += 1
         self._kept[self._last_number] = said

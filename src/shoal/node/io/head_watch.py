@@ -34,6 +34,8 @@ from shoal.node.io.node_links import NodeLinks
 from shoal.protocol.gcs_messages import NodeEntry
 from shoal.protocol.limits import GCS_RECONNECT_TIMEOUT_S, GCS_RETURN_TIMEOUT_S
 
+SILENT_S = 1.0  #: a GCS that owes something for less answers
+
 
 class HeadWatch:
     """One node's watch over its cluster's head.
@@ -69,7 +71,7 @@ class HeadWatch:
     def away(self) -> None:
         """The GCS does not answer, it seems."""
         silent_s = self._gcs.silent_s()
-        if not silent_s:
+        if silent_s < SILENT_S:
             return
         timeout_s = self._timeout_s
         if timeout_s is None:
@@ -107,7 +109,7 @@ class HeadWatch:
 
     def _look(self) -> None:
         self._timer = None
-        if self._gcs.silent_s():
+        if self._gcs.silent_s() >= SILENT_S:
             self._take(TimePassed())
         else:
             self.answers()  # on the connection that there was
