@@ -69,3 +69,16 @@ def test_lines_that_were_measured_come_into_the_page(tmp_path: Path) -> None:
     other.write_text(json.dumps({"curve": [[1, 2]], "seconds": 1.23456, "steps_s": 12345.6}))
     writer.write(page, other, writer.rows_of(other))
     assert '{"seconds": 1.235, "steps_s": 12346}' in page.read_text() and "old" not in page.read_text()
+
+
+def test_learning_ends_at_its_goal(shoal_shared: ModuleType) -> None:
+    line = load("rl_learning").learn("evolution", "CartPole-v1", 1, 10.0, 60.0, 1e6, "")
+    assert line["reached"] and line["steps"] > 0 and len(line["curve"]) == 1
+
+
+def test_training_counts_images_and_reduces(shoal_shared: ModuleType) -> None:
+    pytest.importorskip("torch")
+    sys.path.insert(0, str(FOLDER))
+    training = load("training")
+    assert training.with_parameter_server(1, 0.01, synchronous=True) > 0
+    assert training.reduce_for(lambda array: array.fill(training.MEMBERS), lambda array: array, list, [1], 0.01)[0] > 0

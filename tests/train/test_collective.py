@@ -84,6 +84,11 @@ def test_an_array_from_the_store_is_read_only_and_stays_so(shoal_shared: ModuleT
 def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[Any]) -> None:
     with pytest.raises(ValueError, match="each only once"):
         collective.create_group([members[0], members[0]], "twice")
+    new = shoal_shared.remote(num_cpus=0)(Member).remote()
+    with pytest.raises(ValueError, match="in a group 'default' already"):
+        collective.create_group([members[0], new])
+    collective.create_group([new])  # what was refused has left nothing behind
+    shoal_shared.kill(new)
     with pytest.raises(ValueError, match="backend"):
         collective.create_group(members, "other", backend="mpi")
     with pytest.raises(ValueError, match="no group 'default'"):
@@ -97,6 +102,8 @@ def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[A
             lambda: collective.allreduce(np.ones((4, 4)).T),
             lambda: collective.allreduce(np.ones(2, np.int64), op="mean"),
             lambda: collective.reducescatter([np.ones(1)]),
+            lambda: collective.broadcast(np.ones(1), source=3),
+            lambda: collective.allgather(np.ones(1, np.uint16)),
         ):
             try:
                 wrong()
@@ -105,7 +112,11 @@ def test_what_is_asked_wrongly_says_so(shoal_shared: ModuleType, members: list[A
         return texts
 
     (texts, *_) = on_all(shoal_shared, members, mistakes)
-    for text, part in zip(texts, ["not list", "median", "contiguous", "mean of torch.int64", "3 members"], strict=True):
+    for text, part in zip(
+        texts,
+        ["not list", "median", "contiguous", "mean of torch.int64", "3 members", "from 0 to 2", "does not send"],
+        strict=True,
+    ):
         assert part in text
 
 

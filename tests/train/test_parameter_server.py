@@ -183,3 +183,18 @@ def test_a_model_trains_alone_and_with_a_lag_and_gradients_that_are_missing_are_
 def test_whoever_set_glibc_up_himself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     assert not keep_freed_memory()
+
+
+def test_workers_that_do_not_fit_are_told(shoal_shared: ModuleType) -> None:
+    server = train.ParameterServer(np.zeros(4, np.float32), shards=2)
+    with pytest.raises(ValueError, match="worker 5 of 2"):
+        server.exchange(np.ones(4, np.float32), 5, 2)
+    waits = server.exchange_block(0, 0, 2, np.ones(2, np.float32), 60.0)
+    with pytest.raises(ValueError, match="a step of 2 workers"):
+        shoal_shared.get(server.exchange_block(0, 1, 3, np.ones(2, np.float32), 60.0))
+    shoal_shared.get(server.exchange_block(0, 1, 2, np.ones(2, np.float32), 60.0))
+    assert shoal_shared.get(waits).shape == (2,), "the others' step is whole"
+    torch = pytest.importorskip("torch")
+    served = train.serve_model(torch.nn.Linear(2, 3))
+    with pytest.raises(ValueError, match=r"tensors of \[\(1, 9\)\], the server's of \[\(3, 2\), \(3,\)\]"):
+        train.ServedModel(torch.nn.Linear(9, 1, bias=False), served)

@@ -17,6 +17,10 @@ from shoal.tune.storage import Storage
 
 @given(st.integers(0, 40), st.integers(1, 6))
 def test_shards_are_equal_disjoint_and_complete_up_to_the_rest(rows: int, count: int) -> None:
+    if rows < count:
+        with pytest.raises(ValueError, match=f"{rows} rows cannot be divided among {count} workers"):
+            shard_of(np.arange(rows), 0, count)
+        return
     shards = [shard_of(np.arange(rows), rank, count) for rank in range(count)]
     assert {len(shard) for shard in shards} == {rows // count}
     assert sorted(np.concatenate(shards).tolist()) == list(range(rows - rows % count))
@@ -42,6 +46,10 @@ def test_calls_outside_of_a_loop_say_so(call) -> None:  # noqa: ANN001
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="min_workers"):
         train.ScalingConfig(num_workers=2, min_workers=3)
+    with pytest.raises(ValueError, match="must be whole"):
+        train.ScalingConfig(num_workers=1.5)  # type: ignore[arg-type]
+    assert train.ScalingConfig(resources_per_worker={"cpu": 2}).bundle() == {"CPU": 2}
+    assert train.TorchTrainer(print, run_config=train.RunConfig("run", Path("/nowhere")))
     with pytest.raises(TypeError, match="must be a function"):
         train.TorchTrainer(42)
 

@@ -428,6 +428,11 @@ class EvolutionStrategies:
             raise ValueError(
                 f"{path} holds a {state.get('kind')} training of {state['config']['environment']} that does not fit"
             )
+        if state["config"]["normalize"] != self.config.normalize:
+            raise ValueError(
+                f"{path} holds a training with normalize={state['config']['normalize']}, this one has {self.config.normalize}: "
+                "its weights belong to observations that are scaled otherwise"
+            )
         self.generation, self.weights = state["generation"], state["weights"]
         self.seen = Moments(*state["seen"])
         self._adam.mean, self._adam.square, self._adam.updates = state["adam"]

@@ -410,6 +410,7 @@ class PPO:
                 f"{path} holds a training of {state['config']['environment']} that does not fit: {error}"
             ) from error
         self.update, self._steps, self._episodes = state["update"], state["steps"], state["episodes"]
+        self._returns.clear()
         self._returns.extend(state["returns"])
         self._weights = None
 

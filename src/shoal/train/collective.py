@@ -60,8 +60,17 @@ def _torch() -> Any:
 # ---------------------------------------------------------------- making groups
 
 
+def may_join(name: str) -> None:
+    """ValueError if this process is in a group of that name."""
+    if name in _groups:
+        raise ValueError(
+            f"this process is in a group {name!r} already: leave it first (`destroy_group`), or choose another name"
+        )
+
+
 def open_store(name: str, timeout_s: float) -> tuple[str, int]:
     """In the process that will be rank 0: begin the group's key-value store. Its (host, port)."""
+    may_join(name)
     distributed = _torch().distributed
     host = shoal.util.get_node_ip_address()
     store = distributed.TCPStore(host, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
@@ -77,10 +86,7 @@ def join(name: str, host: str, port: int, rank: int, size: int, backend: str, ti
         CollectiveError: the others did not come in time.
     """
     store = _stores.pop(name, None)  # none may stay behind for a later group of that name
-    if name in _groups:
-        raise ValueError(
-            f"this process is in a group {name!r} already: leave it first (`destroy_group`), or choose another name"
-        )
+    may_join(name)
     distributed = _torch().distributed
     patience = timedelta(seconds=timeout_s)
     try:
@@ -125,13 +131,15 @@ def create_group(
         timeout_s: for joining and for each collective.
 
     Raises:
-        ValueError: no actors, an actor twice, or an unknown backend.
+        ValueError: no actors, an actor twice, an unknown backend, or an actor that is in a group of that name; nobody has joined then.
         CollectiveError: not all could join.
     """
     if not actors or len(set(actors)) < len(actors):
         raise ValueError("a group needs at least one actor, and each only once")
     if backend not in ("gloo", "nccl"):
         raise ValueError(f"backend must be 'gloo' or 'nccl', not {backend!r}")
+    # Before anybody joins: those that may would wait for those that may not.
+    shoal.get([actor.__shoal_call__.remote(_on_actor, may_join, name) for actor in actors], timeout=timeout_s)
     host, port = shoal.get(actors[0].__shoal_call__.remote(_on_actor, open_store, name, timeout_s), timeout=timeout_s)
     joining = [
         actor.__shoal_call__.remote(_on_actor, join, name, host, port, rank, len(actors), backend, timeout_s)
@@ -216,6 +224,8 @@ def allreduce(value: Any, name: str = "default", *, op: str = "sum") -> Any:
 def broadcast(value: Any, source: int = 0, name: str = "default") -> Any:
     """Replace `value` everywhere by that of member `source`, in place; returned as well. See `allreduce`."""
     torch, member = _torch(), group(name)
+    if not 0 <= source < member.size:
+        raise ValueError(f"source must be a member, from 0 to {member.size - 1}, not {source}")
     tensor, result = _tensor(value, writable=True)
     _agree(member, f"broadcast from {source}", tensor)
     options = torch.distributed.BroadcastOptions()
@@ -325,6 +335,8 @@ def _failing(member: Group, what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # MemberGone is one
         reason = str(error).partition(". This is typically")[0]
+        if "scalar type" in reason:
+            raise TypeError(f"{what}: {reason.partition(chr(10))[0]}: gloo does not send this type") from error
         raise CollectiveError(
             f"{what} in group {member.name!r} (member {member.rank} of {member.size}) failed: {reason}. "
             "A member is gone or did not call in time; make a new group of those that live"

@@ -24,6 +24,7 @@ What it does not do: survive the death of a shard: keep `state()` and make a new
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -77,6 +78,7 @@ class Momentum:
 class Round:
     """Gradients of one block's step that have come so far, by worker, and who waits for the others'."""
 
+    workers: int
     gradients: dict[int, Gradient] = field(default_factory=dict)
     complete: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -104,10 +106,12 @@ class Shard:
 
         Raises:
             RoundIncomplete: not all came within `timeout_s`; the step is given up for all.
+            ValueError: there is no such worker, or the others speak of another number of them.
         """
-        current = self._rounds.get(block)
-        if current is None:
-            current = self._rounds[block] = Round()
+        current = self._rounds.get(block) or Round(workers)
+        if not 0 <= worker < workers or workers != current.workers:
+            raise ValueError(f"worker {worker} of {workers} (from 0) cannot be in a step of {current.workers} workers")
+        self._rounds[block] = current
         current.gradients[worker] = gradient
         if len(current.gradients) < workers:
             await self._others(block, current, workers, timeout_s)
@@ -216,6 +220,8 @@ class ParameterServer:
             make.remote({block: part for block, part in enumerate(parts) if home[block] == number}, rule)
             for number in range(shards)
         ]
+        #: of a model's tensors, if the weights are one's (`serve_model`)
+        self.shapes: list[tuple[int, ...]] | None = None
         #: the shard of each block
         self.homes = [self.shards[number] for number in home]
 
@@ -246,9 +252,7 @@ class ParameterServer:
 
     def push(self, gradient: Vector) -> Vector:
         """Asynchronous: apply one worker's gradient now; the weights after it."""
-        return np.concatenate(
-            shoal.get([self.push_block(block, part) for block, part in enumerate(self.split(gradient))])
-        )
+        return _joined([self.push_block(block, part) for block, part in enumerate(self.split(gradient))])
 
     def exchange_block(
         self, block: int, worker: int, workers: int, gradient: Gradient, timeout_s: float = ROUND_TIMEOUT_S
@@ -263,9 +267,7 @@ class ParameterServer:
             RoundIncomplete: a worker did not call within `timeout_s`.
         """
         parts = enumerate(self.split(gradient))
-        return np.concatenate(
-            shoal.get([self.exchange_block(block, worker, workers, part, timeout_s) for block, part in parts])
-        )
+        return _joined([self.exchange_block(block, worker, workers, part, timeout_s) for block, part in parts])
 
     def step(self, gradients: Sequence[Sequence[Any]]) -> list[Any]:
         """Synchronous, called by the driver: apply the mean of the workers' gradients.
@@ -297,6 +299,17 @@ class ParameterServer:
         if loaded != dict(enumerate(self.sizes)):
             raise ValueError(f"the state has blocks of {list(loaded.values())} weights, this server of {self.sizes}")
         shoal.get([shard.load.remote(part) for shard, part in zip(self.shards, state, strict=True)])
+
+
+def _joined(refs: list[Any]) -> Vector:
+    """The blocks behind refs, one after the other. When one fails, the others' errors are heard too: they are no news."""
+    try:
+        return np.concatenate(shoal.get(refs))
+    except Exception:
+        for ref in refs:
+            with contextlib.suppress(Exception):
+                shoal.get(ref, timeout=1)
+        raise
 
 
 def _spread(sizes: Sequence[int], shards: int) -> list[int]:

@@ -52,7 +52,9 @@ def serve_model(
     parameters = list(model.parameters())
     flat = np.concatenate([each.detach().cpu().numpy().ravel() for each in parameters]).astype(np.float32)
     shards = min(shards, len(flat))
-    return ParameterServer(flat, shards, rule, options, block_sizes([each.numel() for each in parameters], shards))
+    server = ParameterServer(flat, shards, rule, options, block_sizes([each.numel() for each in parameters], shards))
+    server.shapes = [tuple(each.shape) for each in parameters]
+    return server
 
 
 class ServedModel:
@@ -91,6 +93,9 @@ class ServedModel:
             raise ValueError(
                 f"the model has {flat.numel()} weights ({flat.dtype}, {flat.device}), the server {sum(server.sizes)} (float32 on the CPU)"
             )
+        shapes = [tuple(each.shape) for each in self._parameters]
+        if server.shapes is not None and shapes != server.shapes:
+            raise ValueError(f"the model has tensors of {shapes}, the server's of {server.shapes}")
         torch.nn.utils.vector_to_parameters(flat, self._parameters)
         self._blocks = server.split(flat.numpy())
         self._take(server.split(server.pull()))

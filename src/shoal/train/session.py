@@ -166,6 +166,7 @@ def get_dataset_shard(name: str = "train") -> Any:
 
     Raises:
         KeyError: the trainer was given no dataset of that name.
+        ValueError: it has fewer rows than there are workers.
     """
     session = _session("get_dataset_shard")
     if name not in session.shards:
@@ -182,6 +183,8 @@ def shard_of(dataset: Any, rank: int, count: int) -> Any:
         return {name: shard_of(part, rank, count) for name, part in dataset.items()}
     if isinstance(dataset, tuple):
         return tuple(shard_of(part, rank, count) for part in dataset)
+    if len(dataset) < count:
+        raise ValueError(f"a dataset of {len(dataset)} rows cannot be divided among {count} workers")
     rows = len(dataset) - len(dataset) % count
     if hasattr(dataset, "__array__") or isinstance(dataset, list | str | range):
         return dataset[rank:rows:count]

@@ -18,6 +18,7 @@ What it does not do: split a model over workers; watch a loop that neither repor
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -71,6 +72,8 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         least = self.num_workers if self.min_workers is None else self.min_workers
+        if not isinstance(self.num_workers, int) or not isinstance(least, int):
+            raise ValueError(f"numbers of workers must be whole, not {self.num_workers!r} and {self.min_workers!r}")
         if not 1 <= least <= self.num_workers:
             raise ValueError(
                 f"1 <= min_workers <= num_workers must hold, not {self.min_workers!r} and {self.num_workers!r}"
@@ -78,7 +81,10 @@ class ScalingConfig:
 
     def bundle(self) -> dict[str, float]:
         """The resources of one worker."""
-        resources = dict(self.resources_per_worker or {"CPU": 1.0})
+        written = {"cpu": "CPU", "gpu": "GPU"}
+        resources = {
+            written.get(name, name): each for name, each in (self.resources_per_worker or {"CPU": 1.0}).items()
+        }
         if self.use_gpu:
             resources.setdefault("GPU", 1.0)
         return resources
@@ -98,7 +104,7 @@ class RunConfig:
     """
 
     name: str | None = None
-    storage_path: str | None = None
+    storage_path: str | os.PathLike[str] | None = None
     max_failures: int = 0
     keep_checkpoints: int | None = 2
     join_timeout_s: float = 120.0
@@ -173,20 +179,25 @@ class TorchTrainer:
         self._scaling = scaling_config or ScalingConfig()
         self._run = run_config or RunConfig()
         name = self._run.name or time.strftime("train_%Y-%m-%d_%H-%M-%S")
-        root = self._run.storage_path or str(Path.home() / "shoal_results")
+        root = str(self._run.storage_path or Path.home() / "shoal_results")
         self._name = name
         self._storage = Storage(f"{root.rstrip('/')}/{name}")
         self._datasets = datasets or {}
         self._resume_from = self._checkpoint = resume_from_checkpoint
         self._kept: list[str] = []  #: whole checkpoints of this run, newest last
-        #: a run of the same name goes on with the numbers of the one before
-        self._next_checkpoint = max(map(_number_of, _checkpoints_in(self._storage)), default=-1) + 1
+        self._next_checkpoint = 0
+        self._goes_on = False  #: what is in the folder is this trainer's, or taken over by `restore`
         self._history: list[dict[str, Any]] = []
         self._look_s = GROW_LOOK_S  #: how often a gang that is too small looks for room just now
 
     @classmethod
     def restore(
-        cls, path: str, train_loop_per_worker: Callable[..., Any], *, run_config: RunConfig | None = None, **more: Any
+        cls,
+        path: str | os.PathLike[str],
+        train_loop_per_worker: Callable[..., Any],
+        *,
+        run_config: RunConfig | None = None,
+        **more: Any,
     ) -> TorchTrainer:
         """A trainer that goes on with a run whose driver was killed, or that failed: from its newest checkpoint that is whole.
 
@@ -199,13 +210,14 @@ class TorchTrainer:
             FileNotFoundError: there is no run at `path`.
             CheckpointError: it has checkpoints, but none that is whole.
         """
-        root, _, name = path.rstrip("/").rpartition("/")
+        root, _, name = str(path).rstrip("/").rpartition("/")
         config = replace(run_config or RunConfig(), name=name, storage_path=root or ".")
         trainer = cls(train_loop_per_worker, run_config=config, **more)
         lines = trainer._storage.read_lines(PROGRESS)
         found = _checkpoints_in(trainer._storage)
         if not lines and not found:
             raise FileNotFoundError(f"there is no training at {path}: neither {PROGRESS} nor a checkpoint")
+        trainer._goes_on = True
         trainer._history = [json.loads(line) for line in lines]
         # One without a manifest was never whole: its number is free again.
         trainer._kept = [one for one in found if trainer._storage.read(f"{one}/{MANIFEST}") is not None]
@@ -223,12 +235,19 @@ class TorchTrainer:
 
         Raises:
             ImportError: torch is not installed.
+            ValueError: there is a run of that name.
             TrainingFailedError: a worker failed once more than `max_failures`, or no gang could be placed.
         """
         try:
             import torch  # noqa: F401
         except ImportError as error:
             raise ImportError("shoal.train needs torch: pip install 'shoal[train]'") from error
+        if not self._goes_on and (self._storage.read_lines(PROGRESS) or _checkpoints_in(self._storage)):
+            raise ValueError(
+                f"{self._storage.location} holds a training already: choose another RunConfig.name, or go on with it by "
+                f"TorchTrainer.restore({self._storage.location!r}, loop)"
+            )
+        self._goes_on = True
         if not shoal.is_initialized():
             shoal.init()
         datasets = {name: shoal.put(value) for name, value in self._datasets.items()}
@@ -429,17 +448,9 @@ class TorchTrainer:
 
     def _seal(self, path: str) -> None:
         """All files of a checkpoint are there: write its manifest, forget old ones."""
-        folder = self._storage.full(path)
-        if self._storage.is_local:
-            sizes = {
-                str(one.relative_to(folder)): one.stat().st_size
-                for one in sorted(Path(folder).rglob("*"))
-                if one.is_file() and one.name != MANIFEST  # one may have come with files of an older checkpoint
-            }
-        else:
-            sizes = {}
+        sizes = {name: size for name, size in self._storage.sizes(path).items() if Path(name).name != MANIFEST}
         self._storage.write(f"{path}/{MANIFEST}", json.dumps(sizes).encode())
-        self._checkpoint = Checkpoint(folder)
+        self._checkpoint = Checkpoint(self._storage.full(path))
         self._next_checkpoint = _number_of(path) + 1
         self._kept.append(path)
         while self._run.keep_checkpoints is not None and len(self._kept) > max(1, self._run.keep_checkpoints):

@@ -104,29 +104,29 @@ def store_checkpoint(folder: str, storage: Storage, path: str) -> None:
     """Copy the files of `folder` to `path`, the manifest last."""
     storage.remove(path)  # what a killed attempt left
     storage.upload(folder, path)
-    sizes = {
-        str(one.relative_to(folder)): one.stat().st_size for one in sorted(Path(folder).rglob("*")) if one.is_file()
-    }
+    sizes = Storage(folder).sizes("")
     sizes.pop(MANIFEST, None)
     storage.write(f"{path}/{MANIFEST}", json.dumps(sizes).encode())
 
 
 def check_complete(storage: Storage, path: str) -> None:
     """Raise CheckpointError unless a stored checkpoint is whole."""
-    if storage.read(f"{path}/{MANIFEST}") is None:
+    manifest = storage.read(f"{path}/{MANIFEST}")
+    if manifest is None:
         raise CheckpointError(f"checkpoint {storage.full(path)}: it was not written to its end, or has been removed")
-    if storage.is_local:
-        _verify(storage.full(path), storage.full(path))
+    _compare(manifest, storage.sizes(path), storage.full(path))
 
 
 def _verify(folder: str, name: str) -> None:
     """Raise CheckpointError unless the files are as the manifest says; a folder without one is taken as it is."""
     manifest = Path(folder) / MANIFEST
-    if not manifest.exists():
-        return
-    for file, size in json.loads(manifest.read_bytes()).items():
-        path = Path(folder) / file
-        if not path.is_file():
+    if manifest.exists():
+        _compare(manifest.read_bytes(), Storage(folder).sizes(""), name)
+
+
+def _compare(manifest: bytes, there: dict[str, int], name: str) -> None:
+    for file, size in json.loads(manifest).items():
+        if file not in there:
             raise CheckpointError(f"checkpoint {name}: the file {file} is missing")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"checkpoint {name}: the file {file} has {path.stat().st_size} of {size} bytes")
+        if there[file] != size:
+            raise CheckpointError(f"checkpoint {name}: the file {file} has {there[file]} of {size} bytes")

@@ -174,6 +174,14 @@ class Storage:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             Path(target).write_bytes(self._fs.cat_file(found))
 
+    def sizes(self, path: str) -> dict[str, int]:
+        """The size of each file in a folder, by its path there."""
+        root = self._inner(path)
+        if self.is_local:
+            files = [one for one in sorted(Path(root).rglob("*")) if one.is_file()]
+            return {str(one.relative_to(root)): one.stat().st_size for one in files}
+        return {posixpath.relpath(name, root): each["size"] for name, each in self._fs.find(root, detail=True).items()}
+
     def remove(self, path: str) -> None:
         """Remove a folder or a file, if it is there."""
         if self.is_local:
