@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from tests.rl.environments_for_tests import Corridor, Raising
 
 from shoal.rl.advantages import advantages_of
-from shoal.rl.environments import EnvironmentFailed, Environments, Spaces, make_environment, spaces_of
+from shoal.rl.environments import EnvironmentFailed, Environments, Spaces, make_environment, spaces_in_task, spaces_of
 from shoal.rl.evolution import ESConfig, Generation, Moments, centered_ranks, play
 from shoal.rl.networks import FlatNetwork
 from shoal.rl.noise import noise_table, offsets, weighted_sum
@@ -143,12 +146,33 @@ def test_numbers_that_are_none_are_failures_too(reward: float, seen: float, text
         play(config, network, weights, at, [1], None)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reward", "text"),
+    [
+        ([np.nan, 1], [0, 1], 1.0, "reset, step 0: .*not finite"),
+        ([0, 1, 2], [0, 1], 1.0, "reset, step 0: .*3 numbers are observed, the space says 2"),
+        ([0, 1], [0], 1.0, "step, step 0: .*1 numbers are observed"),
+        ([0, 1], [0, 1], None, "step, step 0: TypeError"),
+    ],
+)
+def test_what_an_environment_shows_is_checked_from_the_first(first: Any, second: Any, reward: Any, text: str) -> None:
+    class Nonsense(Corridor):
+        def reset(self, **more: Any) -> tuple[Any, dict[str, Any]]:
+            return np.array(first, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+            return np.array(second, np.float32), reward, False, False, {}
+
+    with pytest.raises(EnvironmentFailed, match=rf"Nonsense \(seed 4\) raised in {text}"):
+        Environments(Nonsense, 1, seed=4).step([1])
+
+
 def test_the_last_observation_of_an_episode_that_was_cut_must_be_finite() -> None:
     class Nonsense(Corridor):
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             return np.array([np.nan, 1.0], np.float32), 1.0, False, True, {}
 
-    with pytest.raises(EnvironmentFailed, match=r"step 1: .*not finite"):
+    with pytest.raises(EnvironmentFailed, match=r"step 0: .*not finite"):
         Environments(Nonsense, 1, seed=4).step([1])
 
 
@@ -170,6 +194,25 @@ def test_environments_that_are_not_there_or_not_for_us() -> None:
 
     with pytest.raises(EnvironmentFailed, match="only Discrete and Box actions"):
         spaces_of(Odd)
+    with pytest.raises(EnvironmentFailed, match="made no environment"):
+        spaces_of(lambda: None)
+
+
+def hang() -> None:
+    time.sleep(3600)
+
+
+def die() -> None:
+    os._exit(7)
+
+
+def test_an_environment_that_hangs_or_dies_while_it_is_made_spares_the_driver(shoal_shared: ModuleType) -> None:
+    with pytest.raises(EnvironmentFailed, match=r"hang was not made within 1 s \(here\)"):
+        spaces_in_task(hang, 1.0, "here")
+    with pytest.raises(EnvironmentFailed, match="die could not be made: its process died"):
+        spaces_in_task(die, 60.0, "here")
+    with pytest.raises(EnvironmentFailed, match=r"^NoSuchThing-v1 could not be made: [^\n]*$"):
+        spaces_in_task("NoSuchThing-v1", 60.0, "here")
 
 
 @pytest.mark.parametrize("wrong", [{"pairs": 0}, {"sigma": -1.0}, {"fan_out": 1}])

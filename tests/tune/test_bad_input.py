@@ -107,6 +107,15 @@ def test_parameters_that_do_not_fit_are_told() -> None:
             tune.TuneConfig(**wrong)
     with pytest.raises(ValueError, match="num_to_keep must be at least 1"):
         tune.CheckpointConfig(num_to_keep=0)
+    for wrong in (
+        {"callbacks": tune.JsonLoggerCallback()},
+        {"callbacks": [tune.JsonLoggerCallback]},
+        {"failure_config": {}},
+    ):
+        with pytest.raises(TypeError, match=f"RunConfig: {next(iter(wrong))}"):
+            tune.RunConfig(**wrong)
+    with pytest.raises(ValueError, match="that of a folder below storage_path"):
+        tune.RunConfig(name="../q")
     with pytest.raises(TypeError, match="a bound is a number, not '0'"):
         tune.uniform("0", "1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import math
 import random
 
@@ -186,7 +187,7 @@ def took_over() -> tuple[Experiment, Trial]:
     machine.handle(reported(good, 2, "good/c2"))
     machine.handle(reported(bad, 1, "bad/c1"))
     machine.handle(reported(bad, 2, score=-1))
-    assert bad.status == PENDING and bad.restore_from == CheckpointRecord("good/c2", good.last_result)
+    assert bad.status == PAUSED and bad.restore_from == CheckpointRecord("good/c2", good.last_result)
     machine.handle(events.TrialStarted(bad.trial_id))
     machine.handle(reported(bad, 3))
     return machine, bad
@@ -535,3 +536,50 @@ def test_hyperband_does_not_wait_for_trials_that_cannot_come() -> None:
     assert verdict == events.TrialsJudged(["e_00000"], ["e_00001"])
     machine.handle(verdict)
     assert machine.create() is not None  # of the next bracket
+
+
+def test_a_replay_over_a_drivers_death_gives_the_same_history() -> None:
+    """What `interrupt` does after a replay is no event: the next replay must come to the same."""
+    lived, written = make(), []
+
+    def handle(event) -> None:
+        written.append(event)
+        lived.handle(event)
+
+    handle(lived.create())
+    one = next(iter(lived.trials.values()))
+    handle(events.TrialStarted(one.trial_id))
+    for number in (1, 2, 3):
+        handle(reported(one, number, f"c{number}" if number < 3 else None))
+    lived.interrupt()  # its driver was killed
+    handle(events.TrialStarted(one.trial_id))
+    for number in (3, 4):
+        handle(reported(one, number))
+    again = make()
+    for event in written:
+        again.handle(copy.deepcopy(event))
+    rows = [row["training_iteration"] for row in again.trials[one.trial_id].history]
+    assert rows == [row["training_iteration"] for row in one.history] == [1, 2, 3, 4]
+
+
+def test_population_based_training_ends_where_scores_fall_with_time() -> None:
+    """Young trials that wait look best then: who took over from them was the worst again after its next steps, for ever."""
+    scheduler = tune.PopulationBasedTraining(
+        "training_iteration", "score", "max", perturbation_interval=2, hyperparam_mutations={"x": [1, 2, 3]}
+    )
+    machine = make(6, scheduler)
+    turns = 0
+    while (event := machine.create()) is not None:
+        machine.handle(event)
+    while (one := machine.waiting(PENDING) or machine.waiting(PAUSED)) is not None:
+        turns += 1
+        assert turns < 200
+        machine.handle(events.TrialStarted(one.trial_id))
+        at = one.restore_from.result["training_iteration"] if one.restore_from else 0
+        while one.status == "RUNNING":
+            at += 1
+            report = reported(one, at, f"{one.trial_id}/c{at}-{turns}", score=-at)
+            report.result["time_total_s"] = at
+            report.finished = at == 20
+            machine.handle(report)
+    assert all(one.last_result["training_iteration"] == 20 for one in machine.trials.values())

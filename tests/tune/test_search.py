@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
@@ -19,6 +20,8 @@ import pytest
 from tests.tune import kill_driver
 
 from shoal import tune
+from shoal.tune.storage import Storage
+from shoal.tune.trial import Trial
 
 pytestmark = pytest.mark.usefixtures("shoal_shared")
 ROOT = Path(__file__).resolve().parents[2]
@@ -528,3 +531,39 @@ def test_a_score_that_is_no_number_is_the_worst(tmp_path) -> None:
     kept = tune.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="loss", checkpoint_score_order="max")
     grid = search(scored, {"x": 1}, tmp_path, run={"checkpoint_config": kept}).fit()
     assert [row["loss"] for _, row in grid[0].best_checkpoints] == [9.0, 4.0]
+
+
+class RaisesAtTheEnd(tune.Trainable):
+    def step(self):
+        return {"loss": self.iteration, "done": self.iteration == 2}
+
+    def cleanup(self):
+        raise ValueError("cannot clean up")
+
+
+def test_a_cleanup_that_raises_harms_no_trial(tmp_path, capfd) -> None:
+    grid = search(RaisesAtTheEnd, {"x": tune.grid_search([1, 2, 3])}, tmp_path, max_concurrent_trials=1).fit()
+    assert [len(one.metrics_dataframe) for one in grid] == [3, 3, 3] and grid.num_terminated == 3
+
+
+def test_a_search_has_one_driver(tmp_path) -> None:
+    first = search(parabola, {"x": 1}, tmp_path)
+    grid = first.fit()
+    with Storage(grid.experiment_path).owned():
+        again = tune.Tuner.restore(grid.experiment_path, parabola)
+        with pytest.raises(RuntimeError, match=rf"written by process {os.getpid()} on .*end that one first"):
+            again.fit()
+    assert again.fit().num_terminated == 1
+
+
+def test_names_with_commas_are_columns_after_a_restore(tmp_path) -> None:
+    def odd(config):
+        tune.report({"loss": 1, "a,b": 2})
+
+    grid = search(odd, {"x": tune.grid_search([1, 2])}, tmp_path).fit()
+    logger = tune.CSVLoggerCallback()
+    logger.setup(Storage(grid.experiment_path))
+    trial = Trial(grid[0].trial_id, 0, {})
+    logger.on_trial_result(0, [trial], trial, {"loss": 3, "a,b": 4})
+    with open(tmp_path / "search" / trial.folder / "progress.csv", newline="") as file:
+        assert [row["a,b"] for row in csv.DictReader(file)] == ["2", "4"]

@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import shoal
+
 Floats = npt.NDArray[np.float32]
 EnvironmentSpec = str | Callable[[], Any]
+NOT_FINITE = "what is observed is not finite"
 
 
 class EnvironmentFailed(RuntimeError):
@@ -75,9 +78,11 @@ def spaces_of(spec: EnvironmentSpec) -> Spaces:
     Raises:
         EnvironmentFailed: it cannot be made, or its spaces are none that a policy here can serve.
     """
+    environment = make_environment(spec)  # says what lacks where Gymnasium does
+    if environment is None:
+        raise EnvironmentFailed(f"{name_of(spec)} made no environment: it returned None")
     from gymnasium.spaces import Box, Discrete
 
-    environment = make_environment(spec)
     try:
         seen, done = environment.observation_space, environment.action_space
     finally:
@@ -101,6 +106,28 @@ def spaces_of(spec: EnvironmentSpec) -> Spaces:
             done.shape,
         )
     raise EnvironmentFailed(f"{name_of(spec)} takes {done}; only Discrete and Box actions are supported: wrap it")
+
+
+def spaces_in_task(spec: EnvironmentSpec, limit_s: float, limit_name: str) -> Spaces:
+    """`spaces_of` in a process of its own: one that hangs or dies while an environment is made does not take this one with it.
+
+    Raises:
+        ImportError: Gymnasium is not installed.
+        EnvironmentFailed: as there, or it was not made within `limit_s`, or making it ended its process.
+    """
+    look = shoal.remote(num_cpus=0, max_retries=0)(spaces_of).remote(spec)
+    try:
+        found: Spaces = shoal.get(look, timeout=limit_s)
+    except EnvironmentFailed as error:
+        raise EnvironmentFailed(str(getattr(error, "cause", error))) from None  # the text alone
+    except shoal.exceptions.GetTimeoutError:
+        shoal.cancel(look, force=True)
+        raise EnvironmentFailed(
+            f"{name_of(spec)} was not made within {limit_s:g} s ({limit_name}): making it hangs"
+        ) from None
+    except shoal.exceptions.WorkerCrashedError as error:
+        raise EnvironmentFailed(f"{name_of(spec)} could not be made: its process died: {error}") from error
+    return found
 
 
 @dataclass(slots=True)
@@ -131,6 +158,7 @@ class Environments:
         self._spec = spec
         self._seed = seed
         self._made = [make_environment(spec) for _ in range(count)]
+        self._size = int(np.prod(self._made[0].observation_space.shape))
         self._returns = [0.0] * count
         self._steps = [0] * count
         #: what is seen now, shape (count, inputs)
@@ -140,9 +168,18 @@ class Environments:
         self._returns[row], self._steps[row] = 0.0, 0
         try:
             seen, _ = self._made[row].reset(seed=seed)
+            observation = self._observed(seen)
+            _check_finite(observation)
         except Exception as error:
             raise self._failed(row, "reset", error) from error
-        return np.asarray(seen, dtype=np.float32).ravel()
+        return observation
+
+    def _observed(self, seen: Any) -> Floats:
+        """What an environment shows, flat; ValueError if it is not what its space says."""
+        observation: Floats = np.asarray(seen, dtype=np.float32).ravel()
+        if observation.size != self._size:
+            raise ValueError(f"{observation.size} numbers are observed, the space says {self._size}")
+        return observation
 
     def _failed(self, row: int, doing: str, error: Exception) -> EnvironmentFailed:
         return EnvironmentFailed(
@@ -160,27 +197,30 @@ class Environments:
         for row, environment in enumerate(self._made):
             try:
                 seen, reward, ended, cut, _ = environment.step(actions[row])
+                gained = float(reward)
+                if not math.isfinite(gained):
+                    raise ValueError(f"the reward is {reward}")
+                observation = self._observed(seen)
+                if cut and not ended:
+                    _check_finite(observation)
             except Exception as error:
                 raise self._failed(row, "step", error) from error
-            if not math.isfinite(reward):
-                raise self._failed(row, "step", ValueError(f"the reward is {reward}"))
-            self._returns[row] += float(reward)
+            self._returns[row] += gained
             self._steps[row] += 1
-            step.rewards[row], step.ended[row], step.cut[row] = reward, ended, cut and not ended
-            observation = np.asarray(seen, dtype=np.float32).ravel()
+            step.rewards[row], step.ended[row], step.cut[row] = gained, ended, cut and not ended
             if ended or cut:
                 step.episodes.append((self._returns[row], self._steps[row]))
                 if not ended:
-                    self._check_finite(row, observation)
                     step.last[row] = observation
                 observation = self._reset(row)
             observations[row] = observation
         if not np.isfinite(observations).all():
-            for row, observation in enumerate(observations):
-                self._check_finite(row, observation)
+            row = int(np.argmin(np.isfinite(observations).all(axis=1)))
+            raise self._failed(row, "step", ValueError(f"{NOT_FINITE}: {observations[row]}"))
         self.observations = observations
         return step
 
-    def _check_finite(self, row: int, observation: Floats) -> None:
-        if not np.isfinite(observation).all():
-            raise self._failed(row, "step", ValueError(f"what is observed is not finite: {observation}"))
+
+def _check_finite(observation: Floats) -> None:
+    if not np.isfinite(observation).all():
+        raise ValueError(f"{NOT_FINITE}: {observation}")

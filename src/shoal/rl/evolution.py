@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import shoal
-from shoal.rl.environments import EnvironmentFailed, EnvironmentSpec, Floats, make_environment, name_of, spaces_of
+from shoal.rl.environments import EnvironmentFailed, EnvironmentSpec, Floats, make_environment, name_of, spaces_in_task
 from shoal.rl.networks import FlatNetwork
 from shoal.rl.noise import noise_table, offsets, weighted_sum
 from shoal.rl.state_file import read_state, write_state
@@ -321,7 +321,7 @@ class EvolutionStrategies:
 
     def __init__(self, config: ESConfig) -> None:
         self.config = config
-        spaces = spaces_of(config.environment)
+        spaces = spaces_in_task(config.environment, config.episode_timeout_s, "episode_timeout_s")
         self.network = FlatNetwork(spaces, config.hidden)
         offsets(config.noise_size, self.network.size, config.pairs, [0])  # refuses here what is too small
         self.weights = self.network.initial(config.seed)

@@ -28,7 +28,7 @@ import numpy as np
 
 import shoal
 from shoal.rl.advantages import advantages_of
-from shoal.rl.environments import EnvironmentFailed, EnvironmentSpec, Spaces, name_of, spaces_of
+from shoal.rl.environments import EnvironmentFailed, EnvironmentSpec, Spaces, name_of, spaces_in_task
 from shoal.rl.rollouts import Fragment, PlayerActor
 from shoal.rl.state_file import read_state, write_state
 
@@ -257,7 +257,7 @@ class PPO:
         except ImportError as error:
             raise ImportError("shoal.rl.PPO needs torch: pip install 'shoal[rl]'") from error
         self.config = config
-        self.spaces = spaces_of(config.environment)
+        self.spaces = spaces_in_task(config.environment, config.rollout_timeout_s, "rollout_timeout_s")
         self.update = 0
         self._returns: deque[float] = deque(maxlen=RETURNS_KEPT)
         self._episodes = 0

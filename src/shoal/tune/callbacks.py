@@ -91,7 +91,7 @@ class CSVLoggerCallback(LoggerCallback):
             columns = list(row)
             earlier = self.storage.read(path) if self.storage.is_local else None
             if earlier:  # a resumed experiment
-                columns = earlier[: earlier.find(b"\n")].decode().split(",")
+                columns = next(csv.reader(io.StringIO(earlier.decode())))
             else:
                 writer.writerow(columns)
             self._columns[trial.trial_id] = columns

@@ -256,6 +256,8 @@ class Experiment:
 
     def _started(self, event: TrialStarted) -> list[Effect]:
         trial = self.trials[event.trial_id]
+        if trial.status == RUNNING:  # its driver died; what `interrupt` did then is no event
+            self._rewind(trial)
         trial.status = RUNNING
         trial.starts += 1
         self._undo(trial)
@@ -297,7 +299,7 @@ class Experiment:
             trial.config = decision.config
             trial.restore_from = CheckpointRecord(decision.checkpoint, self._result_at(decision))
             trial.taken_over, trial.taken_at = trial.restore_from, len(trial.history)
-            trial.status = PENDING
+            trial.status = PAUSED  # it takes its turn: those from which it took go on, too
             return [Release(trial.trial_id)]
         return [Proceed(trial.trial_id)]
 

@@ -114,13 +114,12 @@ class Journal:
         """Let a fresh experiment live through everything that was written."""
         for number, line in enumerate(self.storage.read_lines(JOURNAL), 1):
             try:
-                event = decode(line)
+                experiment.handle(decode(line))
             except Exception as error:
                 raise ValueError(
                     f"{self.storage.full(JOURNAL)}: event number {number} cannot be read ({type(error).__name__}: {error}); "
                     "what comes before it can: cut the file there, and the search goes on from then"
                 ) from error
-            experiment.handle(event)
 
     def snapshot(self, experiment: Experiment) -> None:
         """The state for people."""

@@ -117,6 +117,8 @@ class OptunaSearch(Searcher):
             if isinstance(sampler, str):
                 seed = None if self.seed is None else self.seed + index
                 sampler = getattr(optuna.samplers, SAMPLERS[sampler])(seed=seed)
+            elif index:  # a resumed search: the object is as new, and would throw the same dice again
+                sampler.reseed_rng()
             direction = "maximize" if self.mode == "max" else "minimize"
             self._study = optuna.create_study(sampler=sampler, direction=direction)
             for point in self.points[index:]:
@@ -134,7 +136,13 @@ class OptunaSearch(Searcher):
                     f"points_to_evaluate: no parameter {name!r} to search over; there are {', '.join(self._distributions)}"
                 )
             node = self._domains[name][1]
-            values[name] = node.categories.index(value) if isinstance(node, spaces.Categorical) else value
+            if isinstance(node, spaces.Categorical):
+                if value not in node.categories:
+                    raise ValueError(f"points_to_evaluate: {name}={value!r} is none of its choices, {node.categories}")
+                value = node.categories.index(value)
+            elif not node.low <= value <= node.high:
+                raise ValueError(f"points_to_evaluate: {name}={value!r} is not between {node.low} and {node.high}")
+            values[name] = value
         return values
 
     def suggest(self, trial_id: str, index: int) -> dict[str, Any] | str | None:

@@ -169,6 +169,11 @@ class ResultGrid:
     def get_dataframe(self, filter_metric: str | None = None, filter_mode: str | None = None) -> Any:
         """A row for each trial with a result: its last one, or with `filter_metric` the one where that was best; configuration as `config/...`."""
         sign = _sign(filter_mode) if filter_metric is not None else 1
+        if filter_metric is not None and not any(filter_metric in row for one in self._results for row in one.history):
+            known = sorted(
+                {name for one in self._results for name in flattened(one.history[-1] if one.history else {})}
+            )
+            raise ValueError(f"no trial has reported {filter_metric!r}; there are {', '.join(known) or 'no results'}")
         rows = []
         for one in self._results:
             if not one.history:

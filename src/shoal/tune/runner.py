@@ -7,13 +7,14 @@ Starting the next trial costs one actor call.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -111,8 +112,7 @@ class Runner:
         """
         path = self._save() if save and self._object is not None and self._saved_at != self._object.iteration else None
         if self._object is not None and not _becomes_others(self._object):
-            self._object.cleanup()
-            self._object = None
+            self._give_up()
         session, thread = self._session, self._thread
         if session is not None and thread is not None:
             session.stopping = True
@@ -188,8 +188,7 @@ class Runner:
             self._object.config = assignment.config
             self._object.trial_id = assignment.trial_id
         else:
-            if self._object is not None:
-                self._object.cleanup()
+            self._give_up()
             self._object = self._target(assignment.config, assignment.trial_id, **self._parameters)
         self._object.iteration = assignment.iteration
         if checkpoint is not None:
@@ -201,11 +200,13 @@ class Runner:
                     raise
 
     def _give_up(self) -> None:
-        """An object whose code has raised: whatever state it is in, no other trial shall get it. What its cleanup raises is no news then."""
+        """An object that no other trial shall get: its trial has ended, or its code has raised. What its cleanup raises harms neither trial."""
         one, self._object = self._object, None
         if one is not None:
-            with contextlib.suppress(Exception):
+            try:
                 one.cleanup()
+            except Exception:
+                print(f"{type(one).__name__}.cleanup raised:\n{traceback.format_exc()}", file=sys.stderr)
 
     def _step(self) -> Outcome:
         """One step of the object, and its checkpoint if one is due."""

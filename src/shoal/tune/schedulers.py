@@ -334,7 +334,9 @@ class PopulationBasedTraining(TrialScheduler):
             if donors:
                 donor = self._dice.choice(donors)
                 checkpoint = donor.checkpoints[-1]
-                self._last[trial.trial_id] = max(checkpoint.result.get(self.time_attr, time), 0)
+                # Never before its own time: or a trial would take over from one that waits, be the worst again soon, and take over again,
+                # for ever, where scores fall with time.
+                self._last[trial.trial_id] = max(checkpoint.result.get(self.time_attr, time), time)
                 self._scores.pop(trial.trial_id)  # what it did before says nothing of what it is now
                 return Exploit(self.explore(donor.config), checkpoint.path, donor.trial_id)
         return Pause() if others_wait and trial.checkpoints else Continue()

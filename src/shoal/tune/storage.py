@@ -8,13 +8,18 @@ touches the parts of another.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import posixpath
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TORN_SUFFIX = ".partial"
+OWNER = ".driver"  #: who writes here, and the lock that says so
 PART_BYTES = 64 * 1024  #: of a stream in an object store
 
 
@@ -36,6 +41,31 @@ class Storage:
             except ImportError as error:
                 raise ImportError(f"{location} needs fsspec: pip install 'shoal[tune]'") from error
             self._fs, self._root = fsspec.core.url_to_fs(self.location)
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """No other process that does the same writes here meanwhile; elsewhere than in a local folder nobody can tell.
+
+        Raises:
+            RuntimeError: one does.
+        """
+        if not self.is_local:
+            yield
+            return
+        os.makedirs(self._root, exist_ok=True)
+        with open(self._inner(OWNER), "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with this process, however that ends
+            except OSError as error:
+                file.seek(0)
+                raise RuntimeError(
+                    f"{self.location} is being written by {file.read().strip() or 'another process'}: two drivers would spoil the search; "
+                    "end that one first"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
 
     def full(self, path: str) -> str:
         """The path or URL of something inside."""

@@ -150,6 +150,17 @@ class RunConfig:
     checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
     verbose: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise ValueError(f"RunConfig: name is that of a folder below storage_path, not {self.name!r}")
+        if not isinstance(self.callbacks, (list, tuple)) or not all(
+            isinstance(one, Callback) for one in self.callbacks
+        ):
+            raise TypeError(f"RunConfig: callbacks is a list of tune.Callback objects, not {self.callbacks!r}")
+        for name, kind in (("failure_config", FailureConfig), ("checkpoint_config", CheckpointConfig)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"RunConfig: {name} must be a tune.{kind.__name__}, not {getattr(self, name)!r}")
+
 
 class Tuner:
     """A search over the configurations of a trainable.
@@ -224,12 +235,18 @@ class Tuner:
 
         Raises:
             ValueError: the configuration makes no sense. The failures of trials are in the results, unless `fail_fast="raise"`.
+            RuntimeError: another driver that lives runs this search (told on local folders).
         """
         if not shoal.is_initialized():
             shoal.init()
         experiment = self._experiment()  # before the folder: what is wrong with the search does not use up its name
         fresh = self._storage is None
         storage = self._open()
+        with storage.owned():
+            return self._search(experiment, storage, fresh)
+
+    def _search(self, experiment: Experiment, storage: Storage, fresh: bool) -> ResultGrid:
+        """`fit`, with the folder its own."""
         if self._restored:
             self._revive(experiment, storage)
         callbacks: list[Callback] = [JsonLoggerCallback(), CSVLoggerCallback(), *self._run.callbacks]
