@@ -195,6 +195,26 @@ def test_a_dead_node_costs_only_its_bundles() -> None:
     assert record is not None and "beside those of the others" in record.reason
 
 
+def test_what_is_reserved_after_its_attempt_was_over_is_returned() -> None:
+    bench = Bench(a=1, b=1)
+    bench.create(b"g", {"CPU": 1}, {"CPU": 1}, strategy="STRICT_SPREAD")
+    bench.take(ReserveBundle)
+    bench.restart()
+    for name in (b"a", b"b"):
+        bench.join(name, 1)  # what waits on them for room is no bundle yet: they report none
+    bench.answer()
+    bench.take(CommitBundle)
+    assert bench.state(b"g") == pg.PLACED
+    bench.tell(pg.BundleAnswered(b"a", BundleReserved(b"g", 1, 1, True)))
+    assert [(node, each.index, each.attempt) for node, each in bench.take(ReturnBundle)] == [(b"a", 1, 1)]
+    bench.tell(pg.BundleAnswered(b"b", BundleReserved(b"g", 1, 2, True)))  # said twice
+    assert not bench.take(ReturnBundle)
+    bench.tell(pg.GroupRemoveAsked(b"g"))
+    bench.take(ReturnBundle)
+    bench.tell(pg.BundleAnswered(b"a", BundleReserved(b"g", 0, 1, True)))
+    assert [each.removed for _, each in bench.take(ReturnBundle)] == [True]
+
+
 def test_a_node_that_goes_away_ends_the_attempts_with_it() -> None:
     bench = Bench(a=1, b=1, c=1)
     bench.create(b"g", {"CPU": 1}, {"CPU": 1}, strategy="STRICT_SPREAD")

@@ -181,6 +181,27 @@ def test_a_lease_may_end_while_blocked() -> None:
 # ---------------------------------------------------------------- revocation
 
 
+def test_slices_grow_until_a_class_far_away_has_used_one() -> None:
+    node = Node(CPU=1)
+    node.ask(D, 1, 1)
+    lease_id = 1
+    held_s = []
+    for used in (False, False, False, True):
+        node.ask(P, 2, 1)  # equal to the other, so each lease ends after a slice
+        begin = node.now
+        while not (victims := revoked(node.ticks(LEASE_SLICE_S / 4))):
+            assert node.now < begin + 1
+        assert victims == [lease_id]
+        held_s.append((node.now - begin) / LEASE_SLICE_S)
+        node.ask(D, 1, 1)  # its task has bounced, or there is another one
+        assert granted(node.tell(e.LeaseFinished(lease_id, used=used))) == [(P, 2)]
+        assert granted(node.tell(e.LeaseFinished(lease_id + 1))) == [(D, 1)]
+        lease_id += 2
+    assert [math.floor(each) for each in held_s] == [1, 2, 4, 8]
+    node.ask(P, 2, 1)
+    assert revoked(node.ticks(5 * LEASE_SLICE_S)) == [lease_id], "it was used, so the next one is shorter again"
+
+
 def test_time_slice() -> None:
     node = Node(CPU=2)
     node.ask(D, 1, 100)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shoal.gcs import actor_manager
+from shoal.gcs.placement_groups import PlacementGroups
 from shoal.gcs.shard import ACTORS_TABLE
 from shoal.gcs.storage.backend import Write
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
@@ -211,6 +212,13 @@ def test_two_lives_of_an_actor_never_both_answer(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Leash, "silences", lambda self, spec: False)
     with pytest.raises(TwoLivesError):
         cut_off()
+
+
+def test_campaigns_find_reservations_that_nobody_knows_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlacementGroups, "_return_late", lambda *about: None)
+    with pytest.raises(Violation, match="is free"):
+        for seed in range(11, 200):
+            run_seed(seed)
 
 
 def test_campaigns_find_actors_that_a_lost_node_takes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -542,11 +542,22 @@ class PlacementGroups:
             or attempt.number != message.attempt
             or attempt.nodes.get(message.index) != event.node_id
         ):
-            return  # of an attempt that is over: the node was told to return it
+            if message.done:
+                self._return_late(event, effects)
+            return
         if message.done:
             self._reserved(record, attempt, message.index, now, effects)
         else:
             self._give_up(record, message.reason, now, effects, refused=message.index)
+
+    def _return_late(self, event: BundleAnswered, effects: list[Effect]) -> None:
+        """Something of an attempt that is over is reserved. The node may not have been told: it reports what it has when it connects, and this waited
+        there at that time."""
+        node_id, message = event.node_id, event.message
+        node = self._nodes.get(node_id)
+        if node is not None and node.view.alive:
+            life = BundleLife(message.group_id, message.index, message.attempt, committed=False)
+            self._compare(node_id, life, effects)
 
     def _reserved(self, record: GroupRecord, attempt: Attempt, index: int, now: float, effects: list[Effect]) -> None:
         attempt.reserved.add(index)

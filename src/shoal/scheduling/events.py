@@ -68,10 +68,11 @@ class LeaseReturned:
 
 @dataclass(slots=True)
 class LeaseFinished:
-    """The worker says that nothing of the lease runs; with `exiting` its process leaves and is never used again."""
+    """The worker says that nothing of the lease runs; with `exiting` its process leaves and is never used again. `used`: something has run."""
 
     lease_id: int
     exiting: bool = False
+    used: bool = True
 
 
 @dataclass(slots=True)

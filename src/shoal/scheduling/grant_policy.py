@@ -11,7 +11,8 @@ children before more parents start; parents that wait lend their CPUs, so somebo
 fit, leases that are older than a slice end after their current task. After LEASE_SLICE_S that happens where it is plainly right: for a
 deeper class, for an equal class or a job that would still have less after it. After LEASE_SLICE_LONG_S it happens for anybody:
 the scheduler does not see whether a lease is idle, and a busy one comes back at the price of one bounce in 50 ms. No more leases end than
-are needed; those that end soon are counted first, those whose task goes on for a long slice are not relied on.
+are needed; those that end soon are counted first, those whose task goes on for a long slice are not relied on. Slices of a class double while its
+leases end before a task of it has come (`note_use`): to a submitter far away that takes longer than a slice, and two such would take turns for ever.
 
 *Starvation* (`choose_reservations`): "whatever fits first" would never serve wide needs beside a stream of narrow ones, and "deepest
 first" never a shallow class beside a fountain of deep ones. Who waited STARVED_AFTER_S goes first and has what it needs kept free
@@ -35,6 +36,7 @@ from shoal.scheduling.request_queue import Entry, JobQueue, Lane, RequestQueue, 
 from shoal.scheduling.worker_pool import Worker
 
 LEASE_SLICE_LONG_S = 5 * LEASE_SLICE_S
+SLICES_MAX = 32  #: of a class that is far away
 STARVED_AFTER_S = 0.5
 RESERVED_S = 2.0
 RESERVED_MAX_S = 64.0
@@ -230,7 +232,7 @@ def choose_victims(
 
     `active`: tasks' leases that are neither blocked nor revoked, held longest first. `ending`: revoked ones that have not ended.
     """
-    candidates = [lease for lease in active if now - lease.granted_at >= LEASE_SLICE_S]
+    candidates = [lease for lease in active if now - lease.granted_at >= LEASE_SLICE_S * lease.holder.slices]
     if not candidates:
         return []
     future = dict(view.available)
@@ -286,7 +288,7 @@ def _victims_for(
             for name, units in waiter.need.items()
         ):
             continue
-        long_held = now - lease.granted_at >= LEASE_SLICE_LONG_S
+        long_held = now - lease.granted_at >= LEASE_SLICE_LONG_S * holder.slices
         if not (reserved or long_held or _is_fair(waiter, lease, leaving, leaving_cpu)):
             continue
         chosen.append(lease)
@@ -311,6 +313,15 @@ def _is_fair(
     theirs = holder.leases - holder.blocked - leaving.get(holder, 0)
     ours = waiter.leases - waiter.blocked - leaving.get(waiter, 0)
     return theirs - 1 >= ours
+
+
+def note_use(lease: Lease, used: bool) -> None:
+    """A task's lease has ended, and something has run in it or not."""
+    holder = lease.holder
+    if used:
+        holder.slices = max(1, holder.slices // 2)
+    elif lease.revoked and lease.wanted:
+        holder.slices = min(SLICES_MAX, 2 * holder.slices)
 
 
 def _count_leaving(lease: Lease, leaving: dict[SchedulingClass, int], leaving_cpu: dict[JobQueue, int]) -> None:

@@ -89,6 +89,7 @@ from shoal.scheduling.grant_policy import (
     choose_reservations,
     choose_victims,
     count_lacking_workers,
+    note_use,
 )
 from shoal.scheduling.invariants import check_invariants
 from shoal.scheduling.offers import WaitingTasks
@@ -412,6 +413,7 @@ class LocalScheduler:
         if not lease.holder.is_actor:
             held_s = max(0.0, now - lease.granted_at)
             self.lease_time_s += (held_s - self.lease_time_s) * (LEASE_TIME_WEIGHT if self.lease_time_s else 1)
+            note_use(lease, event.used)
         self._free(lease)
         self._pool.give_back(lease.worker, event.exiting or lease.holder.is_actor, now)  # never an actor's
 

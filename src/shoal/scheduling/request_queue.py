@@ -104,6 +104,9 @@ class SchedulingClass:
     asked: Resources = field(default_factory=dict)  #: `need` outside of bundles
     keeps: Resources = field(default_factory=dict)  #: `hold` outside of bundles
     cpu: str = CPU  #: the name of the CPU that it holds
+    slices: int = (
+        1  #: its leases are left alone for so many LEASE_SLICE_S; more while they end before anything has come to run
+    )
 
     @property
     def is_actor(self) -> bool:

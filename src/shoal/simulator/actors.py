@@ -29,6 +29,7 @@ from shoal.protocol.gcs_messages import (
     ActorRefsGone,
     ActorWorkerDied,
     ActorWorkerStarted,
+    BundleLife,
     GcsCall,
     NodeReport,
     StartActor,
@@ -81,6 +82,7 @@ class Actor:
     spec: ActorSpec
     construct_s: float
     fails: bool = False  #: its constructor raises
+    in_group: bool = False  #: it lives in a placement group
     calls: list[Call] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)  #: in the order in which they began
     killed: bool = False  #: somebody wanted its death
@@ -294,7 +296,10 @@ class ActorShell:
                 life.worker_id, life.pid, life.lease_id = placed.life.worker.process_id, 1, placed.life.lease_id
                 life.address, life.constructed = "address", placed.constructed
             lives.append(life)
-        self.line.tell(NodeReport(lives))
+        bundles = [
+            BundleLife(each.group_id, each.index, each.attempt, each.committed) for each in self._node.machine.bundles()
+        ]
+        self.line.tell(NodeReport(lives, bundles))
         for actor_id in self._followed:
             self.line.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))
 
@@ -369,7 +374,8 @@ class ActorShell:
             return
         if isinstance(effect, events.RefuseActor):
             del self._placed[effect.actor_id]
-            self.line.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason))
+            drains = bool(node.machine.draining)
+            self.line.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason, drains))
             return
         worker = node.cluster.worker(effect.worker_id)
         if worker is None:
@@ -383,6 +389,9 @@ class ActorShell:
         )
 
     # ---------------------------------------------------------------- lives
+
+    def leave(self, reason: str) -> None:
+        """The node takes nothing new: actors whose state is kept would go on elsewhere; the others stay until they end."""
 
     def followers_of(self, worker: Worker) -> list[bytes]:
         """Who follows the actor that lives in a worker."""

@@ -18,6 +18,7 @@ from shoal.gcs.actor_manager import ActorRecord
 from shoal.protocol.gcs_messages import (
     DEATH_CONSTRUCTOR,
     DEATH_CRASHED,
+    DEATH_GROUP_REMOVED,
     DEATH_JOB_ENDED,
     DEATH_KILLED,
     DEATH_UNSCHEDULABLE,
@@ -27,6 +28,8 @@ from shoal.protocol.messages import ActorSpec
 from shoal.protocol.strategies import node_affinity
 from shoal.simulator.actors import Actor, Call
 from shoal.simulator.cluster import DRIVER_DIED, Cluster, Violation
+from shoal.simulator.group_work import BUNDLES_MAX, GroupWork
+from shoal.simulator.node import Node
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.tasks import Task, tree
 from shoal.simulator.world import GCS, Costs
@@ -36,6 +39,7 @@ CALLS_S = 12.0  #: for so long an actor is called: also after its node was given
 LIVENESS_S = 120.0
 DRAIN_S = 12.0
 SLICE_S = 0.05
+LOOK_S = 0.25
 HEAL_S = 16.0  #: partitions end, the dead are buried, the GCS is back
 FAULTS = (
     "worker",
@@ -51,8 +55,13 @@ FAULTS = (
     "driver",
     "slow",
     "storage",
+    "lost answer",
     "actor",
+    "drain",
+    "drain",
 )
+#: by these no task is lost, and none runs twice
+GENTLE = {"join", "slow", "drain"}
 
 
 @dataclass(slots=True)
@@ -97,6 +106,7 @@ def _may_end(actor: Actor, record: ActorRecord | None, end: str, faults: bool) -
         DEATH_KILLED: actor.killed,
         DEATH_CONSTRUCTOR: actor.fails,
         DEATH_UNSCHEDULABLE: faults,
+        DEATH_GROUP_REMOVED: actor.in_group,
         DEATH_JOB_ENDED: faults,
     }.get(end.removeprefix("actor died: "), False)
 
@@ -114,6 +124,8 @@ class Campaign:
         self._cpus = cpus
         self._dropped: set[bytes] = set()
         self._calls_until = 0.0
+        self._late = 0  #: place of the first node that came when faults were over
+        self._groups = GroupWork(self.cluster, dice, cpus, self._make_actor_in)
 
     def run(self) -> Outcome:
         """Both phases.
@@ -132,12 +144,15 @@ class Campaign:
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._submit, driver, _work(dice))
             for _ in range(dice.choice([0, 0, 1, 3])):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._make_actor, driver)
+            for _ in range(dice.choice([0, 0, 1, 2])):
+                world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._groups.make, driver)
         rate = dice.choice([0.0, 0.5, 2.0, 6.0])
         for _ in range(int(rate * FAULT_PHASE_S)):
             world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._fault)
         while world.now < end:
             world.run(min(end, world.now + SLICE_S))
             cluster.check_safety()
+            self._groups.check_safety()
             if self.faults:
                 cluster.check_replica()
         return self._liveness()
@@ -150,12 +165,24 @@ class Campaign:
         """A driver makes an actor, calls it, perhaps lets others call it, and drops it when all are answered."""
         if driver.dead:
             return
-        cluster, dice = self.cluster, self._dice
+        dice = self._dice
         demand = dice.choice([{}, {"CPU": 10_000}])
-        where = dice.choice([driver, *cluster.drivers]).node.node_id
-        strategy = dice.choice([{}, node_affinity(where, True)])  # beside one of those who call it
+        where = dice.choice([driver, *self.cluster.drivers]).node.node_id
+        # Beside one of those who call it.
+        self._make_actor_of(driver, demand, demand or {"CPU": 10_000}, dice.choice([{}, node_affinity(where, True)]))
+
+    def _make_actor_in(self, driver: Process, strategy: dict[str, object]) -> Actor:
+        """One in a placement group."""
+        actor = self._make_actor_of(driver, {}, {}, strategy)
+        actor.in_group = True
+        return actor
+
+    def _make_actor_of(
+        self, driver: Process, demand: dict[str, int], placement: dict[str, int], strategy: dict[str, object]
+    ) -> Actor:
+        cluster, dice = self.cluster, self._dice
         spec = ActorSpec(
-            cluster.new_id(), b"class", "Actor", driver.job_id, "", "", demand, demand or {"CPU": 10_000}, b"", None,
+            cluster.new_id(), b"class", "Actor", driver.job_id, "", "", demand, placement, b"", None,
             max_restarts=dice.choice([0, 1, 3, -1]), strategy=strategy, home=driver.node.node_id,
         )  # fmt: skip
         actor = Actor(spec, dice.choice([0.001, 0.05, 0.5]), dice.random() < 0.05)
@@ -169,6 +196,7 @@ class Campaign:
         cluster.create_actor(driver, actor, known)
         self._call_now_and_then(driver, actor)
         cluster.world.after(1.0, self._drop_when_done, driver, actor)
+        return actor
 
     def _call_now_and_then(self, caller: Process, actor: Actor) -> None:
         dice, world = self._dice, self.cluster.world
@@ -193,19 +221,32 @@ class Campaign:
 
     def _liveness(self) -> Outcome:
         cluster, world = self.cluster, self.cluster.world
+        self._late = len(cluster.nodes)
+        if self._groups.groups:
+            for _ in range(BUNDLES_MAX):  # every group has room
+                cluster.add_node(self._cpus)
         world.run(world.now + HEAL_S)
-        cluster.run(world.now + LIVENESS_S)
+        self._groups.faults_over = True
+        self._run_while(lambda: bool(cluster.unfinished() or cluster.unanswered()))
         left = cluster.unfinished()
         if left:
             raise Violation(f"{len(left)} of {len(cluster.tasks)} tasks do not end: {self._story(left[0])}")
         silent = cluster.unanswered()
         if silent:
             raise Violation(f"{len(silent)} calls of actors do not end: {self._story_of_call(silent[0])}")
+        self._run_while(lambda: bool(self._groups.unremoved()))
+        if self._groups.unremoved():
+            raise Violation(f"a placement group does not come to what it should be: {self._groups.unremoved()}")
         world.run(world.now + DRAIN_S)
         cluster.check_drained()
+        self._groups.check_drained()
         cluster.check_replica()
         self._check_calls()
-        failed = [task for task in cluster.tasks if task.end != "done"]
+        failed = [task for task in cluster.tasks if task.end != "done" and not self._groups.was_removed(task)]
+        gentle = set(self.faults) <= GENTLE and not any(group.early for group in self._groups.groups)
+        if gentle and (again := [task for task in cluster.tasks if task.executions > 1]):
+            if all("not empty at the deadline" not in node.left for node in cluster.nodes.values()):
+                raise Violation(f"no process died, but {len(again)} tasks ran more than once: {again[0]}")
         if not self.faults and any(not task.end.startswith("unschedulable") for task in failed):
             raise Violation(f"nothing went wrong, but a task failed: {failed[0].end}")
         for task in failed:
@@ -215,8 +256,14 @@ class Campaign:
                 raise Violation(f"a task was refused that there was room for: {task.end}")
         return Outcome(self.seed, len(cluster.tasks), len(failed), self.faults, world.now)
 
+    def _run_while(self, waits: Callable[[], bool]) -> None:
+        world = self.cluster.world
+        until = world.now + LIVENESS_S
+        while world.now < until and waits():
+            world.run(world.now + LOOK_S)
+
     def _may_be_impossible(self, task: Task) -> bool:
-        alive = [node for node in self.cluster.nodes.values() if not node.dead]
+        alive = [node for node in self.cluster.nodes.values() if not node.dead and node.place < self._late]
         return not any(
             all(node.resources.get(name, 0) >= units for name, units in task.demand.items()) for node in alive
         ) or bool(self.faults)
@@ -261,6 +308,8 @@ class Campaign:
             "driver": self._kill_driver,
             "slow": self._slow_down,
             "storage": self._fail_storage,
+            "lost answer": self._lose_answer,
+            "drain": self._drain,
             "actor": self._kill_actor,
         }
         if happened[name]():
@@ -272,12 +321,29 @@ class Campaign:
             self.cluster.kill_worker(self._dice.choice(workers))
         return bool(workers)
 
-    def _kill_node(self) -> bool:
+    def _without_drivers(self) -> list[Node]:
         homes = {driver.node.place for driver in self.cluster.drivers}
-        nodes = [node for node in self.cluster.nodes.values() if not node.dead and node.place not in homes]
+        return [node for node in self.cluster.nodes.values() if not node.dead and node.place not in homes]
+
+    def _kill_node(self) -> bool:
+        nodes = self._without_drivers()
         if nodes:
             self.cluster.kill_node(self._dice.choice(nodes))
         return bool(nodes)
+
+    def _drain(self) -> bool:
+        # SIGTERM, or `shoal drain` from another node with some time.
+        nodes = [node for node in self._without_drivers() if node.place and node.node_no]
+        if not nodes:
+            return False
+        node = self._dice.choice(nodes)
+        others = sum(not each.dead for each in self.cluster.nodes.values()) - 1
+        if self._dice.random() < 0.5:
+            return node.draining.on_signal(others)
+        asks = self._dice.choice([each for each in self.cluster.nodes.values() if not each.dead])
+        body = {"node_id": node.node_id, "deadline_s": self._dice.choice([0.2, 3.0, 60.0]), "reason": "it is asked to"}
+        asks.actors.line.call("gcs.drain_node", body)
+        return True
 
     def _kill_gcs(self) -> bool:
         if self.cluster.gcs.shard is None:
@@ -317,6 +383,11 @@ class Campaign:
     def _fail_storage(self) -> bool:
         self.cluster.gcs.commits_fail = self.cluster.gcs.shard is not None
         return self.cluster.gcs.commits_fail
+
+    def _lose_answer(self) -> bool:
+        # The commit is done, but nobody hears of it: the server dies just then.
+        self.cluster.gcs.answers_lost = self.cluster.gcs.shard is not None
+        return self.cluster.gcs.answers_lost
 
     def _kill_actor(self) -> bool:
         # kill(actor) by a process of some node, which may be another one than it lives on.

@@ -33,6 +33,7 @@ class Gcs:
         self._connections: dict[int, tuple[Node, Channel, Channel]] = {}
         self._due: float | None = None
         self.commits_fail = False  #: the storage: the next commit, which ends the server
+        self.answers_lost = False  #: what is committed next is stored, but the server ends before it says so
         self.start()
 
     def start(self) -> None:
@@ -96,9 +97,13 @@ class Gcs:
         sends = 0
         effect: Any
         effects = shard.handle(event, self.world.now)
-        if self.commits_fail and any(type(effect) is Write for effect in effects):
+        writes = [effect for effect in effects if type(effect) is Write]
+        if writes and (self.commits_fail or self.answers_lost):
             # As io/server.py: a transaction that fails leaves nothing, nothing that waits for it is sent, the process ends.
-            self.commits_fail = False
+            if not self.commits_fail:
+                for write in writes:
+                    self._store(write)
+            self.commits_fail = self.answers_lost = False
             self.kill()
             self.world.after(RESTART_S, self.start)
             return

@@ -5,7 +5,7 @@ there, and do the same: events are queued while effects are performed, a timer s
 heartbeats leave every HEARTBEAT_S and LOAD_SOON_S after a change. What one daemon says to another travels on one channel a pair (`node_links` keeps
 it whole over broken connections; so do these channels).
 
-Actors are the business of `actors.ActorShell`.
+Actors are the business of `actors.ActorShell`; placement groups and draining that of the production shells (`shells`).
 
 What it does not do: objects; processes that start slowly or fail to.
 """
@@ -23,19 +23,33 @@ from shoal.protocol.gcs_messages import (
     Acknowledged,
     ActorChanged,
     ClusterNodes,
+    CommitBundle,
+    DrainNode,
     GcsAnswer,
+    GroupChanged,
     HeartbeatAcknowledged,
     LeasesPlaced,
     NodeLoad,
     NodeRegistered,
     PlaceLeases,
     RegisterNode,
+    ReserveBundle,
+    ReturnBundle,
     StartActor,
     StopActor,
 )
 from shoal.protocol.limits import PROTOCOL_VERSION
-from shoal.protocol.messages import Hello, LeaseGranted, LeasesUnschedulable, RequestLeases, ReturnLease, WorkerDied
+from shoal.protocol.messages import (
+    UNSCHEDULABLE_BUNDLE_GONE,
+    Hello,
+    LeaseGranted,
+    LeasesUnschedulable,
+    RequestLeases,
+    ReturnLease,
+    WorkerDied,
+)
 from shoal.protocol.node_messages import ForeignLeases, ForeignProcessDied, ForProcess
+from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.heartbeat import interval_s, soon_s
@@ -43,6 +57,7 @@ from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.offers import Offers
 from shoal.simulator.actors import ActorShell, CallQueue, Life
 from shoal.simulator.process import Process, Worker
+from shoal.simulator.shells import Clock, Surroundings, draining_of, groups_of
 from shoal.simulator.world import Channel, Station, World
 
 if TYPE_CHECKING:
@@ -51,6 +66,7 @@ if TYPE_CHECKING:
 WAITING_TOLD_MAX = 100
 LEASE_NUMBER_BITS = 40
 RECONNECT_S = 0.1
+LEAVE_S = 1.0  #: a node that leaves waits so long until the GCS knows
 
 
 class Node:
@@ -82,6 +98,10 @@ class Node:
         self._beat_number = 0
         self._to_node: dict[bytes, Channel] = {}
         self.gcs_connection = 0  #: 0: not connected
+        clock, around = Clock(self), Surroundings(self)
+        self.groups = groups_of(self, around, clock)
+        self.draining = draining_of(self, around, clock)
+        self.left = ""  #: why it has left its cluster by itself
 
     # ---------------------------------------------------------------- begin
 
@@ -148,6 +168,12 @@ class Node:
             self.actors.on_stop(message)
         elif kind is ActorChanged:
             self.actors.on_changed(message)
+        elif kind is GroupChanged:
+            self.groups.on_changed(message)
+        elif kind is ReserveBundle or kind is CommitBundle or kind is ReturnBundle:
+            self.groups.on_bundle_message(message)
+        elif kind is DrainNode:
+            self.draining.begin(message.reason, message.deadline_s)
 
     def _on_registered(self, message: NodeRegistered) -> None:
         if message.refused:
@@ -158,14 +184,16 @@ class Node:
             if self.node_no and not self.machine.granted_total():
                 self.machine.number_leases_from(self.node_no << LEASE_NUMBER_BITS)
         self.actors.on_connected()
-        self.forward(forwarding.GcsReturned())
+        self.groups.on_connected()
         self._heartbeats = 0
-        self._beat(self._arm_beat(0.0))
+        self.beat_now()
+        self.forward(forwarding.GcsReturned())
 
     def _on_cluster(self, message: ClusterNodes) -> None:
         for entry in message.nodes:
             if not entry.alive and entry.node_id not in self.dead_nodes and entry.node_id != self.node_id:
                 self.dead_nodes.add(entry.node_id)
+                self.groups.node_died(entry.node_id)
                 self.forward(forwarding.NodeDied(entry.node_id, entry.cause))
                 for process in [each for each, node in self._node_of.items() if node == entry.node_id]:
                     self._end_foreign(process)
@@ -224,7 +252,7 @@ class Node:
         node_id = self._node_of.get(holder or b"")
         if node_id is not None:
             self.send(node_id, messages.LeaseFinished(lease_id))
-        self.feed(events.LeaseFinished(lease_id))
+        self.feed(events.LeaseFinished(lease_id, used=worker.started_seq > 0))
 
     def _on_blocked(self, worker: Worker, lease_id: int, blocked: bool) -> None:
         if not self.dead and self._of_lease.get(lease_id) is worker:
@@ -270,11 +298,23 @@ class Node:
         if type(inner) is LeaseGranted:
             self.forward(forwarding.GrantedAbroad(node_id, message.process, inner))
         elif type(inner) is LeasesUnschedulable:
-            self.forward(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason))
+            self._avoid(message.process, inner.class_no, inner.kind, node_id)
+            self.forward(forwarding.RefusedAbroad(node_id, message.process, inner.class_no, inner.reason, inner.kind))
         else:
             if type(inner) is WorkerDied:
                 self.forward(forwarding.EndedAbroad(inner.lease_id))
-            self._tell(message.process, inner)
+            self.tell(message.process, inner)
+
+    def _avoid(self, process: bytes, class_no: int, kind: str, node_id: bytes) -> None:
+        request = self.forwarding.request_of(process, class_no)
+        if request is not None and kind == UNSCHEDULABLE_BUNDLE_GONE:
+            self.groups.avoid(request, node_id)
+
+    def on_group_placed(
+        self, process: bytes, class_no: int, placements: list[tuple[bytes, int]], refused: str, kind: str
+    ) -> None:
+        """It is known where a placement group is."""
+        self.forward(forwarding.Placed(process, class_no, placements, refused, kind))
 
     def _end_foreign(self, process: bytes) -> None:
         self._node_of.pop(process, None)
@@ -326,12 +366,23 @@ class Node:
                 self._stop(worker)
         elif kind is events.AssignActor or kind is events.RefuseActor:
             self.actors.on_effect(effect)
+        elif kind is events.BundleDone:
+            self.groups.on_done(effect)
+        elif kind is events.KillWorker:
+            worker = self.processes.get(effect.worker_id)
+            if worker is not None:
+                self.process_died(worker, f"killed with its placement group: {effect.reason}")
         elif kind is events.RefuseClass:
-            node_id = self._node_of.get(effect.process)
-            if node_id is not None:
-                self.send(node_id, ForProcess(effect.process, LeasesUnschedulable(effect.class_no, effect.reason)))
-            else:
-                self.forward(forwarding.RefusedHere(effect.process, effect.class_no, effect.reason))
+            self._refuse(effect)
+
+    def _refuse(self, effect: events.RefuseClass) -> None:
+        node_id = self._node_of.get(effect.process)
+        if node_id is not None:
+            refusal = LeasesUnschedulable(effect.class_no, effect.reason, effect.kind)
+            self.send(node_id, ForProcess(effect.process, refusal))
+        else:
+            self._avoid(effect.process, effect.class_no, effect.kind, self.node_id)
+            self.forward(forwarding.RefusedHere(effect.process, effect.class_no, effect.reason, effect.kind))
 
     def _grant(self, effect: events.GrantLease) -> None:
         worker = self.processes.get(effect.worker_id)
@@ -351,12 +402,13 @@ class Node:
         worker.from_daemon.send(worker.station, 0.0, worker.on_lease_started, effect.lease_id, submitter, effect.job_id)
         granted = LeaseGranted(effect.class_no, effect.lease_id, effect.worker_id, "", 1)
         if effect.process in self.processes:
-            self._tell(effect.process, granted)
+            self.tell(effect.process, granted)
             self.forward(forwarding.GrantedHere(effect.process, effect.class_no))
         elif node_id is not None:
             self.send(node_id, ForProcess(effect.process, granted))
 
-    def _tell(self, process_id: bytes, message: Any) -> None:
+    def tell(self, process_id: bytes, message: Any) -> None:
+        """Write to a process of this node."""
         process = self.processes.get(process_id)
         if process is not None:
             process.from_daemon.send(process.station, 0.0, process.on_message, message)
@@ -370,6 +422,9 @@ class Node:
                 self._request_here(effect)
             elif kind is forwarding.AskGlobal:
                 request = effect.request
+                if request.strategy.get(KIND) == PLACEMENT_GROUP:
+                    self.groups.request(effect.process, request, effect.backlog)
+                    continue
                 self.to_gcs(
                     PlaceLeases(
                         effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
@@ -386,7 +441,7 @@ class Node:
                     ),
                 )  # fmt: skip
             elif kind is forwarding.TellProcess:
-                self._tell(effect.process, effect.message)
+                self.tell(effect.process, effect.message)
             elif kind is forwarding.TellProcessDied:
                 self.send(effect.node_id, ForeignProcessDied(effect.process, effect.reason, effect.job_id))
             elif kind is forwarding.GiveBack:
@@ -397,9 +452,13 @@ class Node:
         backlog = request.backlog
         if effect.more:
             backlog = effect.more + self.machine.backlog_of(effect.process, request.class_no)
+        self.request_leases(effect.process, request, backlog)
+
+    def request_leases(self, process: bytes, request: RequestLeases, backlog: int) -> None:
+        """Ask the scheduler for leases of a class."""
         self.feed(
             events.LeasesRequested(
-                effect.process, request.class_no, request.job_id, request.demand, request.depth, backlog,
+                process, request.class_no, request.job_id, request.demand, request.depth, backlog,
                 request.strategy, request.environment, request.name, request.task_s,
             )
         )  # fmt: skip
@@ -422,6 +481,10 @@ class Node:
 
     # ---------------------------------------------------------------- heartbeats
 
+    def beat_now(self) -> None:
+        """Tell the GCS at once."""
+        self._beat(self._arm_beat(0.0))
+
     def _arm_beat(self, delay_s: float) -> int:
         self._beat_number += 1
         self._beat_at = self.world.now + delay_s
@@ -438,7 +501,7 @@ class Node:
         self.to_gcs(
             NodeLoad(
                 self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
-                machine.lease_time_s, actors=machine.actors(),
+                machine.lease_time_s, draining=bool(self.draining.reason), actors=machine.actors(),
             )
         )  # fmt: skip
         self._arm_beat(interval_s(len(self.cluster.nodes)))
@@ -477,7 +540,7 @@ class Node:
             self._of_lease = {lease: worker for lease, worker in self._of_lease.items() if worker is not process}
             for submitter_id in self._submitters_of(process):
                 if submitter_id in self.processes:
-                    self._tell(submitter_id, died)
+                    self.tell(submitter_id, died)
                 elif submitter_id in self._node_of:
                     self.send(self._node_of[submitter_id], ForProcess(submitter_id, died))
             self.feed(events.WorkerDied(process.process_id))
@@ -502,6 +565,17 @@ class Node:
             return
         worker.callers[caller.process_id] = None
         self._node_of[caller.process_id] = caller.node.node_id
+
+    def leave(self, reason: str) -> None:
+        """The node is empty, or may wait no longer: it leaves its cluster."""
+        if self.left or self.dead:
+            return
+        self.left = reason
+        self.actors.line.call("gcs.leave", {"reason": f"it left: {reason}"}, lambda body: self._end())
+        self.world.after(LEAVE_S, self._end)
+
+    def _end(self) -> None:
+        self.cluster.kill_node(self, f"it left: {self.left}")
 
     def die(self) -> None:
         """The whole node is gone."""

@@ -308,6 +308,7 @@ class Worker(Process):
         self._replies: list[int] = []
         self._replies_busy_s = 0.0
         self._back: Channel | None = None
+        self._backs: dict[bytes, Channel] = {}
 
     # ---------------------------------------------------------------- leases
 
@@ -316,7 +317,14 @@ class Worker(Process):
         self.lease_id, self.submitter, self.job_id = lease_id, submitter, job_id
         self._ending = False
         self.started_seq = 0
-        self._back = Channel(self.world, self.node.place, submitter.node.place)
+        self._back = self._channel_to(submitter)
+
+    def _channel_to(self, submitter: Process) -> Channel:
+        """One for all leases of a submitter, as they share a connection: a refusal does not overtake replies."""
+        channel = self._backs.get(submitter.process_id)
+        if channel is None:
+            channel = self._backs[submitter.process_id] = Channel(self.world, self.node.place, submitter.node.place)
+        return channel
 
     def on_revoke(self, lease_id: int) -> None:
         """From the daemon: end the lease."""
@@ -340,7 +348,7 @@ class Worker(Process):
         if self.dead:
             return
         if lease_id != self.lease_id:
-            back = Channel(self.world, self.node.place, submitter.node.place)
+            back = self._channel_to(submitter)
             back.send(submitter.station, 0.0, submitter.on_bounced, lease_id, [seq for seq, _ in items], True)
             return
         self._queue.extend(items)

@@ -204,7 +204,8 @@ class Leases:
             self._pool.kill_later(worker, EXIT_GRACE_S)
         if self.foreign is not None:
             self.foreign.lease_finished(message.lease_id)
-        self.handle(events.LeaseFinished(message.lease_id, message.exiting))
+        used = worker.page is None or worker.page.read_started()[0] == message.lease_id
+        self.handle(events.LeaseFinished(message.lease_id, message.exiting, used))
 
     def on_blocked(self, process: Process, message: messages.Blocked) -> None:
         """A worker's task waits."""
