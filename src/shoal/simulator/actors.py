@@ -8,9 +8,11 @@ Design: three players, each beside the real one that it follows.
     Life         runtime/actor_host.py                        constructs, runs calls one after the other, withholds answers on the leash
     CallQueue    runtime/actor_calls.py                       pushes calls in order to the life it knows; settles those that were lost
 
+Those with checkpoints live as `exact.ExactLife`.
+
 `Actor` is what the world outside knows of one: it sees every life and every answer, and so can say that two lives answered.
 
-What it does not do: names, checkpoints, handles that travel before their actor is asked for.
+What it does not do: names, handles that travel before their actor is asked for.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class Call:
     duration_s: float
     retries_left: int = 0
     executions: int = 0
+    number: int = 0  #: of its caller's calls to this actor
     #: "" while it has not ended; "done", or why it never will be
     end: str = ""
     executions_max: int = 0
@@ -87,12 +90,16 @@ class Actor:
     lives: list[Life] = field(default_factory=list)  #: in the order in which they began
     killed: bool = False  #: somebody wanted its death
     youngest: int = -1  #: of the lives that have answered
+    live: type[Life] | None = None  #: how it lives, if it has checkpoints
+    seen: Any = None  #: of such a one: what its callers were answered
 
     def check(self, moves: int) -> None:
         """What holds after every event; the actor was moved so often before it had begun."""
         limit = self.spec.max_restarts + moves if self.spec.max_restarts >= 0 else -1
         begun = len({life.incarnation for life in self.lives})
         assert limit < 0 or begun <= 1 + limit, f"an actor began {begun} times, with {limit} restarts"
+        if self.live is not None:
+            return  # calls that nobody has seen anything of run again
         for call in self.calls:
             assert call.executions <= call.executions_max, (
                 f"a call ran {call.executions} times, with {call.executions_max - 1} retries"
@@ -252,10 +259,7 @@ class ActorShell:
     def subscribe(self, queue: CallQueue) -> None:
         """A process wants to know an actor's state."""
         actor_id = queue.actor.spec.actor_id
-        followed = self._followed.get(actor_id)
-        if followed is None:
-            followed = self._followed[actor_id] = Followed()
-            self.line.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))
+        followed = self._follow(actor_id)
         followed.queues[queue.caller.process_id] = queue
         if followed.state is not None:
             self._tell(queue, followed.state)
@@ -309,6 +313,24 @@ class ActorShell:
         if known is not None and known.incarnation >= message.incarnation:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec)
+        if message.spec.takes_checkpoints:
+            self._follow(message.actor_id)  # its log is kept here until it is dead
+            self._recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))
+        else:
+            self._place_later(placed, message)
+
+    @property
+    def _recoveries(self) -> Any:
+        return self._node.keeper.recoveries
+
+    def _follow(self, actor_id: bytes) -> Followed:
+        followed = self._followed.get(actor_id)
+        if followed is None:
+            followed = self._followed[actor_id] = Followed()
+            self.line.tell(SubscribeKey(CHANNEL_ACTOR, actor_id))
+        return followed
+
+    def _place_later(self, placed: Placed, message: StartActor) -> None:
         self._node.world.after(message.delay_s, self._place, placed)
 
     def _place(self, placed: Placed) -> None:
@@ -331,6 +353,7 @@ class ActorShell:
         if life is None:
             del self._placed[message.actor_id]
             self._node.feed(events.ActorPlacementWithdrawn(message.actor_id))
+            self._recoveries.moved(message.actor_id)
         elif message.kill:
             self._node.process_died(life.worker, message.reason)
         else:
@@ -342,6 +365,8 @@ class ActorShell:
         followed = self._followed.get(state.actor_id)
         if followed is None or message.version <= followed.version:
             return
+        if state.node_id not in (b"", self._node.node_id) and state.actor_id not in self._placed:
+            self._recoveries.moved(state.actor_id)
         former = followed.state
         if former is not None and former.lease_id and former.node_id != self._node.node_id:
             if state.state == "dead" or state.lease_id != former.lease_id:
@@ -351,6 +376,7 @@ class ActorShell:
             self._tell(queue, state)
         if state.state == "dead":
             del self._followed[state.actor_id]
+            self._recoveries.drop(state.actor_id)
 
     def _tell(self, queue: CallQueue, state: ActorState) -> None:
         caller = queue.caller
@@ -375,13 +401,14 @@ class ActorShell:
         if isinstance(effect, events.RefuseActor):
             del self._placed[effect.actor_id]
             drains = bool(node.machine.draining)
+            self._recoveries.moved(effect.actor_id)
             self.line.report(ActorPlacementRefused(effect.actor_id, effect.incarnation, effect.reason, drains))
             return
         worker = node.cluster.worker(effect.worker_id)
         if worker is None:
             return  # dying: the machine hears of it next
         actor = node.cluster.actors[effect.actor_id]
-        life = placed.life = worker.actor = Life(actor, worker, effect.lease_id, effect.incarnation)
+        life = placed.life = worker.actor = (actor.live or Life)(actor, worker, effect.lease_id, effect.incarnation)
         worker.lease_id = effect.lease_id
         worker.from_daemon.send(worker.station, 0.0, life.begin)
         self.line.report(
@@ -391,7 +418,9 @@ class ActorShell:
     # ---------------------------------------------------------------- lives
 
     def leave(self, reason: str) -> None:
-        """The node takes nothing new: actors whose state is kept would go on elsewhere; the others stay until they end."""
+        """The node takes nothing new: actors whose state is kept go on elsewhere; the others stay until they end."""
+        for life in self.lives():
+            life.worker.from_daemon.send(life.worker.station, 0.0, life.move)
 
     def followers_of(self, worker: Worker) -> list[bytes]:
         """Who follows the actor that lives in a worker."""
@@ -408,11 +437,13 @@ class ActorShell:
         placed = self._placed.get(life.actor_id)
         if placed is not None and placed.life is life:
             del self._placed[life.actor_id]
-            self.line.report(ActorWorkerDied(life.actor_id, life.incarnation, cause, life.leaving, 9))
+            life.read_to_the_end()
+            self.line.report(ActorWorkerDied(life.actor_id, life.incarnation, cause, life.leaving, 9, life.moves))
 
     def left(self) -> dict[str, int]:
         """What should be gone when all actors are."""
-        return {"actors placed": len(self._placed), "said and not confirmed": self.line.left()}
+        logs = self._recoveries.statistics()
+        return {"actors placed": len(self._placed), "said and not confirmed": self.line.left(), **logs}
 
 
 class Life:
@@ -421,7 +452,7 @@ class Life:
     def __init__(self, actor: Actor, worker: Worker, lease_id: int, incarnation: int) -> None:
         self.actor, self.worker, self.lease_id, self.incarnation = actor, worker, lease_id, incarnation
         self.actor_id = actor.spec.actor_id
-        self.leaving = False
+        self.leaving = self.moves = False
         #: the last call begun, as the process's page tells: whose it was, and its number
         self.started: tuple[bytes, int] = (b"", 0)
         self._constructed = False
@@ -469,17 +500,34 @@ class Life:
         self.started = (caller, seq)
         call.executions += 1
         self._runs = True
-        self.worker.world.after(self.worker.world.costs.execute_s + call.duration_s, self._done, queue, seq)
+        self._runs_now(queue, seq, call)
+        self.worker.world.after(self.worker.world.costs.execute_s + call.duration_s, self._done, queue, seq, call)
 
-    def _done(self, queue: CallQueue, seq: int) -> None:
+    def _done(self, queue: CallQueue, seq: int, call: Call) -> None:
         if self.worker.dead:
             return
         self._runs = False
+        self._done_now(queue, seq, call)
+        self._next()
+
+    def _runs_now(self, queue: CallQueue, seq: int, call: Call) -> None:
+        """A call begins."""
+
+    def _done_now(self, queue: CallQueue, seq: int, call: Call) -> None:
+        """A call has ended."""
+        self._answer_on_leash(queue, seq)
+
+    def _answer_on_leash(self, queue: CallQueue, seq: int) -> None:
         if self._withheld or self.worker.node.actors.leash.silences(self.actor.spec):
             self._withheld.append((queue, seq))
         else:
             self._answer(queue, seq)
-        self._next()
+
+    def read_to_the_end(self) -> None:
+        """It is dead: what it had written is read."""
+
+    def move(self) -> None:
+        """Its node leaves: it stays until it ends."""
 
     def may_answer(self) -> None:
         """The GCS has heard of the node again."""
@@ -498,6 +546,9 @@ class Life:
                 self.worker.world, self.worker.node.place, caller.node.place
             )  # fmt: skip
         back.send(caller.station, 0.0, queue.on_reply, self.lease_id, seq)
+
+    def settle(self, caller: bytes, number: int) -> None:
+        """A caller has an answer, and will not ask again."""
 
     def leave(self) -> None:
         """Finish what is queued, then leave."""
@@ -518,10 +569,16 @@ class CallQueue:
         self._unsent: deque[Call] = deque()
         self._inflight: dict[int, Call] = {}
         self._lost: list[tuple[Call, bool]] = []
+        self._numbered = 0
+        #: of an actor with checkpoints: what calls are answered, by (lease, number in it)
+        self.places: dict[tuple[int, int], int] = {}
         self._alive: ActorState | None = None  #: the state that said where it lives, while that is the last one
 
     def call(self, calls: list[Call]) -> None:
         """Calls, in this order."""
+        for call in calls:
+            self._numbered += 1
+            call.number = self._numbered
         self.actor.calls += calls
         self._unsent.extend(calls)
         self._settle()
@@ -581,6 +638,12 @@ class CallQueue:
             return
         call = self._inflight.pop(seq, None)
         if call is not None:
+            if self.actor.seen is not None:
+                self.actor.seen.answered(self.caller.process_id, call.number, self.places[lease_id, seq])
+                assert self._channel is not None
+                self._channel.send(
+                    self._life.worker.station, 0.0, self._life.settle, self.caller.process_id, call.number
+                )
             call.finish("done")
 
     def _lose(self, death: WorkerDied | None) -> None:
@@ -611,7 +674,7 @@ class CallQueue:
         for call, started in lost:
             if self._death:
                 call.finish(self._death)
-            elif not started:
+            elif not started or self.actor.live is not None:
                 again.append(call)
             elif call.retries_left:
                 call.retries_left -= 1

@@ -24,10 +24,11 @@ from shoal.protocol.gcs_messages import (
     DEATH_UNSCHEDULABLE,
 )
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
-from shoal.protocol.messages import ActorSpec
+from shoal.protocol.messages import CHECKPOINT_INTERVAL, ActorSpec
 from shoal.protocol.strategies import node_affinity
-from shoal.simulator.actors import Actor, Call
+from shoal.simulator.actors import Actor, Call, Life
 from shoal.simulator.cluster import DRIVER_DIED, Cluster, Violation
+from shoal.simulator.exact import ExactLife, Seen
 from shoal.simulator.group_work import BUNDLES_MAX, GroupWork
 from shoal.simulator.node import Node
 from shoal.simulator.process import Process, Worker
@@ -59,6 +60,25 @@ FAULTS = (
     "actor",
     "drain",
     "drain",
+    "life",
+    "home",
+)
+#: in campaigns that are about actors with checkpoints
+EXACT_FAULTS = (
+    "life",
+    "life",
+    "life",
+    "home",
+    "home",
+    "gcs",
+    "partition",
+    "long partition",
+    "slow",
+    "storage",
+    "lost answer",
+    "actor",
+    "join",
+    "join",
 )
 #: by these no task is lost, and none runs twice
 GENTLE = {"join", "slow", "drain"}
@@ -124,6 +144,7 @@ class Campaign:
         self._cpus = cpus
         self._dropped: set[bytes] = set()
         self._calls_until = 0.0
+        self._exact = dice.random() < 0.15  #: it is about actors with checkpoints
         self._late = 0  #: place of the first node that came when faults were over
         self._groups = GroupWork(self.cluster, dice, cpus, self._make_actor_in)
 
@@ -142,11 +163,11 @@ class Campaign:
         for driver in cluster.drivers:
             for _ in range(dice.randrange(1, 5)):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._submit, driver, _work(dice))
-            for _ in range(dice.choice([0, 0, 1, 3])):
+            for _ in range(3 if self._exact else dice.choice([0, 0, 1, 3])):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._make_actor, driver)
             for _ in range(dice.choice([0, 0, 1, 2])):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._groups.make, driver)
-        rate = dice.choice([0.0, 0.5, 2.0, 6.0])
+        rate = 4.0 if self._exact else dice.choice([0.0, 0.5, 2.0, 6.0])
         for _ in range(int(rate * FAULT_PHASE_S)):
             world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._fault)
         while world.now < end:
@@ -186,6 +207,10 @@ class Campaign:
             max_restarts=dice.choice([0, 1, 3, -1]), strategy=strategy, home=driver.node.node_id,
         )  # fmt: skip
         actor = Actor(spec, dice.choice([0.001, 0.05, 0.5]), dice.random() < 0.05)
+        if self._exact or dice.random() < 0.4:
+            spec.options = {CHECKPOINT_INTERVAL: dice.choice([1, 5, 20, 1000])}
+            spec.max_restarts = dice.choice([0, 3, -1, -1, -1])
+            actor.live, actor.seen = ExactLife, Seen()
         others = [each for each in cluster.drivers if each is not driver and not each.dead]
 
         def known() -> None:
@@ -272,9 +297,17 @@ class Campaign:
         assert self.cluster.gcs.shard is not None
         for actor_id, actor in self.cluster.actors.items():
             record = self.cluster.gcs.shard.actors.get(actor_id)
+            self._check_exact(actor)
             for end in dict.fromkeys(call.end for call in actor.calls):
                 if not _may_end(actor, record, end, bool(self.faults)):
                     raise Violation(f"a call ended with {end!r}: {self._story_of(actor)}")
+
+    def _check_exact(self, actor: Actor) -> None:
+        """Each call that was answered is in the state of the youngest life that has answered, once, at its place."""
+        if actor.youngest >= 0 and isinstance(life := actor.lives[actor.youngest], ExactLife):
+            actor.seen.check(life.state())
+            if any(call.end == "actor unavailable" for call in actor.calls):
+                raise Violation(f"a call of an actor with checkpoints was given up: {self._story_of(actor)}")
 
     def _story_of_call(self, call: Call) -> str:
         actor = next(actor for actor in self.cluster.actors.values() if call in actor.calls)
@@ -296,7 +329,7 @@ class Campaign:
     # ---------------------------------------------------------------- faults
 
     def _fault(self) -> None:
-        name = self._dice.choice(FAULTS)
+        name = self._dice.choice(EXACT_FAULTS if self._exact else FAULTS)
         happened: dict[str, Callable[[], bool]] = {
             "worker": self._kill_worker,
             "node": self._kill_node,
@@ -310,6 +343,8 @@ class Campaign:
             "storage": self._fail_storage,
             "lost answer": self._lose_answer,
             "drain": self._drain,
+            "life": self._kill_life,
+            "home": self._end_home,
             "actor": self._kill_actor,
         }
         if happened[name]():
@@ -334,9 +369,9 @@ class Campaign:
     def _drain(self) -> bool:
         # SIGTERM, or `shoal drain` from another node with some time.
         nodes = [node for node in self._without_drivers() if node.place and node.node_no]
-        if not nodes:
-            return False
-        node = self._dice.choice(nodes)
+        return bool(nodes) and self._drain_node(self._dice.choice(nodes))
+
+    def _drain_node(self, node: Node) -> bool:
         others = sum(not each.dead for each in self.cluster.nodes.values()) - 1
         if self._dice.random() < 0.5:
             return node.draining.on_signal(others)
@@ -383,6 +418,30 @@ class Campaign:
     def _fail_storage(self) -> bool:
         self.cluster.gcs.commits_fail = self.cluster.gcs.shard is not None
         return self.cluster.gcs.commits_fail
+
+    def _youngest_lives(self) -> list[Life]:
+        lives = [actor.lives[-1] for actor in self.cluster.actors.values() if actor.lives]
+        return [life for life in lives if not life.worker.dead]
+
+    def _kill_life(self) -> bool:
+        # kill -9 of an actor's worker.
+        lives = self._youngest_lives()
+        if lives:
+            self.cluster.kill_worker(self._dice.choice(lives).worker)
+        return bool(lives)
+
+    def _end_home(self) -> bool:
+        # The node of an actor is killed, cut off until it is given up, or drained.
+        can_go = [node for node in self._without_drivers() if node.place and node.node_no]
+        nodes = [life.worker.node for life in self._youngest_lives() if life.worker.node in can_go]
+        if not nodes:
+            return False
+        node, how = self._dice.choice(nodes), self._dice.randrange(3)
+        if how == 0:
+            self.cluster.kill_node(node)
+        elif how == 1:
+            self.cluster.world.cut_off(node.place, HEARTBEATS_MISSED_S + self._dice.uniform(0.5, 3.0))
+        return how < 2 or self._drain_node(node)
 
     def _lose_answer(self) -> bool:
         # The commit is done, but nobody hears of it: the server dies just then.

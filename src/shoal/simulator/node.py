@@ -56,6 +56,7 @@ from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.scheduling.offers import Offers
 from shoal.simulator.actors import ActorShell, CallQueue, Life
+from shoal.simulator.exact import Keeper
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.shells import Clock, Surroundings, draining_of, groups_of
 from shoal.simulator.world import Channel, Station, World
@@ -101,6 +102,7 @@ class Node:
         clock, around = Clock(self), Surroundings(self)
         self.groups = groups_of(self, around, clock)
         self.draining = draining_of(self, around, clock)
+        self.keeper = Keeper(self, clock)
         self.left = ""  #: why it has left its cluster by itself
 
     # ---------------------------------------------------------------- begin
@@ -536,7 +538,11 @@ class Node:
         job_id = b"" if isinstance(process, Worker) else process.job_id
         self.forward(forwarding.ProcessDied(process.process_id, job_id, cause))
         if isinstance(process, Worker):
-            died = WorkerDied(process.process_id, process.lease_id, process.started_seq, cause, 9)
+            # The daemon's view: a worker that has just ended its lease has it until that is heard.
+            mine = (lease for lease, worker in self._of_lease.items() if worker is process)
+            lease_id = next(mine, process.lease_id)
+            started_seq = process.started_seq if process.started_lease == lease_id else 0
+            died = WorkerDied(process.process_id, lease_id, started_seq, cause, 9)
             self._of_lease = {lease: worker for lease, worker in self._of_lease.items() if worker is not process}
             for submitter_id in self._submitters_of(process):
                 if submitter_id in self.processes:

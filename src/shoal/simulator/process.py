@@ -303,7 +303,7 @@ class Worker(Process):
         self._queue: deque[tuple[int, Task]] = deque()
         #: what runs: its number and task, and the life of that run (a bounce or a death makes it void)
         self.running: tuple[int, Task] | None = None
-        self.started_seq = 0
+        self.started_seq = self.started_lease = 0
         self._blocked = False
         self._replies: list[int] = []
         self._replies_busy_s = 0.0
@@ -382,7 +382,7 @@ class Worker(Process):
         spent = 0.0
         while self._queue and spent < REPLY_FLUSH_S:
             seq, task = self._queue.popleft()
-            self.started_seq = seq
+            self.started_seq, self.started_lease = seq, self.lease_id
             task.executions += 1
             self.node.executed += 1
             if task.started_at < 0:
