@@ -28,7 +28,7 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", ["JOURNEY.md", "ARCHITECTURE.md"])
+@pytest.mark.parametrize("page", ["JOURNEY.md", "ARCHITECTURE.md", "paper.md"])
 def test_names_exist(page: str) -> None:
     for name, target in LINK.findall((DOCS / page).read_text()):
         path = (DOCS / target).resolve()

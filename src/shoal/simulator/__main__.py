@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -69,6 +70,7 @@ def _seconds_of(path: Path) -> list[float]:
 @click.option("--first", default=0, show_default=True)
 def campaign(seed: int | None, seeds: int, first: int) -> None:
     """Run fault campaigns; exits with 1 when one has failed."""
+    logging.getLogger("shoal").setLevel(logging.ERROR)  # shells of `shoal.node` warn of what faults do
     began, failed = time.perf_counter(), 0
     faults: Counter[str] = Counter()
     tasks = 0
