@@ -64,6 +64,7 @@ from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
 from shoal.runtime.tasks import running_task as running_task  # the public packages find it here
 from shoal.store.client import StoreClient
+from shoal.system.heap import learn_large_blocks
 
 _current: Runtime | None = None
 #: called by `current` when there is no runtime: the API's implicit init
@@ -122,6 +123,7 @@ class Runtime:
     """The in-process side of Shoal. Made by `driver` and `worker`, which connect it to the node daemon."""
 
     def __init__(self, role: str, worker_id: bytes) -> None:
+        learn_large_blocks()
         self.role = role
         self.worker_id = worker_id
         self.pid = os.getpid()
