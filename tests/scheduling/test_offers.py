@@ -165,6 +165,7 @@ def test_the_local_scheduler_says_who_waits_and_for_how_long() -> None:
         (1000, 2e-3, 1024, 1.5e-3, False),
         (512, 2e-3, 1024, 1.5e-3, True),
         (1000, 2e-3, 1024, 5e-3, True),
+        (0, 2e-3, 8, 1.5e-3, False),  # at a tick
     ],
 )
 def test_what_is_told_anew(waiting: int, task_s: float, backlog_told: int, task_s_told: float, told: bool) -> None:

@@ -23,6 +23,9 @@ from shoal.protocol.limits import LONG_TASK_S, QUEUED_WORK_S, SHORT_TASK_S, STUC
 if TYPE_CHECKING:
     from shoal.runtime.tasks import SchedulingClass
 
+#: a backlog up to this may come and go with every reply: that fewer wait is told at a tick (`lease_requests`)
+FEW_WAITING = 8
+
 
 def estimate_s(klass: SchedulingClass, now: float) -> float:
     """How long the next task of a class takes: by the average of its function, or longer if one runs longer already. Caller holds the lock."""
@@ -45,7 +48,8 @@ def is_news(waiting: int, task_s: float, backlog_told: int, task_s_told: float) 
         return False
     if task_s < SHORT_TASK_S:
         return not task_s_told or task_s_told >= 2 * SHORT_TASK_S
-    return 2 * waiting <= backlog_told or task_s >= 2 * task_s_told or 2 * task_s <= task_s_told
+    fewer = 2 * waiting <= backlog_told and backlog_told > FEW_WAITING
+    return fewer or task_s >= 2 * task_s_told or 2 * task_s <= task_s_told
 
 
 def may_grow(task_s_told: float) -> bool:

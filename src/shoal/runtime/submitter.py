@@ -47,7 +47,6 @@ from shoal.protocol.messages import (
     LeasesUnschedulable,
     PushTasks,
     RecallTasks,
-    RequestLeases,
     ReturnLease,
     TaskReplies,
     TasksBounced,
@@ -57,6 +56,7 @@ from shoal.protocol.strategies import LOCALITY
 from shoal.runtime import outlook, unread_errors
 from shoal.runtime.abroad import is_abroad
 from shoal.runtime.dialling import Dial, Dialler
+from shoal.runtime.lease_requests import LeaseRequests
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.received_refs import ReceivedRefs
 from shoal.runtime.streams import untold_results
@@ -96,6 +96,7 @@ class Submitter:
         #: connections that ended, before the daemon said how their workers did
         self._unexplained: list[Connection] = []
         self.received = ReceivedRefs(self.reactor)
+        self.requests = LeaseRequests(runtime)
         self.waiting: dict[bytes, PendingTask] = {}  #: tasks whose arguments are not all known, by TaskID
         handlers = self.reactor.handlers
         handlers[TaskReplies] = self.on_replies
@@ -153,7 +154,7 @@ class Submitter:
         self._busy[klass] = None
         waiting = len(klass.queue)
         if waiting >= 2 * klass.backlog_told:
-            self.request_leases(klass, waiting)
+            self.requests.tell(klass, waiting)
 
     def push(self, lease: WorkerLease, task: PendingTask) -> None:
         """Append one task to what goes to a lease's worker. Caller holds the lock."""
@@ -242,6 +243,7 @@ class Submitter:
         """Leases have room: give them queued tasks. Caller holds the lock."""
         queue = klass.queue
         is_open = klass.open
+        waited = len(queue)
         while queue and is_open:
             lease = is_open[0]
             self.push(lease, queue.popleft())
@@ -252,11 +254,7 @@ class Submitter:
             elif len(lease.inflight) == 1 and len(is_open) > 1:
                 is_open.rotate(-1)
         self.flush()
-        if not queue:
-            if klass.backlog_told:
-                self.request_leases(klass, 0)
-        elif outlook.is_news(len(queue), queue[0].template.estimate_s, klass.backlog_told, klass.task_s_told):
-            self.request_leases(klass, len(queue))
+        self.requests.refilled(klass, waited)
 
     # ------------------------------------------------------------ replies
 
@@ -374,7 +372,7 @@ class Submitter:
         for klass in touched:
             self.refill(klass)
             if len(klass.queue) > klass.backlog_told:
-                self.request_leases(klass, len(klass.queue))
+                self.requests.tell(klass, len(klass.queue))
 
     def fail(self, task: PendingTask, error: BaseException) -> None:
         """The task will never have a value. Caller holds the lock."""
@@ -407,42 +405,6 @@ class Submitter:
             self.runtime.finish_task(task, failed)
 
     # ------------------------------------------------------------ leases
-
-    def request_leases(self, klass: SchedulingClass, backlog: int) -> None:
-        """Tell the daemon how many tasks of a class wait. Caller holds the lock."""
-        if backlog and LOCALITY in klass.strategy:
-            backlog = max(self.runtime.locality.leases_wanted(klass), klass.backlog_told)
-        task_s = klass.task_s_told
-        if klass.queue:
-            found_s = outlook.estimate_s(klass, perf_counter())
-            if found_s != QUEUED_WORK_S:
-                task_s = found_s
-        if backlog == klass.backlog_told and not outlook.is_news(
-            backlog, task_s or QUEUED_WORK_S, backlog, klass.task_s_told
-        ):
-            return
-        daemon = self.reactor.causal
-        if daemon is None:
-            return
-        klass.backlog_told = backlog
-        klass.task_s_told = task_s
-        if klass.queue:
-            klass.name = klass.queue[0].template.wire.name
-        daemon.send_now(
-            RequestLeases(
-                klass.number,
-                self.runtime.job_id,
-                klass.demand,
-                klass.depth,
-                backlog,
-                klass.strategy,
-                klass.environment,
-                klass.name,
-                task_s,
-            )
-        )
-        if backlog:
-            self.reactor.attend()
 
     def on_granted(self, connection: Connection, message: LeaseGranted) -> None:
         """The daemon leased a worker to one of our classes."""
@@ -488,7 +450,7 @@ class Submitter:
     def _request_more(self, klass: SchedulingClass) -> None:
         """The daemon has served all that it was told of, or a lease for which others of its class waited has ended: tell it of those that wait."""
         if klass.queue and klass.backlog_told == 0:
-            self.request_leases(klass, len(klass.queue))
+            self.requests.tell(klass, len(klass.queue))
 
     def _refuse(self, message: LeaseGranted) -> None:
         daemon = self.reactor.causal
@@ -711,11 +673,13 @@ class Submitter:
             self.received.tell()
         if self.gone_templates:
             self.forget_templates()
+        if self.requests.is_late():
+            self.requests.tick()
         for klass in list(self._busy):
             if not klass.leases and not klass.queue and not klass.backlog_told:
                 del self._busy[klass]
             elif klass.queue:
-                self._tell_outlook(klass, now)
+                self.requests.tell_outlook(klass, now)
             for lease in list(klass.leases.values()):
                 if not lease.inflight:
                     if now - lease.idle_since > LEASE_IDLE_S and not lease.ending:
@@ -726,14 +690,6 @@ class Submitter:
                     lease.progress_at = now
                     lease.connection.send(RecallTasks(lease.lease_id))
 
-    def _tell_outlook(self, klass: SchedulingClass, now: float) -> None:
-        """Tasks of a class wait, and those before them may take longer than thought. Caller holds the lock."""
-        waiting = len(klass.queue)
-        if LOCALITY in klass.strategy or outlook.is_news(
-            waiting, outlook.estimate_s(klass, now), klass.backlog_told, klass.task_s_told
-        ):
-            self.request_leases(klass, waiting)
-
     def return_idle_leases(self) -> None:
         """This worker has nothing to do: others may need what its tasks had leased."""
         with self.reactor.lock:
@@ -741,6 +697,7 @@ class Submitter:
                 for lease in list(klass.leases.values()):
                     if not lease.inflight:
                         self.return_lease(lease)
+            self.requests.tell_none()
 
     def return_lease(self, lease: WorkerLease) -> None:
         """Give a lease back to the daemon. Caller holds the lock."""
@@ -761,8 +718,8 @@ class Submitter:
         return True
 
     def is_active(self) -> bool:
-        """Whether replies are expected, leases held, or workers dialled."""
-        return self.pending > 0 or self.lease_count > 0 or bool(self.dialler.dials)
+        """Whether replies are expected, leases held, or workers dialled, or the daemon is to be told something."""
+        return self.pending > 0 or self.lease_count > 0 or bool(self.dialler.dials) or self.requests.is_late()
 
     def tasks_of(self, prefix: bytes) -> list[PendingTask]:
         """Pending tasks whose names begin with `prefix`: the children of one attempt. Caller holds the lock."""

@@ -140,6 +140,7 @@ class SchedulingClass:
         "strategy",
         "task_s_told",
         "unschedulable",
+        "waited_most",
     )
 
     def __init__(
@@ -164,6 +165,7 @@ class SchedulingClass:
         self.open: deque[WorkerLease] = deque()
         self.backlog_told = 0
         self.task_s_told = 0.0  #: how long its tasks take, as the daemon knows; 0: it was told nothing
+        self.waited_most = 0  #: of its tasks, since the last tick at which fewer waited than was told
         self.unschedulable = ""
         self.group_removed = False  #: that is why
 
