@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from measuring import TOKEN_VARIABLE, family
@@ -61,6 +62,9 @@ def take_out(keep_trace: bool) -> None:
 
         LineageTable.keep = lambda *_: None  # type: ignore[method-assign, assignment]
         current().objects.describe = lambda entry: None
+        # told without lineage, but as many in one message
+        empty: Any = SimpleNamespace(needs=[], text=b"", cuts=(0, 0), function_id=b"")
+        current().objects.pattern_of = lambda entry: empty if entry.value is None and entry.task is not None else None
 
     @shoal.remote(num_cpus=0)
     def patch() -> int:

@@ -36,6 +36,7 @@ from shoal.node.object_events import (
     SendResolved,
     Swept,
 )
+from shoal.protocol.lineage_pattern import fill
 from shoal.protocol.messages import Failed
 
 A, B, C, D = (letter * 16 for letter in (b"a", b"b", b"c", b"d"))
@@ -467,3 +468,21 @@ def test_every_ref_gets_its_value_whoever_dies(seed: int) -> None:
     counts = world.directory.statistics()
     left = {each: counts[each] for each in ("objects", "holds", "candidates", "specs", "ghosts", "orphans", "kept")}
     assert not any(left.values()), left
+
+
+def test_what_was_told_of_several_tasks_at_once_is_handed_over_task_by_task() -> None:
+    node = Node(A, B)
+    pattern = fill(b"beforebetweenafter", (6, 13), X[:16], b"x")
+    node.tell(
+        Escaped(A, [X, Y], b"beforebetweenafter", [], b"", False, [b"x", b"y"], (6, 13)),
+        Held(B, [X, Y]),
+        ResolveAsked(B, [X, Y]),
+    )
+    adopted = node.tell(ProcessDied(A, "killed"))
+    assert pattern == b"before" + X[:16] + b"between\xc4\x01xafter"
+    assert [(each.oids, each.lineage) for each in adopted] == [
+        ([X], pattern),
+        ([Y], b"before" + Y[:16] + b"between\xc4\x01yafter"),
+    ]
+    node.tell(Published(B, X, b"value"), Published(B, Y, b"value"), Released(B, [X, Y, X, Y]))
+    assert node.settle() == [] and empty(node) and specs(node) == NOTHING

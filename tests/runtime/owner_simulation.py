@@ -126,7 +126,16 @@ class OwnerWorld(World):
         kind, me = type(message), process.worker_id
         if kind is messages.Escape:
             self.tell(
-                events.Escaped(me, message.oids, message.lineage, message.needs, message.function_id, message.freed)
+                events.Escaped(
+                    me,
+                    message.oids,
+                    message.lineage,
+                    message.needs,
+                    message.function_id,
+                    message.freed,
+                    message.arguments,
+                    message.cuts,
+                )
             )
         elif kind is messages.Publish:
             self.tell(events.Published(me, message.oid, message.value))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 
-from shoal.protocol.messages import KIND_TASK, LineageCode, TaskLineage, TaskTemplate
+from shoal.node.object_events import Escaped
+from shoal.protocol.messages import KIND_TASK, Hold, LineageCode, TaskLineage, TaskTemplate, ToDaemon
 from shoal.runtime.closures import Closures
-from shoal.runtime.objects import ObjectEntry
+from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable
+from shoal.runtime.reactor import Reactor
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template
+from shoal.wire.framing import FrameDecoder
 
 CODE = b"code"
 
@@ -78,3 +82,31 @@ def test_inline_values_cannot_be_lost() -> None:
     entry = pending(template(), b"x")
     entry.value = b"known"
     assert made.describe(entry) is None
+
+
+def test_refs_to_tasks_of_one_template_are_told_together() -> None:
+    """In one message, until another one is sent; from it each gets the lineage that it has alone."""
+    made, _ = closures()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reactor = Reactor()
+        connection = reactor.add(ours, lambda connection: None, causal=True)
+        table = ObjectTable(reactor, lambda entry: None, lambda name, value: None)
+        table.describe, table.pattern_of = made.describe, made.pattern_of
+        one, other = template(), template()
+        refs = [ObjectRef(pending(one, b"argument %d" % number, number)) for number in range(1, 5)]
+        for ref in refs[:3]:
+            table.escape([ref])
+        table.escape([ObjectRef(pending(other, b"", 9))])
+        connection.send(Hold([refs[0].binary()]))
+        table.escape(refs[3:])
+        connection.flush()
+        told = list(FrameDecoder(ToDaemon).receive_data(theirs.recv(1 << 16)))
+        reactor.stop()
+    first, second, hold, third = told
+    assert [len(message.oids) for message in (first, second, third)] == [3, 1, 1] and type(hold) is Hold
+    for message in (first, third):
+        event = Escaped(b"", message.oids, message.lineage, [], b"f", False, message.arguments, message.cuts)
+        for oid in message.oids:
+            alone = made.describe(pending(one, b"argument %d" % oid[15], oid[15]))
+            assert alone is not None and event.lineage_of(oid) == alone[0]

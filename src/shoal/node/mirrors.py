@@ -93,7 +93,7 @@ class Mirrors:
                 told[oid] = SPEC_TOLD
                 code = succession.codes.get(spec.function_id)
                 text = code.text if code is not None else b""
-                item = MirrorItem(oid, spec.lineage, spec.needs, spec.function_id, text, None, copies, places)
+                item = MirrorItem(oid, spec.lineage_of(oid), spec.needs, spec.function_id, text, None, copies, places)
                 items.append(item)
                 todo.extend(spec.needs)
             elif places:  # they may be others than before

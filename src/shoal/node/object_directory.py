@@ -193,7 +193,7 @@ class ObjectDirectory:
         """Whether others know objects, and how the first was made, as far as is known: for a task that is repeated."""
         rows, spec = [self._objects.get(oid) for oid in oids], self._succession.specs.get(oids[0])
         known = all(row is not None and row.known for row in rows)
-        return {"known": known, "lineage": spec.lineage if spec is not None else b""}
+        return {"known": known, "lineage": spec.lineage_of(oids[0]) if spec is not None else b""}
 
     def keeps_for_heirs(self, oid: bytes) -> bool:
         """Whether a result of a dead process of another node lies here for who will take it."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoal.node.foreign_holds import ConfirmHolds, SendHoldForDone, SendNodeHold, SendNodeRelease
+from shoal.protocol.ids import TASK_ID_BYTES
+from shoal.protocol.lineage_pattern import fill
 from shoal.protocol.messages import Failed, Stored, Value
 
 # ---------------------------------------------------------------- events
@@ -111,7 +113,7 @@ class EstateExpired:
 @dataclass(slots=True)
 class Escaped:
     """An owner lets go refs to `oids` and holds them itself, once, unless they are `freed`: then others need them. `lineage` makes them anew, out of
-    `needs`."""
+    `needs`; with `arguments` it is what their tasks share (`protocol.lineage_pattern`)."""
 
     sender: bytes
     oids: list[bytes]
@@ -119,6 +121,14 @@ class Escaped:
     needs: list[bytes] = field(default_factory=list)
     function_id: bytes = b""
     freed: bool = False
+    arguments: list[bytes] = field(default_factory=list)
+    cuts: tuple[int, int] = (0, 0)
+
+    def lineage_of(self, oid: bytes) -> bytes:
+        """What makes one of the objects anew."""
+        if not self.arguments:
+            return self.lineage
+        return fill(self.lineage, self.cuts, oid[:TASK_ID_BYTES], self.arguments[self.oids.index(oid)])
 
 
 @dataclass(slots=True)
@@ -336,6 +346,10 @@ class MirrorItem:
     value: bytes | None
     copies: int = 0  #: on how many nodes it is to be, if `put` was told
     places: list[Stored] = field(default_factory=list)  #: the stores of other nodes that keep it
+
+    def lineage_of(self, oid: bytes) -> bytes:
+        """What makes the object anew."""
+        return self.lineage
 
 
 @dataclass(slots=True)

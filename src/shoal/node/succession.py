@@ -59,7 +59,7 @@ SPEC_BYTES = 300  #: what a spec takes beside its text
 SPECS_BYTES_MAX = 256 << 20
 
 
-#: how to make an object: what told it is kept as it came (an object for each would cost a third of noting it)
+#: how to make an object: what told it, of many perhaps, is kept as it came (an object for each would cost a third of noting it)
 Spec = Escaped | MirrorItem
 
 
@@ -135,6 +135,7 @@ class Succession:
 
     def note(self, event: Escaped, effects: list[Effect]) -> None:
         """An owner says how objects are made."""
+        code = self.codes.get(event.function_id)
         for oid in event.oids:
             if oid in self.specs:
                 continue
@@ -142,7 +143,6 @@ class Succession:
             self.spec_bytes += len(event.lineage) + SPEC_BYTES
             for need in event.needs:
                 self.needed[need] = self.needed.get(need, 0) + 1
-            code = self.codes.get(event.function_id)
             if code is not None:
                 code.specs += 1
             if event.freed and oid not in self._directory._objects:
@@ -454,7 +454,7 @@ class Succession:
         """Hand the tasks of objects without a value, and of what those need, to runners."""
         directory = self._directory
         objects = directory._objects
-        batches: dict[tuple[bytes, bytes], tuple[list[bytes], Spec, bool]] = {}
+        batches: dict[tuple[bytes, bytes], tuple[list[bytes], Spec, bool]] = {}  # by runner and lineage
         todo = deque((oid, begun or oid in self.claims) for oid in oids)
         while todo:
             oid, may_have_begun = todo.popleft()
@@ -474,7 +474,7 @@ class Succession:
             row.owner = runner
             directory._owed[runner][oid] = None
             # All results of one task go together; what it puts is told apart by its name.
-            batches.setdefault((runner, spec.lineage), ([], spec, may_have_begun))[0].append(oid)
+            batches.setdefault((runner, spec.lineage_of(oid)), ([], spec, may_have_begun))[0].append(oid)
             for need in spec.needs:
                 home = self.homes.pop(need, b"")
                 if home and directory._foreign_row(need, home, effects) is not None:
@@ -490,7 +490,7 @@ class Succession:
                         needed.value = value
                 if needed is not None and needed.value is None and needed.known:
                     todo.append((need, True))
-        for (runner, _), (made, spec, may_have_begun) in batches.items():
+        for (runner, lineage), (made, spec, may_have_begun) in batches.items():
             held = directory._held[runner]
             directory._count(held, [oid for oid in made if not is_put(oid)], 1)
             directory._count(held, spec.needs, 1)
@@ -498,7 +498,7 @@ class Succession:
                 self._release_kept(oid)
             code = self.codes.get(spec.function_id)
             effects.append(
-                Adopted(runner, made, reason, may_have_begun, spec.lineage, spec.needs, code.text if code else b"")
+                Adopted(runner, made, reason, may_have_begun, lineage, spec.needs, code.text if code else b"")
             )
 
     def _runner(self, oid: bytes, row: ObjectRow) -> bytes:

@@ -371,13 +371,16 @@ class TaskLineage(Message, tag=16):
 class Escape(Message, tag=50):
     """From an owner: refs to `oids` are about to leave this process, which holds them. `lineage` is the task that makes them anew (a TaskLineage
     in its encoded form), `needs` what that must have, besides the code of `function_id`. With `freed` the objects are known only because others
-    need them: the owner does not hold them any more."""
+    need them: the owner does not hold them any more. With `arguments`, those of each object's task, `lineage` is what the tasks share, with `cuts`
+    where a TaskID and arguments belong (`protocol.lineage_pattern`)."""
 
     oids: list[bytes]
     lineage: bytes = b""
     needs: list[bytes] = []
     function_id: bytes = b""
     freed: bool = False
+    arguments: list[bytes] = []
+    cuts: tuple[int, int] = (0, 0)
 
 
 class LineageCode(Message, tag=69):

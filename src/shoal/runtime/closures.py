@@ -20,6 +20,7 @@ import msgspec
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import MAX_RETRIES_DEFAULT
+from shoal.protocol.lineage_pattern import ARGUMENTS_BYTES_MAX, fill
 from shoal.protocol.messages import (
     KIND_TASK,
     Adopt,
@@ -43,25 +44,22 @@ if TYPE_CHECKING:
 _encode = msgspec.msgpack.Encoder().encode
 #: stand for a TaskID and for arguments in the form of which `_Plain` is made
 _TASK_MARK, _ARGUMENTS_MARK = os.urandom(ids.TASK_ID_BYTES), os.urandom(16)
-#: what stands before so many bytes in msgpack
-_BYTES_OF = [_encode(bytes(length))[:2] for length in range(256)]
 
 
-class _Plain:
+class Pattern:
     """The lineage of a template's plain tasks (first attempt, short arguments without refs) in its encoded form, but for what differs from task to
-    task. Putting bytes together costs half of encoding the whole, and this is done for each ref to a pending task that escapes."""
+    task: it is told for many refs at once, and filled by the few that ever need it."""
 
-    __slots__ = ("after", "before", "between", "needs")
+    __slots__ = ("cuts", "function_id", "needs", "text")
 
-    def __init__(self, lineage: bytes, needs: list[ObjectEntry]) -> None:
-        self.before, rest = lineage.split(_TASK_MARK)
-        between, self.after = rest.split(_ARGUMENTS_MARK)
-        self.between = between[:-2]  # without the length of the mark
+    def __init__(self, lineage: bytes, needs: list[ObjectEntry], function_id: bytes) -> None:
+        before, rest = lineage.split(_TASK_MARK)
+        between, after = rest.split(_ARGUMENTS_MARK)
+        between = between[:-2]  # without the length of the mark
+        self.text = before + between + after
+        self.cuts = (len(before), len(before) + len(between))
         self.needs = needs
-
-    def of(self, task_id: bytes, arguments: bytes) -> bytes:
-        """The lineage of one task."""
-        return b"".join((self.before, task_id, self.between, _BYTES_OF[len(arguments)], arguments, self.after))
+        self.function_id = function_id
 
 
 class Closures:
@@ -85,14 +83,12 @@ class Closures:
     def describe(self, entry: ObjectEntry) -> tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None:
         """How an entry is made: (lineage, entries that it needs, ids that it needs besides, function id). None when it cannot be lost or be made
         again. Caller holds the lock."""
+        pattern = self.pattern_of(entry)
+        if pattern is not None:
+            lineage = fill(pattern.text, pattern.cuts, entry.task.task_id, entry.task.args)
+            return lineage, pattern.needs, [], pattern.function_id
         value = entry.value
         task: PendingTask | None = entry.task
-        if value is None and task is not None and task.held is None:
-            args, template = task.args, task.template
-            if type(args) is bytes and len(args) < 256 and not task.attempt and task.queue is None:
-                if task.retries_left == template.max_retries:
-                    plain: _Plain = template.plain or self._plain_of(template)
-                    return plain.of(task.task_id, args), plain.needs, [], template.wire.function_id
         if value is not None and type(value) is not Stored:
             return None
         job = self.putters.get(entry.oid)
@@ -111,11 +107,22 @@ class Closures:
                 inputs = [held for held in inputs if held is not argument]
         return self._describe_task(task, inputs, argument)
 
-    def _plain_of(self, template: Template) -> _Plain:
-        task = PendingTask(template, _TASK_MARK, _ARGUMENTS_MARK, None, None)
-        lineage, needs, _, _ = self._describe_task(task, [], None)  # which tells the code, too
-        plain = template.plain = _Plain(lineage, needs)
-        return plain
+    def pattern_of(self, entry: ObjectEntry) -> Pattern | None:
+        """What the lineage of a pending plain task shares with that of others of its template; None if it is not plain. Caller holds the lock."""
+        task: PendingTask | None = entry.task
+        if entry.value is not None or task is None or task.held is not None:
+            return None
+        args, template = task.args, task.template
+        if type(args) is not bytes or len(args) > ARGUMENTS_BYTES_MAX or task.attempt or task.queue is not None:
+            return None
+        if task.retries_left != template.max_retries:
+            return None
+        pattern: Pattern | None = template.pattern
+        if pattern is None:
+            like = PendingTask(template, _TASK_MARK, _ARGUMENTS_MARK, None, None)
+            lineage, needs, _, function_id = self._describe_task(like, [], None)  # which tells the code, too
+            pattern = template.pattern = Pattern(lineage, needs, function_id)
+        return pattern
 
     def _describe_task(
         self, task: PendingTask, inputs: list[ObjectEntry], argument: ObjectEntry | None

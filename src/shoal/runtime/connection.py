@@ -32,6 +32,7 @@ class Connection:
         "decoder",
         "dirty",
         "fd",
+        "growing",
         "on_closed",
         "out",
         "reactor",
@@ -51,6 +52,8 @@ class Connection:
         #: lent by the reactor for one read; stays while a part of a frame waits in it. A thousand connections need no thousand buffers
         self.decoder: FrameDecoder[Any] | None = None
         self.out = bytearray()
+        #: the last message, if more may be put into it: it is encoded before the next one, or when `out` is written
+        self.growing: Any = None
         self.on_closed = on_closed
         #: messages here must be written before those of other connections
         self.causal = causal
@@ -66,6 +69,8 @@ class Connection:
 
     def send(self, message: Any) -> None:
         """Queue a message; it goes out at the next flush. Caller holds the lock."""
+        if self.growing is not None:
+            self._end_growing()
         append_frame(self.out, message)
         if not self.dirty:
             self.dirty = True
@@ -73,8 +78,24 @@ class Connection:
 
     def send_now(self, message: Any) -> None:
         """Queue a message and write what can be written. Caller holds the lock."""
+        if self.growing is not None:
+            self._end_growing()
         append_frame(self.out, message)
         self.flush()
+
+    def grow(self, message: Any) -> None:
+        """Queue a message to the daemon that may get longer as long as it is `growing`. Caller holds the lock."""
+        if self.growing is not None:
+            self._end_growing()
+        self.growing = message
+        self.reactor.has_notes = True
+        if not self.dirty:
+            self.dirty = True
+            self.reactor.dirty.append(self)
+
+    def _end_growing(self) -> None:
+        message, self.growing = self.growing, None
+        append_frame(self.out, message)
 
     def flush(self) -> None:
         """Write the out-buffer as far as the kernel takes it. Caller holds the lock."""
@@ -82,6 +103,8 @@ class Connection:
         if self.causal:
             if reactor.has_notes:
                 reactor.write_notes()
+                if self.growing is not None:
+                    self._end_growing()
         else:
             daemon = reactor.causal
             if daemon is not None and (daemon.out or reactor.has_notes):

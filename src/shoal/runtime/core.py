@@ -149,6 +149,7 @@ class Runtime:
         self.locality = Locality(self)
         self.closures = Closures(self)
         self.objects.describe = self.closures.describe
+        self.objects.pattern_of = self.closures.pattern_of
         self.store: StoreClient | None = None
         self.root = TaskContext(
             os.urandom(16),

@@ -43,7 +43,10 @@ from shoal.protocol.messages import (
 from shoal.runtime import unread_errors
 
 if TYPE_CHECKING:
+    from shoal.runtime.closures import Pattern
     from shoal.runtime.reactor import Connection, Reactor, Waiter
+
+GATHERED_MAX = 32  #: objects told of in one message; the last of them that is needed keeps the arguments of all
 
 #: entries whose handle was dropped, not yet counted down
 dropped: deque[ObjectEntry] = deque()
@@ -250,6 +253,9 @@ class ObjectTable:
         self.describe: Callable[[ObjectEntry], tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None] = (
             lambda entry: None
         )
+        #: what the lineage of an entry's task shares with that of others, if it is a plain one
+        self.pattern_of: Callable[[ObjectEntry], Pattern | None] = lambda entry: None
+        self._gathered: Escape | None = None  #: the last that was made of a pattern
         reactor.write_notes = self._write_notes
         reactor.handlers[HoldsConfirmed] = lambda connection, message: reactor.on_holds_confirmed(message.count)
         _kept.clear()
@@ -444,6 +450,10 @@ class ObjectTable:
         while told < len(fresh):
             entry = fresh[told]
             told += 1
+            pattern = self.pattern_of(entry) if entry.count > 0 else None
+            if pattern is not None and not pattern.needs:
+                self._gather(daemon, entry, pattern)
+                continue
             made = self.describe(entry)
             if made is None:
                 if entry.count > 0:
@@ -468,6 +478,22 @@ class ObjectTable:
         for entry in fresh:
             if entry.value is not None and entry.count > 0:
                 daemon.send(Publish(entry.oid, sendable(entry)))
+
+    def _gather(self, daemon: Connection, entry: ObjectEntry, pattern: Pattern) -> None:
+        """Tell of a plain task's result, in one message with those before it of the same kind."""
+        last = self._gathered
+        if (
+            last is not None
+            and last is daemon.growing
+            and last.lineage is pattern.text
+            and len(last.oids) < GATHERED_MAX
+        ):
+            last.oids.append(entry.oid)
+            last.arguments.append(entry.task.args)
+        else:
+            made = Escape([entry.oid], pattern.text, [], pattern.function_id, False, [entry.task.args], pattern.cuts)
+            self._gathered = made
+            daemon.grow(made)
 
     def escape_held(self, entry: ObjectEntry) -> None:
         """The daemon knows of an object that had not left this process, and counts it as held by us: it was lost. Others will hear of it from

@@ -34,7 +34,7 @@ class Template:
         "klass",
         "max_retries",
         "multiple",
-        "plain",
+        "pattern",
         "retry_exceptions",
         "variants",
         "wire",
@@ -62,7 +62,7 @@ class Template:
         self.variants: dict[tuple[bytes, int], Template] | None = None
         #: what is the same in the lineage of all its tasks, encoded: the template itself, demand, strategy and environment
         self.encoded: tuple[Any, Any, Any, Any] | None = None
-        self.plain: Any = None  #: the same of the whole lineage of plain tasks; written by `closures`
+        self.pattern: Any = None  #: the same of the whole lineage of plain tasks; written by `closures`
         self.gone = gone  #: of its submitter: the numbers that are not used any more
 
     def __del__(self) -> None:

@@ -109,7 +109,14 @@ class Objects:
         """Refs leave their owner."""
         self.handle(
             events.Escaped(
-                process.worker_id, message.oids, message.lineage, message.needs, message.function_id, message.freed
+                process.worker_id,
+                message.oids,
+                message.lineage,
+                message.needs,
+                message.function_id,
+                message.freed,
+                message.arguments,
+                message.cuts,
             )
         )
 
