@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,6 +185,13 @@ def later(value: Any, seconds: float = 0.3) -> Any:
     return value
 
 
+@shoal.remote
+def once_there(value: Any, path: Path) -> Any:
+    while not path.exists():
+        time.sleep(0.01)
+    return value
+
+
 # ---------------------------------------------------------------- threads
 
 
@@ -193,10 +201,11 @@ def test_threads_run_calls_side_by_side() -> None:
     assert max(get([actor.count.remote(0.02) for _ in range(12)])) == 3
 
 
-def test_a_slow_argument_does_not_hold_back_calls_of_a_threaded_actor() -> None:
+def test_a_slow_argument_does_not_hold_back_calls_of_a_threaded_actor(tmp_path: Path) -> None:
     actor = Threaded.options(max_concurrency=2).remote()
-    slow = actor.note.remote(later.remote(1))
+    slow = actor.note.remote(once_there.remote(1, tmp_path / "noted"))
     get(actor.note.remote(2))
+    (tmp_path / "noted").touch()
     get(slow)
     assert get(actor.noted.remote()) == [2, 1]
 
