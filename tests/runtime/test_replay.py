@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.node.actor_logs import ActorLogs
+from shoal.protocol import errors
 from shoal.protocol.limits import RECOVERIES_MAX
 from shoal.protocol.messages import Containing, RecordCall, Recovery, StoreCheckpoint, Stored
 from shoal.runtime.replay import (
@@ -22,6 +23,7 @@ from shoal.runtime.replay import (
     decode_snapshot,
     encode,
 )
+from shoal.runtime.tasks import CallNames
 
 ACTOR = b"a" * 16
 
@@ -66,6 +68,39 @@ def test_a_cancelled_call_may_come_again() -> None:
     assert ledger.arrive(name(1, 1)) is NEW
     ledger.withdraw(name(1, 1))
     assert ledger.arrive(name(1, 1)) is NEW
+
+
+def test_a_postponed_call_may_come_after_later_ones_also_in_another_life() -> None:
+    ledger = CallLedger()
+    assert ledger.arrive(name(1, 1)) is NEW
+    ledger.postpone(name(1, 1))
+    run(ledger, name(1, 2))
+    written = decode_record(encode(Record(2, name(1, 3), "m", "A.m", 1, b"", None, ledger.postponed())))
+    snapshot = decode_snapshot(encode(ledger.snapshot(0)))
+    for records in ([], [written]):
+        following = CallLedger()
+        following.restore(snapshot, records)
+        for record in following.plan:
+            following.begin(record.task_id, record.postponed)
+            following.finish(KeptReply(record.task_id, b"v"))
+        run(following, name(1, 1))
+        assert following.postponed() == []
+        assert following.arrive(name(1, 2)) is KNOWN, "an earlier call that comes late does not make later ones new"
+        assert following.arrive(name(1, 3)) is (KNOWN if records else NEW)
+        following.settle([name(1, 1)])
+        assert following.arrive(name(1, 1)) is FORGOTTEN
+
+
+def test_what_a_recorded_call_could_not_have_is_noted() -> None:
+    names = CallNames(b"a" * 12)
+    names.note_loss(errors.ObjectLostError("outside of a call"))
+    names.active = True
+    names.note_loss(errors.TaskError("f", "", ValueError("its own doing")))
+    names.note_loss(errors.GetTimeoutError("as long as it was told"))
+    assert names.loss == ""
+    names.note_loss(errors.dependency_error(errors.OwnerDiedError("gone"), "f"))
+    names.note_loss(errors.ObjectLostError("another"))
+    assert names.loss == "OwnerDiedError: gone"
 
 
 def test_settling_below_a_number() -> None:

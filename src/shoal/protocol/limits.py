@@ -115,6 +115,7 @@ CLUSTER_LOG_BYTES_MAX = (
 RECORDS_BYTES_MAX = 16 << 20  #: arguments recorded since the last checkpoint: then there is another one
 REPLIES_KEPT_MAX = 100_000  #: answers that callers may ask for again; the oldest are let go beyond it
 REPLIES_KEPT_BYTES_MAX = 64 << 20
+CALLS_POSTPONED_MAX = 1000  #: calls that are to come again with arguments made anew; the oldest are forgotten
 CALLERS_MARKED_MAX = 10_000  #: callers whose last call is known; those that have not called for longest are forgotten
 RECOVERIES_MAX = 10  #: so many lives in a row that came no further than the one before end the actor
 SETTLE_BATCH = 64  #: answers received before the actor is told at once

@@ -376,7 +376,11 @@ class ActorCalls:
         inflight = lease.inflight
         if not queue.settled:
             self._unsettled.append(queue)
-        queue.settled.extend(inflight[seq].task_id for seq, _ in message.items if seq in inflight)
+        queue.settled.extend(
+            inflight[seq].task_id
+            for seq, value in message.items
+            if seq in inflight and (type(value) is not Failed or value.lost is None)  # such a call is made again
+        )
         if len(queue.settled) >= SETTLE_BATCH:
             self._tell_settled(queue)
 

@@ -57,7 +57,7 @@ from shoal.runtime import replay
 from shoal.runtime.jobs import BoundTemplate, Job
 from shoal.runtime.objects import ObjectRef, home_of
 from shoal.runtime.replay import AWAITED, FORGOTTEN, KNOWN, CallLedger, KeptReply, Record, ReplayGap
-from shoal.runtime.results import ResultWriter
+from shoal.runtime.results import ArgumentLost, ResultWriter
 from shoal.runtime.tasks import CallNames
 from shoal.store.page import RecordPage
 
@@ -152,8 +152,15 @@ class ExactActor:
         try:
             for record in plan:
                 with self.reactor.lock:
-                    self.ledger.begin(record.task_id)
+                    self.ledger.begin(record.task_id, record.postponed)
                 self._finish(record.task_id, self._run(self._job_of(record)))
+                if self.names.loss:
+                    raise ReplayGap(
+                        f"call {record.index}, {record.name}, is not known to have met with any loss when it ran, but in its replay a value "
+                        f"that it asked for could not be had, so it would have led to another state. {self.names.loss}\nA checkpoint after "
+                        "that call would have made the replay superfluous (a shorter checkpoint_interval); so would have what keeps the value: "
+                        "shoal.put(value, copies=2), or a task's max_retries"
+                    )
         finally:
             self._results.recovers = False
         self._calls = len(plan)
@@ -212,18 +219,33 @@ class ExactActor:
             return self.executor.run_task(job)
         try:
             arguments, dependencies, refs, stored = self._recordable(job)
-        except (errors.ShoalError, MemoryError) as error:  # nothing has happened yet: not a call of the record
+        except (
+            errors.ShoalError,
+            MemoryError,
+            ArgumentLost,
+        ) as error:  # nothing has happened yet: not a call of the record
             failed = self.executor.results.encode_error(job, error)
             with self.reactor.lock:
-                self.ledger.withdraw(job.task_id)
+                if type(error) is ArgumentLost:
+                    self.ledger.postpone(job.task_id)
+                else:
+                    self.ledger.withdraw(job.task_id)
                 for again in self._again.pop(job.task_id, ()):
                     self._answer(again, KeptReply(job.task_id, failed))
             return failed
         wire = job.template.wire
         host = self.host
         record = Record(
-            self.ledger.index + 1, job.task_id, wire.method, wire.name, wire.num_returns, arguments, dependencies
+            self.ledger.index + 1,
+            job.task_id,
+            wire.method,
+            wire.name,
+            wire.num_returns,
+            arguments,
+            dependencies,
+            self.ledger.postponed(),
         )
+        job.args, job.deps = arguments, dependencies  # what it was sent may be lost meanwhile, and a replay has these
         encoded = replay.encode(record)
         with self.reactor.lock:
             index = self.ledger.begin(job.task_id)
@@ -237,8 +259,9 @@ class ExactActor:
         self._calls += 1
         self._bytes += len(encoded)
         self._finish(job.task_id, value)
-        if self._is_due() and not self.executor.exit_reason:
-            self._checkpoint_or_tell()
+        lossy = bool(self.names.loss)  # nobody knows what it would meet with in a replay, so there must be none
+        if (lossy or self._is_due()) and not self.executor.exit_reason:
+            self._checkpoint_or_tell(last=lossy)
         return value
 
     def _leave_page(self, daemon: Connection) -> None:
@@ -250,7 +273,7 @@ class ExactActor:
 
     def _run(self, job: Job) -> Value | Many:
         names = self.names
-        names.active = True
+        names.active, names.loss = True, ""
         self._results.handed = []
         try:
             return self.executor.run_task(job)
@@ -327,7 +350,15 @@ class ExactActor:
         if type(value) is bytes or type(value) is Failed:
             return value
         # Its owner lets it go after the reply. Reading it makes the refs inside known, with their homes.
-        plain = self.runtime.load_stored(value) if type(value) is Stored else serialization.loads(value.blob)  # type: ignore[union-attr]
+        if type(value) is Stored:
+            try:
+                plain = self.runtime.load_stored(value)
+            except errors.ObjectLostError as error:
+                if type(error) is not errors.ObjectLostError:
+                    raise  # it is known why it cannot be had
+                raise ArgumentLost(value, error) from error
+        else:
+            plain = serialization.loads(value.blob)  # type: ignore[union-attr]
         blob, nested = serialization.dumps(plain)
         refs.extend(nested or ())
         oids = [ref.binary() for ref in nested or ()]

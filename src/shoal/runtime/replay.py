@@ -11,6 +11,9 @@ arguments are its *record*, which stands in the daemon's socket before anything 
                KNOWN      it ran: answer from `kept`
                FORGOTTEN  it ran, and its answer was given and let go (or was too much to keep): an error, never a second effect
 
+A call that did not begin because an argument was lost is *postponed*: its caller has that made anew and sends it again, when later calls may have
+begun. So the calls that are postponed stand beside the marks, and in the record of each call that begins meanwhile.
+
     life 1     c0 ---- 1 ---- 2 ---- c2 ---- 3 ---- 4 --x        c: checkpoint; x: killed within call 4
     life 2                           c2 ---- 3 ---- 4 ---- 5     3 and 4 are replayed from their records; then what callers ask anew
 
@@ -30,7 +33,7 @@ from typing import Any
 import msgspec
 
 from shoal.protocol.ids import TASK_PREFIX_BYTES
-from shoal.protocol.limits import CALLERS_MARKED_MAX, REPLIES_KEPT_BYTES_MAX, REPLIES_KEPT_MAX
+from shoal.protocol.limits import CALLERS_MARKED_MAX, CALLS_POSTPONED_MAX, REPLIES_KEPT_BYTES_MAX, REPLIES_KEPT_MAX
 from shoal.protocol.messages import Containing, Failed, Many, Value
 
 NEW = "new"
@@ -52,6 +55,7 @@ class Record(msgspec.Struct, array_like=True):
     num_returns: int
     arguments: Value
     dependencies: list[tuple[int | str, Value]] | None = None
+    postponed: list[bytes] = []  #: calls that came before it, and are to come again
 
 
 class KeptReply(msgspec.Struct, array_like=True):
@@ -69,6 +73,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     marks: list[tuple[bytes, int]]
     kept: list[KeptReply]
     calls_made: int = 0  #: of this actor to others with checkpoints
+    postponed: list[bytes] = []
 
 
 class ReplayGap(Exception):
@@ -96,7 +101,7 @@ def number_of(task_id: bytes) -> int:
 class CallLedger:
     """The calls of one life of an actor, and what came before. All methods are the events."""
 
-    __slots__ = ("_awaited", "_kept", "_kept_bytes", "_marks", "dropped", "index", "plan")
+    __slots__ = ("_awaited", "_kept", "_kept_bytes", "_marks", "_postponed", "dropped", "index", "plan")
 
     def __init__(self) -> None:
         #: index of the last call that began; 0 before the first
@@ -108,6 +113,8 @@ class CallLedger:
         self._kept_bytes = 0
         #: calls that are queued, run, or are in `plan`
         self._awaited: set[bytes] = set()
+        #: calls that came, have not begun, and come again: in spite of the marks they are new; the oldest first
+        self._postponed: dict[bytes, None] = {}
         #: what is to be replayed before anything else
         self.plan: list[Record] = []
         #: answers dropped, until `exact_actor`, which counts the refs inside, has let them go
@@ -124,6 +131,7 @@ class CallLedger:
         if snapshot is not None:
             self.index = snapshot.index
             self._marks = dict(snapshot.marks)
+            self._postponed = dict.fromkeys(snapshot.postponed)
             for reply in snapshot.kept:
                 self._keep(reply)
         following = self.index
@@ -136,7 +144,8 @@ class CallLedger:
 
     def snapshot(self, calls_made: int) -> Snapshot:
         """What a checkpoint taken now must have beside the state."""
-        return Snapshot(self.index, list(self._marks.items()), list(self._kept.values()), calls_made)
+        kept = list(self._kept.values())
+        return Snapshot(self.index, list(self._marks.items()), kept, calls_made, list(self._postponed))
 
     # ------------------------------------------------------------ calls
 
@@ -146,7 +155,7 @@ class CallLedger:
             return KNOWN
         if task_id in self._awaited:
             return AWAITED
-        if number_of(task_id) <= self._marks.get(task_id[:TASK_PREFIX_BYTES], 0):
+        if number_of(task_id) <= self._marks.get(task_id[:TASK_PREFIX_BYTES], 0) and task_id not in self._postponed:
             return FORGOTTEN
         self._awaited.add(task_id)
         return NEW
@@ -155,11 +164,25 @@ class CallLedger:
         """A call that had not begun was cancelled."""
         self._awaited.discard(task_id)
 
-    def begin(self, task_id: bytes) -> int:
-        """A call begins, in life or in replay: its index."""
+    def postpone(self, task_id: bytes) -> None:
+        """A call that had not begun is to come again, perhaps after later ones of its caller."""
+        self._awaited.discard(task_id)
+        self._postponed[task_id] = None
+        if len(self._postponed) > CALLS_POSTPONED_MAX:
+            del self._postponed[next(iter(self._postponed))]
+
+    def postponed(self) -> list[bytes]:
+        """The calls that are to come again."""
+        return list(self._postponed)
+
+    def begin(self, task_id: bytes, postponed: Iterable[bytes] | None = None) -> int:
+        """A call begins, in life or in replay: its index. In replay also which ones were postponed then."""
         caller = task_id[:TASK_PREFIX_BYTES]
-        self._marks.pop(caller, None)
-        self._marks[caller] = number_of(task_id)
+        mark = self._marks.pop(caller, 0)
+        self._marks[caller] = max(mark, number_of(task_id))
+        if postponed is not None:
+            self._postponed = dict.fromkeys(postponed)
+        self._postponed.pop(task_id, None)
         if len(self._marks) > CALLERS_MARKED_MAX:
             del self._marks[next(iter(self._marks))]
         self.index += 1
@@ -214,6 +237,7 @@ class CallLedger:
             "kept": len(self._kept),
             "kept_bytes": self._kept_bytes,
             "awaited": len(self._awaited),
+            "postponed": len(self._postponed),
         }
 
 

@@ -78,6 +78,15 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
     Raises:
         the error that stands in its place.
     """
+    try:
+        return _load(runtime, entry, until)
+    except errors.ShoalError as error:
+        if runtime.call_names is not None:
+            runtime.call_names.note_loss(error)
+        raise
+
+
+def _load(runtime: Runtime, entry: ObjectEntry, until: float | None) -> Any:
     while True:
         value = entry.value
         if type(value) is bytes:

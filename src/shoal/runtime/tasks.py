@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from shoal.protocol import errors
 from shoal.protocol.limits import QUEUED_WORK_S
 from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
 
@@ -236,17 +237,35 @@ class WorkerPeer:
         self.read = 0  #: messages with replies that came
 
 
-class CallNames:
-    """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike. Written by `exact_actor`;
-    counted under the reactor's lock."""
+#: what befalls a value through no doing of the program: a replay that meets one where the first run did not would go another way
+_LOSSES = (
+    errors.ObjectLostError,
+    errors.ActorError,
+    errors.WorkerCrashedError,
+    errors.OutOfMemoryError,
+    errors.NodeDiedError,
+)
 
-    __slots__ = ("active", "made", "prefix", "settled")
+
+class CallNames:
+    """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike; and what its calls could not
+    have. Written by `exact_actor`; counted under the reactor's lock."""
+
+    __slots__ = ("active", "loss", "made", "prefix", "settled")
 
     def __init__(self, prefix: bytes) -> None:
         self.prefix = prefix
         self.made = 0  #: calls named so far
         self.active = False  #: a recorded call runs now
         self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
+        self.loss = ""  #: what the recorded call that runs has asked for and could not have, the first of it
+
+    def note_loss(self, error: BaseException) -> None:
+        """A value that was asked for has an error in its place."""
+        if self.active and not self.loss:
+            cause = error.cause if isinstance(error, errors.TaskError) else error
+            if isinstance(cause, _LOSSES):
+                self.loss = f"{type(cause).__name__}: {cause}"
 
 
 def started_under(death: WorkerDied | None, lease_id: int, caller: int | None = None) -> int:

@@ -1,0 +1,95 @@
+"""Actors with checkpoints, and what they refer to on other nodes: it is there for their next life, or the actor says that it is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shoal
+from shoal.exceptions import ActorDiedError
+from shoal.testing import Cluster
+from shoal.testing.cluster import ClusterNode
+
+StartCluster = Callable[..., Cluster]
+SOON_S = 60.0
+
+
+def get(refs: Any) -> Any:
+    return shoal.get(refs, timeout=SOON_S)
+
+
+@shoal.remote(num_cpus=0, resources={"far": 0.1})
+def made(number: int) -> Any:
+    return np.full(30_000, number)
+
+
+@shoal.remote(num_cpus=0, resources={"here": 0.1}, checkpoint_interval=100)
+class Sums:
+    """Adds what it is given, itself or by a ref."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.refs: list[Any] = []
+
+    def add(self, values: Any) -> int:
+        self.total += int(values[0])
+        return self.total
+
+    def look(self, refs: list[Any]) -> int:
+        self.refs += refs
+        self.total += int(shoal.get(refs[0])[0])
+        return self.total
+
+    def look_if_there(self, refs: list[Any]) -> int:
+        try:
+            self.look(refs)
+        except shoal.exceptions.ObjectLostError:
+            self.total += 1000
+        return self.total
+
+    @shoal.method(read_only=True)
+    def process(self) -> int:
+        return os.getpid()
+
+
+def replaced(cluster: Cluster, node: ClusterNode, **options: Any) -> ClusterNode:
+    """Kill a node; another one like it."""
+    cluster.remove_node(node, kill=True)
+    return cluster.add_node(num_cpus=1, **options)
+
+
+def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
+    cluster = start_cluster(num_cpus=1, resources={"here": 1})
+    options: dict[str, Any] = {"resources": {"far": 1}}
+    far = cluster.add_node(num_cpus=1, **options)
+    cluster.connect(log_to_driver=False)
+    sums = Sums.remote()
+    assert get(sums.add.remote([1])) == 1
+
+    # An argument is lost: its call is made when it was made anew, and those behind it do not wait.
+    argument = made.remote(20)
+    shoal.wait([argument], fetch_local=False)
+    far = replaced(cluster, far, **options)
+    assert sorted(get([sums.add.remote(argument), sums.add.remote([300])])) in ([301, 321], [21, 321])
+
+    # A loss that a call has met with belongs to what it did: it is not asked for again.
+    kept, lost = made.options(max_retries=0).remote(1), made.options(max_retries=0).remote(5)
+    shoal.wait([kept, lost], num_returns=2, fetch_local=False)
+    assert get(sums.look.remote([kept])) == 322
+    far = replaced(cluster, far, **options)
+    assert get(sums.look_if_there.remote([lost])) == 1322
+    os.kill(get(sums.process.remote()), signal.SIGKILL)
+    assert get(sums.add.remote([1])) == 1323
+
+    # One that it had not met with ends the actor: its state cannot be had again.
+    lost = made.options(max_retries=0).remote(7)
+    assert get(sums.look_if_there.remote([lost])) == 1330
+    replaced(cluster, far, **options)
+    os.kill(get(sums.process.remote()), signal.SIGKILL)
+    with pytest.raises(ActorDiedError, match=r"(?s)call \d+, Sums.look_if_there, .*could not be had"):
+        get(sums.add.remote([1]))
