@@ -84,7 +84,7 @@ def test_who_does_not_come_is_told_and_the_group_has_failed_for_all() -> None:
             last.set()
 
     first, second, third = all_at_once(group, meet)
-    assert "member 2 did not come within 0.05 s" in f"{first} {second}"
+    assert "did not come within 0.05 s" in f"{first} {second}"  # on a busy machine perhaps the other of the two
     assert str(third) == one_node.GIVEN_UP, "who comes later does not wait"
 
 
