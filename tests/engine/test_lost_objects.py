@@ -96,6 +96,14 @@ def made(path: str, name: str, number: float, *inputs: Any) -> Any:
 
 
 @shoal.remote
+def made_slowly(path: str, name: str) -> Any:
+    """Zeros; from its second run on only when the daemon has had time to free what nobody holds."""
+    note(path, name)
+    time.sleep(0.3 if runs(Path(path), name) > 1 else 0)
+    return np.zeros(ITEM)
+
+
+@shoal.remote
 def first_of(value: Any) -> float:
     return float(value[0])
 
@@ -141,13 +149,14 @@ def test_inputs_that_were_freed_long_ago_are_made_anew(tmp_path: Path) -> None:
     first = made.remote(str(path), "first", 1.0)
     second = made.remote(str(path), "second", 10.0, first)
     argument = np.full(ITEM, 100.0)  # travels through the store
-    third = made.remote(str(path), "third", 1000.0, second, second, argument)
+    slow = made_slowly.remote(str(path), "slow")  # meanwhile nobody but the run that waits uses what is made anew
+    third = made.remote(str(path), "third", 1000.0, second, second, argument, slow)
     scaled = shoal.remote(lambda value, factor: value * factor).remote(third, small)
     assert shoal.get(scaled, timeout=60)[0] == 3 * 1122
-    del first, second, third, small, argument
+    del first, second, third, small, argument, slow
     lose(scaled)
     assert shoal.get(scaled, timeout=60)[0] == 3 * 1122
-    assert [runs(path, name) for name in ("first", "second", "third")] == [2, 2, 2]
+    assert [runs(path, name) for name in ("first", "second", "third", "slow")] == [2, 2, 2, 2]
 
 
 def test_a_chain_of_lost_inputs_runs_each_once(tmp_path: Path) -> None:

@@ -308,8 +308,9 @@ class Remaker:
         if freed and not owned and (nested or entry.value is None):
             assert shared is not None, "borrowed objects are shared"
             objects.hold_again(entry)
-        elif freed and owned and nested:
-            # The worker asks the daemon for it: it must be known there again.
+        elif freed and owned and (nested or (shared is not None and shared.escaped)):
+            # The worker asks the daemon for it, or the daemon knows it as an input that nobody holds: it must be known as ours again, or what
+            # is made anew would be freed as soon as it is published.
             if shared is not None:
                 shared.escaped = False
             ref = ObjectRef(entry)
