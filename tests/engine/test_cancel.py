@@ -175,8 +175,8 @@ def test_cancel_of_a_finished_task_is_no_effect() -> None:
 def test_a_task_may_survive_its_cancellation(tmp_path: Path) -> None:
     @shoal.remote
     def tough(path: Path) -> str:
-        path.touch()
         try:
+            path.touch()
             time.sleep(100)
         except KeyboardInterrupt:
             return "survived"
