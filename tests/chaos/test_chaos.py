@@ -26,11 +26,11 @@ SECONDS = float(os.environ.get("SHOAL_CHAOS_SECONDS", "2"))
 SEED = int(os.environ.get("SHOAL_CHAOS_SEED", "1"))
 LONG = SECONDS >= 10
 SETTLE_S = 60.0
-STORE_BYTES = 32 << 20  #: of a node
+STORE_BYTES = (32 if LONG else 16) << 20  #: of a node
 DRAIN_GRACE_S = 5.0  #: of a node that is told to leave
 
 KINDS = {
-    "workers": ({"worker": 1.0}, 0.1),
+    "workers": ({"worker": 1.0}, 0.1 if LONG else 0.15),
     "servers": ({"worker": 4.0, "owner": 1.0, "zygote": 1.0, "gcs": 2.0}, 0.3),
     "nodes": ({"worker": 2.0, "owner": 1.0, "zygote": 1.0, "gcs": 1.0, "node": 1.5}, 1.0),
 }
@@ -88,7 +88,7 @@ def fire() -> Iterator[Fire]:
 @pytest.mark.parametrize("workload", list(RUN))
 def test_results_are_those_of_the_serial_program(fire: Fire, workload: str, kinds: str) -> None:
     dice = random.Random(f"{SEED} {workload} {kinds}")
-    size = Size(32, 390_000, 8, fire.owners) if LONG else Size(12, 500_000, 4, fire.owners)
+    size = Size(32, 390_000, 8, fire.owners) if LONG else Size(8, 500_000, 4, fire.owners)
     victims, pause_s = KINDS[kinds]
     rounds, end = 0, time.monotonic() + SECONDS
     with fire.killer(dice.randrange(1 << 30), victims, pause_s) as killer:
