@@ -13,7 +13,10 @@ What it does not do: sockets and time (`dialling`); what follows (`submitter`, `
 
 from __future__ import annotations
 
-from shoal.wire.handshake import ClientHandshake
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.wire.handshake import ClientHandshake
 
 GATEWAY_ANSWER_BYTES_MAX = 1000
 TAKEN = b"1"
@@ -37,7 +40,9 @@ class RouteHello:
     __slots__ = ("_answer", "_proof", "_route", "_through", "done", "first")
 
     def __init__(self, token: bytes, route: bytes, through: str = "", nonce: bytes | None = None) -> None:
-        self._proof = ClientHandshake(token, nonce)
+        from shoal.wire.handshake import ClientHandshake  # brings hashlib: several ms, and few dial other nodes
+
+        self._proof: ClientHandshake = ClientHandshake(token, nonce)
         self._route = route
         self._through = bool(through)  #: the gateway has not answered yet
         self._answer = b""
