@@ -15,6 +15,7 @@ from shoal.exceptions import ObjectReconstructionFailedError
 from shoal.runtime import spares
 from shoal.runtime.core import current
 from shoal.testing import Cluster, ClusterNode
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -91,14 +92,32 @@ def stream(path: str) -> Any:
         yield np.full(ITEM, number)
 
 
+def several(path: str) -> list[Any]:
+    """Large results of one task with several, and of a stream."""
+    return [*many.remote(path), *stream.remote(path)]
+
+
 def test_what_is_lost_together_is_made_by_one_run(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    """Whether it is asked for at once or one after the other, and whoever owned it: the driver, a process that died before, or one of that node."""
     cluster, node = two
-    path = tmp_path / "runs"
-    refs = [*many.remote(str(path)), *stream.remote(str(path))]
-    shoal.wait(refs, num_returns=len(refs), timeout=SOON_S, fetch_local=False)
+    at_once, in_turn, of_dead, of_there = (
+        str(tmp_path / name) for name in ("at_once", "in_turn", "of_dead", "of_there")
+    )
+    dead = Owner.options(resources={}, scheduling_strategy=NodeAffinitySchedulingStrategy(here(), soft=False)).remote()  # type: ignore[attr-defined]
+    there = Owner.remote()
+    refs = {at_once: several(at_once), in_turn: several(in_turn)}
+    refs[of_dead], refs[of_there] = shoal.get(
+        [dead.several.remote(of_dead), there.several.remote(of_there)], timeout=SOON_S
+    )
+    every = [ref for some in refs.values() for ref in some]
+    shoal.wait(every, num_returns=len(every), timeout=SOON_S, fetch_local=False)
+    shoal.kill(dead)
     replace(cluster, node)
-    assert [value[0] for value in shoal.get(refs, timeout=SOON_S)] == [0, 1, 2, 3, 4] * 2
-    assert runs(path, "many") == runs(path, "stream") == 2
+    assert [value[0] for value in shoal.get(refs.pop(at_once), timeout=SOON_S)] == [0, 1, 2, 3, 4] * 2
+    for some in refs.values():
+        assert [shoal.get(ref, timeout=SOON_S)[0] for ref in some] == [0, 1, 2, 3, 4] * 2
+    for path in (at_once, in_turn, of_dead, of_there):
+        assert (path, runs(Path(path), "many"), runs(Path(path), "stream")) == (path, 2, 2)
 
 
 def test_a_freed_input_is_made_anew_too(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
@@ -207,6 +226,11 @@ class Owner:
     def large(self, path: str) -> Any:
         self.kept = [made.remote(path, "large", 5.0)]
         shoal.wait(self.kept)
+        return self.kept
+
+    def several(self, path: str) -> Any:
+        self.kept = several(path)
+        shoal.wait(self.kept, num_returns=len(self.kept), fetch_local=False)
         return self.kept
 
     def put(self, value: Any) -> Any:

@@ -19,6 +19,7 @@ from shoal.node.object_events import (
     CodeTold,
     DropMirrors,
     Escaped,
+    EstateExpired,
     ExpireLater,
     ForgetHeir,
     HeirTold,
@@ -121,6 +122,21 @@ def test_the_first_that_asks_is_the_heir_and_makes_it_anew() -> None:
     assert node.tell(Published(A, X, b"value")) == [SendResolved(A, X, b"value")]
     # Refs still name the former home.
     assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, b"value")]
+
+
+def test_results_of_one_task_that_are_inherited_one_by_one_are_made_by_one_run() -> None:
+    """Also when all nodes have said what they have of the dead home before the GCS has said whose the second one is; or that it is another's."""
+    first, second, other = X, X[:-1] + b"\2", X[:-1] + b"\3"
+    node = Node(A)
+    node.tell(Held(A, [first, second, other, Y], home=THERE))
+    node.tell(MirrorsArrived(THERE, [item(each, b"task") for each in (first, second, other)] + [item(Y, b"another")]))
+    node.tell(NodeDied(THERE, "killed"), HeirTold(Y, HERE))
+    [adopted] = node.tell(ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
+    assert isinstance(adopted, Adopted) and adopted.oids == [Y]
+    assert node.tell(HeirTold(first, HERE), EstateExpired(THERE), HeirTold(second, HERE)) == [ExpireLater(THERE)]
+    told = node.tell(HeirTold(other, THIRD))
+    assert [each.oids for each in told if isinstance(each, Adopted)] == [[first, second]]
+    assert node.tell(EstateExpired(THERE)) == [] and node.directory.statistics()["seeks"] == 0
 
 
 def test_nobody_adopts_from_a_node_that_is_cut_off() -> None:

@@ -23,6 +23,7 @@ from shoal.node.object_events import (
     FreeStored,
     Held,
     Lost,
+    NodeDied,
     NodeHoldArrived,
     NodeReleaseArrived,
     NotMadeTold,
@@ -133,6 +134,27 @@ def test_what_lies_elsewhere_by_now_is_freed_where_it_could_not_be_had() -> None
     lost = node.tell(ResolveAsked(B, [X], 7, stale_node=THERE))
     assert SendBeingRemade(B, X) in lost
     assert FreeStored(X, THERE) in node.tell(Published(A, X, b"value"))
+
+
+def test_what_a_dead_owners_task_had_on_a_dead_node_is_made_by_one_run() -> None:
+    """Not what a living node may have: it did not have the first one, and that is all that is known. Nor what was put."""
+    second, third, put = (X[:16] + index for index in (b"\0\0\0\2", b"\0\0\0\3", b"\x80\0\0\1"))
+    for cause in ("", "killed"):
+        node = Node(A, B)
+        for oid, where in ((X, THERE), (second, THERE), (third, THIRD), (put, THERE), (Y, THERE)):
+            node.tell(Escaped(A, [oid], oid[:16]), Held(B, [oid]), Published(A, oid, place(oid, where)))
+        node.tell(ProcessDied(A, "killed"))
+        node.tell(*([NodeDied(THERE, cause)] if cause else []))
+        lost = node.tell(ResolveAsked(B, [X], 7, stale_node=THERE))
+        [adopted] = [each for each in lost if type(each) is Adopted]
+        assert adopted.oids == ([X, second] if cause else [X])
+        node.tell(*(Published(B, oid, b"value") for oid in adopted.oids))
+        assert node.directory.statistics()["fallen"] == (2 if cause else 0), (
+            "what was put, and Y, which another task made"
+        )
+        node.tell(Released(B, [put, Y]))
+        node.settle()
+        assert node.directory.statistics()["fallen"] == 0
 
 
 def test_what_was_lost_before_others_knew_it_is_made_by_those_when_its_owner_has_let_it_go() -> None:

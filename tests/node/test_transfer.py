@@ -160,6 +160,18 @@ def test_the_origin_dies_in_the_middle(make_nodes: MakeNodes) -> None:
     assert here.pull(stored) == ["ObjectLost", error[1]]
 
 
+def test_who_only_looks_hears_what_is_here_and_what_is_dead(make_nodes: MakeNodes) -> None:
+    origin, here = make_nodes(2)
+    copied, left = (put(origin, origin.local_process(b"writer"), noise(1000 + number)) for number in range(2))
+    assert here.pull(copied, look=True) == ["NotHere", here.pull(copied, look=True)[1]]  # type: ignore[index]
+    assert here.statistics().objects == 0, "nothing was brought"
+    place = here.pull(copied)
+    origin.die()
+    assert here.pull(copied, look=True) == place
+    error = here.pull(left, look=True)
+    assert isinstance(error, list) and error[0] == "ObjectLost" and "dead" in error[1]
+
+
 def test_freed_while_it_is_pulled(make_nodes: MakeNodes) -> None:
     origin, here = make_nodes(2)
     slow = origin.pump = Slow(4e6)

@@ -1,4 +1,5 @@
-"""What its owner lost before anybody else knew it: the daemon, which counts the owner from then on, is told how it is made."""
+"""What its owner lost before anybody else knew it: the daemon, which counts the owner from then on, is told how it is made. And what an owner looks
+at before it makes something anew: other results of the task may be lost, too."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from shoal.protocol.messages import Escape, NotMade, Remake, Stored
+from shoal.protocol.messages import Answer, Escape, NotMade, Pull, Remake, Stored
+from shoal.runtime.lineage import Record
 from shoal.runtime.objects import ObjectEntry, ObjectTable
+from shoal.runtime.pulling import Pulling
 from shoal.runtime.remaking import Remaker
 
 OID, NEED = b"t" * 16 + b"\x00\x00\x00\x01", b"n" * 16 + b"\x00\x00\x00\x01"
@@ -64,3 +67,80 @@ def test_what_was_let_go_is_not_told() -> None:
     owner = Owner()
     owner.remaker.on_remake(owner.daemon, LOST)
     assert [type(each) for each in owner.sent] == [NotMade]
+
+
+# ---------------------------------------------------------------- what is lost together
+
+
+class Runner(Owner):
+    """An owner of three results of one task, which lie on another node; what its re-runs are to make is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[list[bytes]] = []
+        task: Any = SimpleNamespace(
+            task_id=OID[:16], deps=None, retries_left=3, template=SimpleNamespace(max_retries=3)
+        )
+        self.record = Record(task)
+        runtime = self.remaker.runtime
+        runtime.pulling = Pulling(runtime)
+        runtime.lineage.records[OID[:16]] = self.record
+        for name, value in (("lost", None), ("node_id", b"here"), ("_requests", 0), ("_answers", {})):
+            setattr(runtime, name, value)
+        runtime.closures = runtime.submitter = runtime.spares = SimpleNamespace(  # type: ignore[assignment]
+            putters={}, pending=0, take=lambda record: None
+        )
+        self.daemon.send_now = self.sent.append
+        del self.remaker.request  # type: ignore[attr-defined]
+        self.remaker._push = lambda run: self.runs.append(list(run.wanted))  # type: ignore[method-assign]
+        self.entries = [ObjectEntry(OID[:-1] + bytes([index])) for index in (1, 2, 3)]
+        for entry in self.entries:
+            entry.value = Stored(entry.oid, 1, 0, 1000, 1, [], b"there")
+            self.record.entries[entry.oid] = entry
+
+    def lose(self, index: int) -> None:
+        entry = self.entries[index]
+        assert type(entry.value) is Stored
+        self.remaker.report_lost(entry, entry.value, "it cannot be had")
+
+    def answer(self, error: list[str]) -> None:
+        """The daemon answers the oldest question."""
+        question = next(each for each in self.sent if type(each) is Pull)
+        self.sent.remove(question)
+        told, answers = self.remaker.runtime._answers[question.request]
+        answers.append(Answer(question.request, None if error else {"stored": None}, error))
+        told.arrived()
+
+
+DEAD, ELSEWHERE = ["ObjectLost", "its node is dead"], ["NotHere", "its node lives"]
+
+
+def test_what_lay_on_a_dead_node_is_made_by_the_same_run() -> None:
+    owner = Runner()
+    owner.lose(1)
+    assert [each.look for each in owner.sent] == [True, True] and not owner.runs
+    owner.answer(DEAD)
+    assert not owner.runs, "it is not known yet of all"
+    owner.answer(DEAD)
+    assert owner.runs == [[owner.entries[index].oid for index in (1, 0, 2)]]
+    assert owner.record.task.retries_left == 2 and not owner.remaker.runtime._answers
+
+
+def test_what_a_living_node_may_have_is_left_alone_as_the_run_may_fail() -> None:
+    owner = Runner()
+    owner.lose(0)
+    owner.answer(ELSEWHERE)
+    owner.answer([])  # there is a copy here
+    assert owner.runs == [[owner.entries[0].oid]]
+    assert all(type(entry.value) is Stored for entry in owner.entries[1:])
+
+
+def test_what_is_asked_for_or_freed_meanwhile_is_no_more_waited_for() -> None:
+    owner = Runner()
+    owner.lose(0)
+    owner.lose(1)
+    owner.table.free(owner.entries[2])
+    assert owner.entries[2].value is None and not owner.runs
+    owner.answer(DEAD)
+    owner.answer(DEAD)
+    assert owner.runs == [[owner.entries[index].oid for index in (0, 1)]]

@@ -85,8 +85,14 @@ class Claims:
             effects.append(ExpireLater(former))
         directory._succession.keep(oid)
         seek.oids.append(oid)
-        if not seek.waiting:
+        if not seek.waiting and not directory._mirrors.asks_about(oid[:TASK_ID_BYTES]):
             self._decide(former, seek, effects)
+
+    def heirs_known(self, effects: list[Effect]) -> None:
+        """Of a task, whose results were inherited one by one, all are known that this node will inherit."""
+        for former, seek in self.seeks.items():
+            if seek.oids and not seek.waiting:
+                self._decide(former, seek, effects)
 
     def on_told(self, event: ClaimsTold, effects: list[Effect]) -> None:
         """A node says what it has."""
@@ -113,6 +119,9 @@ class Claims:
         unclaimed = []
         for oid in oids:
             row = directory._objects.get(oid)
+            if directory._mirrors.asks_about(oid[:TASK_ID_BYTES]):
+                seek.oids.append(oid)
+                continue
             if row is None or row.value is not None or row.owner:
                 continue
             node = seek.stored.get(oid) or seek.tasks.get(oid[:TASK_ID_BYTES])
@@ -174,7 +183,7 @@ class Claims:
     def on_expired(self, event: EstateExpired, effects: list[Effect]) -> None:
         """Whoever inherits from a dead home has done so; who comes later asks anew."""
         seek = self.seeks.get(event.of)
-        if seek is not None and seek.waiting:
+        if seek is not None and (seek.waiting or seek.oids):
             effects.append(ExpireLater(event.of))
         elif seek is not None:
             del self.seeks[event.of]

@@ -38,6 +38,7 @@ from shoal.node.object_events import (
     SendResolveFor,
 )
 from shoal.node.object_rows import Abroad, ObjectRow
+from shoal.protocol.ids import TASK_ID_BYTES
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -61,6 +62,8 @@ class Mirrors:
         self.inherits = False
         #: oids whose heir was asked for
         self._asking: dict[bytes, None] = {}
+        #: the same, counted by task
+        self._tasks: dict[bytes, int] = {}
         #: those whose heir turned out to be dead too -> that heir: they are asked for once more, as the GCS knows of its death by then
         self._dead_heirs: dict[bytes, bytes] = {}
         #: whose home this node is by inheritance, so that the GCS has a key for it
@@ -159,14 +162,25 @@ class Mirrors:
         row.abroad.asked = True  # nobody else is asked meanwhile
         if oid not in self._asking:
             self._asking[oid] = None
+            self._tasks[oid[:TASK_ID_BYTES]] = self._tasks.get(oid[:TASK_ID_BYTES], 0) + 1
             effects.append(AskHeir(oid, oid in self.kept.get(row.abroad.home, ())))
         return True
 
     def on_heir(self, event: HeirTold, effects: list[Effect]) -> None:
         """It is known who is the home of an object now; empty: nobody."""
-        self._asking.pop(event.oid, None)
+        task_id = event.oid[:TASK_ID_BYTES]
+        if self._asking.pop(event.oid, self) is None:
+            self._tasks[task_id] -= 1
+            if not self._tasks[task_id]:
+                del self._tasks[task_id]
         self._inherit(event, effects)
+        if not self.asks_about(task_id):
+            self._directory._claims.heirs_known(effects)
         self.forget_dead()
+
+    def asks_about(self, task_id: bytes) -> bool:
+        """Whether it is not known yet of all results of a task who is their home now: those that are this node's are made by one run."""
+        return task_id in self._tasks
 
     def forget_dead(self) -> None:
         """What dead homes had told is of no use once their objects have heirs: who comes later asks those."""

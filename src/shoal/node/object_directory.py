@@ -358,7 +358,9 @@ class ObjectDirectory:
             elif value.node != self._node_id:
                 if self._holds_abroad.cause_of_death(value.node) is None:
                     effects.append(KeepStored(value.node, oid, bool(value.nested)))
-                elif not self._succession.can_be_remade(oid, row):
+                elif self._succession.can_be_remade(oid, row):
+                    self._succession.fell(oid)
+                else:
                     row.value = value = self._lost_with(value.node, oid)
         nested = refs_inside(value)
         if nested or row.nested:
@@ -680,7 +682,9 @@ class ObjectDirectory:
                     self._drop_if_idle(oid, row)
             elif type(row.value) is not Stored or row.value.node != node or self._copies.instead(oid, row, effects):
                 continue
-            elif not self._succession.can_be_remade(oid, row):
+            elif self._succession.can_be_remade(oid, row):
+                self._succession.fell(oid)
+            else:
                 row.value = self._lost_with(node, oid)
                 nested, row.nested = row.nested, []
                 self._uncontain(nested, self._candidates)

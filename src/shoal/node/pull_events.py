@@ -217,6 +217,8 @@ FAILED_LOST = "ObjectLost"
 FAILED_FULL = "ObjectStoreFull"
 FAILED_DISK = "OutOfDisk"
 FAILED_SLOW = "ObjectFetchTimedOut"
+#: not an error: who only looks is told that there is no copy here
+NOT_HERE = "NotHere"
 
 
 @dataclass(slots=True)

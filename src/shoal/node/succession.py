@@ -114,6 +114,8 @@ class Succession:
         self.doubtful: dict[bytes, tuple[int, Failed]] = {}
         #: nodes whose stores may still have a former block of what is being made anew: oid -> node
         self.left: dict[bytes, bytes] = {}
+        #: what lay on nodes that are dead, by task: who asks for one of them has all made anew, by one run
+        self.fallen: dict[bytes, dict[bytes, None]] = {}
         #: held in the name of owners that are to make them again and have not said that they are known: no Escape of theirs was read
         self.counted: dict[bytes, None] = {}
         #: processes that can run tasks for others, in the order of joining; True for drivers
@@ -126,6 +128,7 @@ class Succession:
             "spec_bytes": self.spec_bytes,
             "ghosts": len(self.ghosts),
             "homes": len(self.homes),
+            "fallen": sum(map(len, self.fallen.values())),
             "orphans": sum(len(orphans.oids) for orphans in self.orphans.values()),
             "kept": len(self.kept),
             "codes": len(self.codes),
@@ -222,6 +225,7 @@ class Succession:
         self.claims.pop(oid, None)
         self.counted.pop(oid, None)
         self._release_kept(oid)
+        self._forget_fallen(oid)
         self.forget_left(oid, value, effects)
 
     def forget_left(self, oid: bytes, value: Value | None, effects: list[Effect]) -> None:
@@ -240,6 +244,7 @@ class Succession:
         self.claims.pop(oid, None)
         self.counted.pop(oid, None)
         self._release_kept(oid)
+        self._forget_fallen(oid)
         if oid in self.needed:
             inline = value if type(value) is bytes else None
             if inline is not None or oid in self.specs:
@@ -249,6 +254,17 @@ class Succession:
                 self.homes[oid] = home
         self._directory._mirrors.gone.append(oid)
         self.drop(oid)
+
+    def fell(self, oid: bytes) -> None:
+        """The node on which an object lay is dead. It is made anew when somebody asks for it."""
+        if oid in self.specs:
+            self.fallen.setdefault(oid[:TASK_ID_BYTES], {})[oid] = None
+
+    def _forget_fallen(self, oid: bytes) -> None:
+        if self.fallen:
+            fallen = self.fallen.get(oid[:TASK_ID_BYTES])
+            if fallen is not None and fallen.pop(oid, self) is None and not fallen:
+                del self.fallen[oid[:TASK_ID_BYTES]]
 
     def revive(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
         """Whether a ghost is asked for: it becomes an object again."""
@@ -406,9 +422,12 @@ class Succession:
             self._remake(oid, row, owner, event.reason, effects)
             return
         if has_spec:
-            row.value = None
-            self.make_anew([oid], self._where(event.reason), True, effects)
-            self._tell_waiters_remade(oid, row, effects)
+            oids = [oid, *self._fallen_with(oid)]
+            for each in oids:
+                directory._objects[each].value = None
+            self.make_anew(oids, self._where(event.reason), True, effects)
+            for each in oids:
+                self._tell_waiters_remade(each, directory._objects[each], effects)
             return
         failed = directory._lost(oid, event.reason)
         if value is not None:
@@ -416,6 +435,20 @@ class Succession:
         directory._answer_waiters(oid, row, failed, effects)
         if not row.known:
             directory._drop_if_idle(oid, row)
+
+    def _fallen_with(self, oid: bytes) -> list[bytes]:
+        """Other results of the task of a lost one that are lost for certain, and that no living owner will make."""
+        directory = self._directory
+        found = []
+        for each in self.fallen.get(oid[:TASK_ID_BYTES], ()):
+            row = directory._objects[each]
+            place = row.value
+            if each == oid or each not in self.specs or is_put(each) != is_put(oid) or type(place) is not Stored:
+                continue
+            owned = not is_put(each) and row.owner in self.runners and each in directory._held[row.owner]
+            if not owned and directory._holds_abroad.cause_of_death(place.node) is not None:
+                found.append(each)
+        return found
 
     def _lost_for_home(self, oid: bytes, row: ObjectRow, abroad: Abroad, event: Lost, effects: list[Effect]) -> bool:
         """Whether a lost object of another home is asked for there, for those who wait here: it lay in this node's store."""

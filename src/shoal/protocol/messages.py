@@ -511,12 +511,14 @@ class BeingRemade(Message, tag=67):
 class Pull(Message, tag=64):
     """From a process: bring a value that lies on another node into this node's store. Answered by Answer with the body {"stored": the place of the
     copy}, valid until it is evicted. With `background` it is only made ready and request is 0; with `for_task` it is an
-    argument of a task, which may wait longer than a program that is blocked."""
+    argument of a task, which may wait longer than a program that is blocked. With `look` nothing is brought: the answer says whether a copy is here
+    already, or the value is lost with its node."""
 
     request: int
     stored: Stored
     background: bool = False
     for_task: bool = False
+    look: bool = False
 
 
 class KeepCopies(Message, tag=45):

@@ -118,6 +118,19 @@ class Pulling:
         self.places.pop(value.oid, None)
         return str(told[1])
 
+    def look(self, value: Stored, then: Callable[[str], None]) -> None:
+        """Ask whether a value is lost with the other node that it lay on; nothing is brought. `then` is told why it is lost, or nothing, under the
+        lock. Caller holds the lock."""
+        runtime = self.runtime
+        number = 0
+
+        def answered() -> None:
+            slot = runtime._answers.pop(number, None)
+            error = slot[1][0].error if slot is not None and slot[1] else []
+            then(error[1] if error and error[0] == "ObjectLost" else "")
+
+        number = self._ask(value, Told(answered), False, look=True)
+
     def _fetch(self, values: list[Stored], until: float | None, for_task: bool) -> bool:
         """Wait until each has its place, or the reason why not; False when the time is over."""
         runtime = self.runtime
@@ -135,7 +148,7 @@ class Pulling:
                 self._take(value, slot[1])
         return done
 
-    def _ask(self, value: Stored, waiter: Any, for_task: bool) -> int:
+    def _ask(self, value: Stored, waiter: Any, for_task: bool, look: bool = False) -> int:
         """Send a Pull; its answer will be told to `waiter`. Caller holds the lock."""
         runtime = self.runtime
         daemon = runtime.reactor.causal
@@ -144,7 +157,7 @@ class Pulling:
         runtime._requests += 1
         number = runtime._requests
         runtime._answers[number] = (waiter, [])
-        daemon.send_now(Pull(number, value, False, for_task))
+        daemon.send_now(Pull(number, value, False, for_task, look))
         return number
 
     def _take(self, value: Stored, answers: list[Any]) -> None:

@@ -271,20 +271,34 @@ class Remaker:
         for inner in live.values():
             self._use(run, inner, inner.oid in direct, nested=inner.oid not in direct)
         for other in list(record.entries.values()):
-            if other.oid not in run.wanted and type(other.value) is Stored and not self._lost_too(run, other):
-                self._check(run, other)
+            if other.oid not in run.wanted and type(other.value) is Stored:
+                self._check_other(run, other)
         self._checked(run, b"")
 
-    def _lost_too(self, run: Rerun, other: ObjectEntry) -> bool:
-        """Another result of the task, of which a pull has told already that it is lost, is made by this run as well."""
-        shared, place = other.shared, other.value
+    def _check_other(self, run: Rerun, other: ObjectEntry) -> None:
+        """Another result of the task may be lost as well; then this run makes it, too. On another node it is, if a pull has told so or that node is
+        dead: what a living node may have is not taken for lost, as the run may fail."""
+        place, pulling = other.value, self.runtime.pulling
         assert type(place) is Stored, "only what is stored can be lost"
-        owned = (shared is None or shared.owned) and other.oid not in self.runtime.closures.putters
-        if not owned or not self.runtime.pulling.take_loss(place):
-            return False
+        if not pulling.is_abroad(place):
+            self._check(run, other)
+        elif (other.shared is not None and not other.shared.owned) or other.oid in self.runtime.closures.putters:
+            return
+        elif pulling.take_loss(place):
+            self._want_too(run, other)
+        elif self.runtime.reactor.causal is not None and self.runtime.lost is None:
+
+            def looked(reason: str) -> None:
+                if reason and other.value is place:  # else it is asked for, or freed, by now
+                    self._want_too(run, other)
+                self._checked(run, other.oid)
+
+            run.checking[other.oid] = None
+            pulling.look(place, looked)
+
+    def _want_too(self, run: Rerun, other: ObjectEntry) -> None:
         self.runtime.objects.displace(other)
         run.wanted[other.oid] = other
-        return True
 
     def _checked(self, run: Rerun, oid: bytes) -> None:
         if oid not in run.checking:

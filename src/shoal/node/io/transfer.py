@@ -199,6 +199,9 @@ class Transfer:
             self._report_lost(ev.ReportLost(stored.oid, node, reason))
             self._fail(ev.FailPull(process.worker_id, message.request, stored.oid, ev.FAILED_LOST, reason))
             return
+        if message.look:
+            self._fail(ev.FailPull(process.worker_id, message.request, stored.oid, ev.NOT_HERE, "its node lives"))
+            return
         priority = ev.ARGUMENT if message.for_task else ev.BACKGROUND if message.background else ev.GET
         self._feed(ev.PullAsked(process.worker_id, message.request, stored.oid, stored.size, node, priority))
 
