@@ -16,15 +16,20 @@ from shoal.node.io.objects import Objects
 from shoal.node.object_events import (
     Adopted,
     AskClaims,
+    AskHeir,
     Claimed,
     DropMirrors,
     EnsureResident,
     Escaped,
     FreeStored,
+    HeirTold,
     Held,
     Lost,
+    MirrorsArrived,
+    NeedsTold,
     NodeDied,
     NodeHoldArrived,
+    NodeHoldConfirmed,
     NodeReleaseArrived,
     NotMadeTold,
     OrphansSettled,
@@ -36,9 +41,11 @@ from shoal.node.object_events import (
     SendBeingRemade,
     SendMirrors,
     SendNodeHold,
+    SendNodeRelease,
     SendRemake,
     SendResolved,
     SendResolveFor,
+    TellNeeds,
 )
 from shoal.protocol.errors import ObjectLostError
 from shoal.protocol.messages import Failed, Stored
@@ -195,12 +202,12 @@ def test_what_comes_back_is_freed_again_if_who_asked_dies_before_it_holds_it(val
     ]
 
 
-def test_what_another_home_still_has_is_asked_for_there_when_it_is_needed_again() -> None:
-    """Nobody here held it any more, but a task of this home whose result others hold was made from it."""
+def test_what_another_home_has_is_asked_for_there_when_it_is_needed_again() -> None:
+    """Nobody here held it any more, but a task of this home whose result others hold was made from it. Its home was told in time."""
     node = Node(A)
     node.tell(Held(A, [Y], home=THERE), Escaped(A, [X], b"task", [Y]), Published(A, X, place(X, HERE)))
-    node.tell(NodeHoldArrived(THIRD, 1, [X]), Released(A, [X, Y]))
-    node.settle()
+    node.tell(NodeHoldConfirmed(THERE, 1), NodeHoldArrived(THIRD, 1, [X]), Released(A, [X, Y]))
+    assert node.settle() == [TellNeeds(THERE, [Y]), SendNodeRelease(THERE, [(Y, 1)])]
     assert node.directory.home_of(Y) == b"" and node.directory.statistics()["homes"] == 1
     lost = node.tell(Lost(X, "its file is gone", A))
     assert [(each.node, each.oids) for each in lost if type(each) is SendNodeHold] == [(THERE, [Y])]
@@ -216,8 +223,39 @@ def test_the_home_of_what_is_needed_is_forgotten_with_what_needs_it() -> None:
     node.settle()
     assert node.directory.statistics()["homes"] == 1
     node.tell(Released(A, [X]))
-    node.settle()
+    assert TellNeeds(THERE, [Y], True) in node.settle()
     assert node.directory.statistics()["homes"] == 0
+
+
+@pytest.mark.parametrize("end", [NeedsTold(THERE, [Y], True), NodeDied(THERE, "killed")])
+def test_what_another_node_needs_stays_a_ghost_at_its_home(end: Any) -> None:
+    node = Node(A)
+    node.tell(Escaped(A, [Y], b"task"), Published(A, Y, place(Y, HERE)), NodeHoldArrived(THERE, 1, [Y]), Released(A, [Y]))
+    node.tell(NeedsTold(THERE, [Y], False), NodeReleaseArrived(THERE, [(Y, 1)]))
+    assert FreeStored(Y) in node.settle(), "not its value"
+    node.tell(NodeHoldArrived(THERE, 2, [Y]))
+    [adopted] = [each for each in node.tell(ResolveAsked(THERE, [Y])) if type(each) is Adopted]
+    assert adopted.oids == [Y]
+    assert SendResolved(THERE, Y, place(Y, HERE)) in node.tell(Published(A, Y, place(Y, HERE)))
+    node.tell(Released(A, [Y]), NodeReleaseArrived(THERE, [(Y, 1)]))
+    node.settle()
+    assert node.directory.statistics()["ghosts"] == node.directory.statistics()["needed abroad"] == 1
+    node.tell(end)
+    left = {name: count for name, count in node.directory.statistics().items() if name not in ("processes", "sweeps")}
+    assert not any(left.values()), left
+
+
+def test_what_a_dead_home_told_is_kept_while_something_may_be_made_from_it() -> None:
+    node = Node(A)
+    node.tell(Held(A, [Y], home=THERE), NodeHoldConfirmed(THERE, 1), MirrorsArrived(THERE, [item(Y, b"how")]))
+    node.tell(Escaped(A, [X], b"task", [Y]), Published(A, X, place(X, HERE)), Released(A, [Y]))
+    node.settle()
+    node.tell(NodeDied(THERE, "killed"))
+    assert AskHeir(Y, True) in node.tell(ResolveAsked(A, [X], 7), Lost(X, "its file is gone"), NotMadeTold(A, [X], Failed(b"")))
+    node.tell(HeirTold(Y, b""))
+    assert node.directory.statistics()["mirrors"] == 1
+    node.tell(Published(A, X, b"value"))
+    assert node.directory.statistics()["mirrors"] == 0
 
 
 @pytest.mark.parametrize("claimed", [False, True])

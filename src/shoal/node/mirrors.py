@@ -183,10 +183,13 @@ class Mirrors:
         return task_id in self._tasks
 
     def forget_dead(self) -> None:
-        """What dead homes had told is of no use once their objects have heirs: who comes later asks those."""
+        """What dead homes had told is of no use once their objects have heirs: who comes later asks those. Unless something may be made from it."""
         if not self._asking:
-            for home in [home for home in self.kept if self._directory._holds_abroad.cause_of_death(home) is not None]:
-                del self.kept[home]
+            dead = [home for home in self.kept if self._directory._holds_abroad.cause_of_death(home) is not None]
+            needed = set(self._directory._needs.homes.values()) if dead else ()
+            for home in dead:
+                if home not in needed:
+                    del self.kept[home]
 
     def _inherit(self, event: HeirTold, effects: list[Effect]) -> None:
         directory, oid = self._directory, event.oid

@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node import claims, copies, estates, handings, mirrors, succession
+from shoal.node import claims, copies, estates, handings, mirrors, needs, succession
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs
 from shoal.node.object_events import (
@@ -98,6 +98,7 @@ class ObjectDirectory:
         "_holds_abroad",
         "_issued",
         "_mirrors",
+        "_needs",
         "_node_id",
         "_nodes",
         "_objects",
@@ -130,6 +131,7 @@ class ObjectDirectory:
         self._estates = estates.Estates(self)
         self._handings = handings.Handings(self)
         self._mirrors = mirrors.Mirrors(self)
+        self._needs = needs.Needs(self)
         self._copies = copies.Copies(self)
         #: tokens issued so far
         self._issued = 0
@@ -153,6 +155,7 @@ class ObjectDirectory:
             **self._holds_abroad.statistics(),
             **self._succession.statistics(),
             **self._mirrors.statistics(),
+            **self._needs.statistics(),
             **self._copies.statistics(),
         }
 
@@ -213,6 +216,7 @@ class ObjectDirectory:
         """Take in an event; what to do about it, in this order. `now` is unused: nothing here depends on time."""
         effects: list[Effect] = []
         _HANDLERS[type(event)](self, event, effects)
+        self._needs.flush(effects)
         if self._mirrors.gone:
             self._mirrors.tell_gone(effects)
         if (self._candidates or self._asked or self._succession.doubtful) and not self._sweeping:
@@ -522,6 +526,7 @@ class ObjectDirectory:
                 self._answer_waiters(oid, row, self._lost(oid, reason), effects)
                 self._drop_if_idle(oid, row)
         self._succession.swept(token, effects)
+        self._needs.flush(effects)  # before the homes free what is let go
         self._holds_abroad.flush(effects)
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Effect]) -> None:
@@ -586,6 +591,8 @@ class ObjectDirectory:
     def _let_go_abroad(self, oid: bytes, row: ObjectRow, abroad: Abroad) -> None:
         """Nobody here holds an object of another home any more."""
         if abroad.taken:
+            if oid in self._succession.needed and type(row.value) is not bytes and oid not in self._succession.specs:
+                self._needs.let_go(oid, abroad.home)
             self._holds_abroad.release(abroad.home, oid, abroad.taken)
             abroad.taken = abroad.number = 0
         # Who asked for it before may hold it anew when the answer comes: it must be the true one.
@@ -672,6 +679,7 @@ class ObjectDirectory:
         self._nodes.pop(node, None)
         owed = self._owed.pop(node, {})
         self._mirrors.node_died(node)
+        self._needs.node_died(node)
         self._drop_holds(self._held.pop(node, {}))
         self._handings.node_died(node, effects)
         self._copies.node_died(node, effects)
@@ -733,5 +741,6 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     **estates.HANDLERS,
     **succession.HANDLERS,
     **mirrors.HANDLERS,
+    **needs.HANDLERS,
     **copies.HANDLERS,
 }

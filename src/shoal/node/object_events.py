@@ -326,6 +326,15 @@ class NodeReleaseArrived:
 
 
 @dataclass(slots=True)
+class NeedsTold:
+    """`node` may want to have these objects of this home made, though it does not hold them; or (ended) does not any more."""
+
+    node: bytes
+    oids: list[bytes]
+    ended: bool
+
+
+@dataclass(slots=True)
 class ResolvedAbroad:
     """The home `node` tells a value that was asked for by SendResolveFor."""
 
@@ -436,6 +445,7 @@ Event = (
     | NodeHoldArrived
     | NodeHoldConfirmed
     | NodeReleaseArrived
+    | NeedsTold
     | ResolvedAbroad
     | MirrorsArrived
     | MirrorsDropped
@@ -642,6 +652,15 @@ class DropMirrors:
 
 
 @dataclass(slots=True)
+class TellNeeds:
+    """Tell a home that this node may want to have objects made that it lets go; or (ended) does not any more."""
+
+    node: bytes
+    oids: list[bytes]
+    ended: bool = False
+
+
+@dataclass(slots=True)
 class AskHeir:
     """Ask who is the home of an object now, whose home has died; `able`: this node could be. Answered by HeirTold."""
 
@@ -694,6 +713,7 @@ Effect = (
     | OrphansSettled
     | SendMirrors
     | DropMirrors
+    | TellNeeds
     | AskHeir
     | FreeStored
     | KeepStored

@@ -96,12 +96,10 @@ class Succession:
         self.specs: dict[bytes, Spec] = {}
         self.spec_bytes = 0
         self.evictions = 0
-        #: how many specs have an object among their needs
+        #: how many specs have an object among their needs; each other node that has one is one more
         self.needed: dict[bytes, int] = {}
         #: freed objects that specs need; the value if it is inline
         self.ghosts: dict[bytes, Value | None] = {}
-        #: homes of other nodes' objects that specs need and nobody here holds any more
-        self.homes: dict[bytes, bytes] = {}
         self.codes: dict[bytes, Code] = {}
         self.orphans: dict[bytes, Orphans] = {}
         #: owed by a worker that has claimed their task: it may have begun, should the worker die
@@ -127,7 +125,6 @@ class Succession:
             "specs": len(self.specs),
             "spec_bytes": self.spec_bytes,
             "ghosts": len(self.ghosts),
-            "homes": len(self.homes),
             "fallen": sum(map(len, self.fallen.values())),
             "orphans": sum(len(orphans.oids) for orphans in self.orphans.values()),
             "kept": len(self.kept),
@@ -168,9 +165,11 @@ class Succession:
     def drop(self, oid: bytes) -> None:
         """How an object is made is of no use any more, nor are the ghosts that only that needed, and so on."""
         spec = self.specs.pop(oid, None)
-        if spec is None:
-            return
-        needs = self._let_go(spec)
+        if spec is not None:
+            self.unneed(self._let_go(spec))
+
+    def unneed(self, needs: list[bytes]) -> None:
+        """Each of these has one need fewer."""
         if not needs:
             return
         waiting = deque(needs)
@@ -181,7 +180,7 @@ class Succession:
                 self.needed[need] = left
                 continue
             del self.needed[need]
-            self.homes.pop(need, None)
+            self._directory._needs.forget(need)
             if need in self.ghosts:
                 del self.ghosts[need]
                 self._directory._mirrors.gone.append(need)
@@ -251,7 +250,7 @@ class Succession:
                 self.ghosts[oid] = inline
                 return
             if home:
-                self.homes[oid] = home
+                self._directory._needs.let_go(oid, home)
         self._directory._mirrors.gone.append(oid)
         self.drop(oid)
 
@@ -509,7 +508,7 @@ class Succession:
             # All results of one task go together; what it puts is told apart by its name.
             batches.setdefault((runner, spec.lineage_of(oid)), ([], spec, may_have_begun))[0].append(oid)
             for need in spec.needs:
-                home = self.homes.pop(need, b"")
+                home = directory._needs.homes.get(need, b"")
                 if home and directory._foreign_row(need, home, effects) is not None:
                     directory._take(home, [need], effects)
                 needed = objects.get(need)

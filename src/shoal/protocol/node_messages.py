@@ -126,6 +126,14 @@ class NodeRelease(Message, tag=140):
     items: list[tuple[bytes, int]]
 
 
+class NeedLineage(Message, tag=165):
+    """The sender, which lets these objects of the receiver go, may have them made again some day: what it has was made from them. Or (`ended`)
+    not any more."""
+
+    oids: list[bytes]
+    ended: bool = False
+
+
 class HoldFor(Message, tag=141):
     """`giver`, a worker of the sending node, hands refs on to `process` of the receiving one, which from now on holds them (empty: the value that
     comes next does). The sending node keeps them alive at their `home` until HoldForDone. When it is their home itself it counts the receiving node
@@ -374,6 +382,7 @@ BetweenNodes = (
     | NodeHold
     | NodeHeld
     | NodeRelease
+    | NeedLineage
     | HoldFor
     | HoldForDone
     | ResolveFor

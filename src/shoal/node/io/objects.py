@@ -311,6 +311,9 @@ class Objects:
     def _on_node_release(self, node: bytes, message: node_messages.NodeRelease) -> None:
         self.handle(events.NodeReleaseArrived(node, message.items))
 
+    def _on_need_lineage(self, node: bytes, message: node_messages.NeedLineage) -> None:
+        self.handle(events.NeedsTold(node, message.oids, message.ended))
+
     def _on_hold_for(self, node: bytes, message: node_messages.HoldFor) -> None:
         self._meet(node)
         self._expect(message.home)
@@ -524,6 +527,9 @@ class Objects:
     def _send_node_release(self, effect: foreign_holds.SendNodeRelease) -> None:
         self._links.send(effect.node, node_messages.NodeRelease(effect.items))
 
+    def _tell_needs(self, effect: events.TellNeeds) -> None:
+        self._links.send(effect.node, node_messages.NeedLineage(effect.oids, effect.ended))
+
     def _send_hold_for(self, effect: events.SendHoldFor) -> None:
         self._links.send(
             effect.node, node_messages.HoldFor(effect.number, effect.process, effect.oids, effect.home, effect.giver)
@@ -657,6 +663,7 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     foreign_holds.SendNodeHold: Objects._send_node_hold,
     events.SendNodeHeld: Objects._send_node_held,
     foreign_holds.SendNodeRelease: Objects._send_node_release,
+    events.TellNeeds: Objects._tell_needs,
     events.SendHoldFor: Objects._send_hold_for,
     foreign_holds.SendHoldForDone: Objects._send_hold_for_done,
     events.SendResolveFor: Objects._send_resolve_for,
@@ -673,6 +680,7 @@ _FROM_NODES: dict[type, Any] = {
     node_messages.NodeHold: Objects._on_node_hold,
     node_messages.NodeHeld: Objects._on_node_held,
     node_messages.NodeRelease: Objects._on_node_release,
+    node_messages.NeedLineage: Objects._on_need_lineage,
     node_messages.HoldFor: Objects._on_hold_for,
     node_messages.HoldForDone: Objects._on_hold_for_done,
     node_messages.ResolveFor: Objects._on_resolve_for,
