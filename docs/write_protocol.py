@@ -173,7 +173,7 @@ BETWEEN: dict[str, Route] = {
     "ResolveFor": Route("daemon", "daemon", "`Resolved` for each, when it is known"),
     "MirrorLineage": Route("daemon of the home", "daemon"),
     "DropMirrors": Route("daemon of the home", "daemon"),
-    "NeedLineage": Route("daemon", "daemon of the home"),
+    "NeedLineage": Route("process, then daemon", "daemon, then that of the home"),
     "FreeStored": Route("daemon", "daemon"),
     "FreeCopies": Route("daemon", "daemon"),
     "KeepStored": Route("daemon", "daemon"),

@@ -143,6 +143,28 @@ def test_a_borrower_finds_it_lost(tmp_path: Path) -> None:
     assert runs(path, "a") == 2
 
 
+def test_an_input_that_another_process_owned_and_nobody_holds_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+
+    @shoal.remote(num_cpus=0)
+    class Owner:
+        def submit(self) -> Any:
+            return [made.remote(str(path), "first", 1.0)]
+
+    owner = Owner.remote()
+    [first] = shoal.get(owner.submit.remote(), timeout=60)
+    second = made.remote(str(path), "second", 10.0, first)
+    shoal.wait([second], timeout=60)
+    name = first.binary()
+    del first
+    deadline = time.monotonic() + 60
+    while any(row["oid"] == name for row in core.current().call("node.stored")["stored"]):
+        assert time.monotonic() < deadline, "it stays"
+        time.sleep(0.02)
+    lose(second)
+    assert shoal.get(second, timeout=60)[0] == 11
+
+
 def test_inputs_that_were_freed_long_ago_are_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "runs"
     small = shoal.remote(lambda: 3.0).remote()

@@ -784,4 +784,4 @@ class Remaking(World):
                 kept = node.machine._mirrors.kept.get(home.node_id, {})
                 assert set(told) == set(kept), "mirrors are not what was told"
                 needed = {oid for oid, known in node.machine._needs.homes.items() if known == home.node_id}
-                assert needed == set(home.machine._needs._of_nodes.get(node.node_id, ())), "needs are not what was told"
+                assert needed == set(home.machine._needs._of.get(node.node_id, ())), "needs are not what was told"

@@ -227,20 +227,25 @@ def test_the_home_of_what_is_needed_is_forgotten_with_what_needs_it() -> None:
     assert node.directory.statistics()["homes"] == 0
 
 
-@pytest.mark.parametrize("end", [NeedsTold(THERE, [Y], True), NodeDied(THERE, "killed")])
-def test_what_another_node_needs_stays_a_ghost_at_its_home(end: Any) -> None:
-    node = Node(A)
-    node.tell(Escaped(A, [Y], b"task"), Published(A, Y, place(Y, HERE)), NodeHoldArrived(THERE, 1, [Y]), Released(A, [Y]))
-    node.tell(NeedsTold(THERE, [Y], False), NodeReleaseArrived(THERE, [(Y, 1)]))
+@pytest.mark.parametrize("ends", ["said", "dies"])
+@pytest.mark.parametrize("who", [THERE, B], ids=["node", "process"])
+def test_what_somebody_needs_stays_a_ghost_at_its_home(who: bytes, ends: str) -> None:
+    node = Node(A, B)
+    takes = NodeHoldArrived(who, 1, [Y]) if who == THERE else Held(who, [Y])
+    lets_go = NodeReleaseArrived(who, [(Y, 1)]) if who == THERE else Released(who, [Y])
+    node.tell(Escaped(A, [Y], b"task"), Published(A, Y, place(Y, HERE)), takes, Released(A, [Y]))
+    node.tell(NeedsTold(who, [Y], False), lets_go)
     assert FreeStored(Y) in node.settle(), "not its value"
-    node.tell(NodeHoldArrived(THERE, 2, [Y]))
-    [adopted] = [each for each in node.tell(ResolveAsked(THERE, [Y])) if type(each) is Adopted]
+    node.tell(takes)
+    [adopted] = [each for each in node.tell(ResolveAsked(who, [Y])) if type(each) is Adopted]
     assert adopted.oids == [Y]
-    assert SendResolved(THERE, Y, place(Y, HERE)) in node.tell(Published(A, Y, place(Y, HERE)))
-    node.tell(Released(A, [Y]), NodeReleaseArrived(THERE, [(Y, 1)]))
+    runner = adopted.process
+    assert SendResolved(who, Y, place(Y, HERE)) in node.tell(Published(runner, Y, place(Y, HERE)))
+    node.tell(Released(runner, [Y]), lets_go)
     node.settle()
-    assert node.directory.statistics()["ghosts"] == node.directory.statistics()["needed abroad"] == 1
-    node.tell(end)
+    assert node.directory.statistics()["ghosts"] == node.directory.statistics()["needs told"] == 1
+    died = NodeDied(who, "killed") if who == THERE else ProcessDied(who, "killed")
+    node.tell(NeedsTold(who, [Y], True) if ends == "said" else died)
     left = {name: count for name, count in node.directory.statistics().items() if name not in ("processes", "sweeps")}
     assert not any(left.values()), left
 
@@ -251,7 +256,9 @@ def test_what_a_dead_home_told_is_kept_while_something_may_be_made_from_it() -> 
     node.tell(Escaped(A, [X], b"task", [Y]), Published(A, X, place(X, HERE)), Released(A, [Y]))
     node.settle()
     node.tell(NodeDied(THERE, "killed"))
-    assert AskHeir(Y, True) in node.tell(ResolveAsked(A, [X], 7), Lost(X, "its file is gone"), NotMadeTold(A, [X], Failed(b"")))
+    assert AskHeir(Y, True) in node.tell(
+        ResolveAsked(A, [X], 7), Lost(X, "its file is gone"), NotMadeTold(A, [X], Failed(b""))
+    )
     node.tell(HeirTold(Y, b""))
     assert node.directory.statistics()["mirrors"] == 1
     node.tell(Published(A, X, b"value"))

@@ -90,6 +90,7 @@ def test_a_result_that_goes_takes_its_record_along() -> None:
         "bytes": 0,
         "evictions": 0,
         "promised": 0,
+        "borrowed": 0,
     }
 
 

@@ -1,5 +1,5 @@
 """What its owner lost before anybody else knew it: the daemon, which counts the owner from then on, is told how it is made. And what an owner looks
-at before it makes something anew: other results of the task may be lost, too."""
+at before it makes something anew: other results of the task may be lost, too. And what it says of others' objects that it made something from."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from shoal.protocol.messages import Answer, Escape, NotMade, Pull, Remake, Stored
-from shoal.runtime.lineage import Record
-from shoal.runtime.objects import ObjectEntry, ObjectTable
+from shoal.protocol.messages import Answer, Escape, NeedLineage, NotMade, Pull, Release, Remake, Stored
+from shoal.runtime.lineage import LineageTable, Record
+from shoal.runtime.objects import ObjectEntry, ObjectTable, SharedState
 from shoal.runtime.pulling import Pulling
 from shoal.runtime.remaking import Remaker
 
@@ -144,3 +144,62 @@ def test_what_is_asked_for_or_freed_meanwhile_is_no_more_waited_for() -> None:
     owner.answer(DEAD)
     owner.answer(DEAD)
     assert owner.runs == [[owner.entries[index].oid for index in (0, 1)]]
+
+
+# ---------------------------------------------------------------- what others own, and something was made from
+
+
+def test_who_lets_go_what_something_was_made_from_says_so_first() -> None:
+    owner = Owner()
+    table = owner.table
+    table.needed = {NEED: 1}
+    entries = [table._new_borrowed(oid, 1) for oid in (NEED, OID)]
+    for entry in entries:
+        table.free(entry)
+    table._write_notes()
+    assert owner.sent == [NeedLineage([NEED]), Release([NEED, OID])]
+    owner.sent.clear()
+    table.free(table._new_borrowed(NEED, 1))
+    table._write_notes()
+    assert owner.sent == [Release([NEED])], "it is known"
+    owner.sent.clear()
+    table.unneed(NEED)
+    table.unneed(OID)
+    table._write_notes()
+    assert owner.sent == [NeedLineage([NEED], True)]
+
+
+def test_only_what_has_changed_in_the_end_is_said() -> None:
+    owner = Owner()
+    table = owner.table
+    table.needed = {NEED: 1}
+    table.free(table._new_borrowed(NEED, 0))
+    table.unneed(NEED)
+    table._write_notes()
+    table.free(table._new_borrowed(NEED, 0))
+    table._write_notes()
+    assert owner.sent == [NeedLineage([NEED])]
+    table.unneed(NEED)
+    table.free(table._new_borrowed(NEED, 0))
+    table._write_notes()
+    assert owner.sent == [NeedLineage([NEED])], "it is needed as before"
+
+
+def test_records_count_what_they_need_of_others() -> None:
+    past: list[bytes] = []
+    table = LineageTable(1 << 20, lambda entries: None, unneed=past.append)
+    inputs = [ObjectEntry(NEED), ObjectEntry(OID), ObjectEntry(b"o" * 20)]
+    for entry in inputs[:2]:
+        entry.shared = SharedState(owned=False)
+    inputs[1].value = b"small: it stays with the record"
+    results = []
+    for number in range(2):
+        template: Any = SimpleNamespace(max_retries=3, estimate_s=0.0)
+        task: Any = SimpleNamespace(task_id=bytes([number]) * 16, held=inputs, args=b"", template=template)
+        results.append(ObjectEntry(task.task_id + OID[16:]))
+        table.keep(task, results[-1])
+    assert table.borrowed == {NEED: 2}
+    table.forget(results[0].oid)
+    assert table.borrowed == {NEED: 1} and not past
+    table.forget(results[1].oid)
+    assert not table.borrowed and past == [NEED]

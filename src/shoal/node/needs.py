@@ -1,16 +1,18 @@
-"""What is needed of other nodes' objects, and by other nodes, only to make something anew: how they are made, not they themselves.
+"""What is needed of objects that nobody holds any more: how they are made, not they themselves, as something was made from them.
 
-Purpose: a lost result can be made from an input of another home that everybody has let go since.
+Purpose: a lost result can be made again from an input that others owned, and everybody has let go since.
 
-Design: a pure part of the object directory. A home keeps how to make what its own specs need (`succession`, ghosts). A spec may also need an object of
-another home; while somebody here holds that, its home knows. When this node lets it go, it says in the same breath that it still needs to have it
-made some day, until the spec is gone. At the home such a node counts like one spec more.
+Design: a pure part of the object directory. A home keeps how to make what its own specs need (`succession`, ghosts). But a process also remembers
+how to make results that never left it (`runtime.lineage`), from inputs that it had borrowed; and a spec may need an object of another home. While
+these are held their home knows of them. Who lets one go says in the same breath that it may still want to have it made, until what was made from it
+is gone. Such a process or node counts like one spec more.
 
+    process: lets go, and a record needs it  -> NeedLineage to its daemon, before the release of the hold
     here:  let go, and a spec needs it    -> TellNeeds(home, oids), before the release of the hold
            that spec is dropped           -> TellNeeds(home, oids, ended)
            made anew (`succession`)          it is held again at its home, and asked for there, which makes a ghost an object again
-    home:  NeedsTold                         kept as a ghost when it is freed, with all that it needs, perhaps of yet another home
-           the node dies                     it needs nothing
+           NeedsTold                         kept as a ghost when it is freed, with all that it needs, perhaps of yet another home
+           who has told dies                 it needs nothing
 
 The home dies: what it had told of such an object (`mirrors`) is kept here until the spec is gone, for its heir is the first that asks.
 
@@ -34,14 +36,14 @@ class Needs:
         self._directory = directory
         #: objects of other homes that specs need, and that this node does not hold, or has not always held -> their home
         self.homes: dict[bytes, bytes] = {}
-        #: node -> objects of this home that it may want to have made
-        self._of_nodes: dict[bytes, dict[bytes, None]] = {}
+        #: process, or other node -> what it does not hold any more, and may want to have made
+        self._of: dict[bytes, dict[bytes, None]] = {}
         #: to be told when the event being handled is done, in this order
         self._changed: list[TellNeeds] = []
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
-        return {"homes": len(self.homes), "needed abroad": sum(map(len, self._of_nodes.values()))}
+        return {"homes": len(self.homes), "needs told": sum(map(len, self._of.values()))}
 
     # ------------------------------------------------------------ of other homes
 
@@ -70,18 +72,21 @@ class Needs:
         if not self._changed:
             return
         changed, self._changed = self._changed, []
-        living = self._directory._nodes
-        effects.extend(told for told in changed if told.node in living)
-        if any(told.node not in living for told in changed):
+        cause_of_death = (
+            self._directory._holds_abroad.cause_of_death
+        )  # a home may live that this node has not heard from
+        living = [told for told in changed if cause_of_death(told.node) is None]
+        effects.extend(living)
+        if len(living) < len(changed):
             self._directory._mirrors.forget_dead()
 
-    # ------------------------------------------------------------ by other nodes
+    # ------------------------------------------------------------ by processes and other nodes
 
     def on_told(self, event: NeedsTold, effects: list[Effect]) -> None:
-        """A node needs objects of this home, or does not any more."""
-        if event.node not in self._directory._nodes:
+        """Somebody needs objects, or does not any more."""
+        if event.who not in self._directory._held:
             return
-        known, succession = self._of_nodes.setdefault(event.node, {}), self._directory._succession
+        known, succession = self._of.setdefault(event.who, {}), self._directory._succession
         if event.ended:
             succession.unneed([oid for oid in event.oids if known.pop(oid, self) is None])
             return
@@ -90,9 +95,9 @@ class Needs:
                 known[oid] = None
                 succession.needed[oid] = succession.needed.get(oid, 0) + 1
 
-    def node_died(self, node: bytes) -> None:
+    def died(self, who: bytes) -> None:
         """It needs nothing any more."""
-        self._directory._succession.unneed(list(self._of_nodes.pop(node, ())))
+        self._directory._succession.unneed(list(self._of.pop(who, ())))
 
 
 HANDLERS: dict[type, Any] = {NeedsTold: lambda directory, event, effects: directory._needs.on_told(event, effects)}

@@ -241,6 +241,7 @@ class ObjectDirectory:
         self._estates.worker_died(event.process, effects)
         self._holds_abroad.process_died(event.process)
         self._underway.forget(event.process)
+        self._needs.died(event.process)
         self._drop_holds(held)
 
     def _on_claimed(self, event: Claimed, effects: list[Effect]) -> None:
@@ -679,7 +680,7 @@ class ObjectDirectory:
         self._nodes.pop(node, None)
         owed = self._owed.pop(node, {})
         self._mirrors.node_died(node)
-        self._needs.node_died(node)
+        self._needs.died(node)
         self._drop_holds(self._held.pop(node, {}))
         self._handings.node_died(node, effects)
         self._copies.node_died(node, effects)

@@ -327,9 +327,9 @@ class NodeReleaseArrived:
 
 @dataclass(slots=True)
 class NeedsTold:
-    """`node` may want to have these objects of this home made, though it does not hold them; or (ended) does not any more."""
+    """A process, or another node, may want to have these made, though it does not hold them any more; or (ended) does not."""
 
-    node: bytes
+    who: bytes
     oids: list[bytes]
     ended: bool
 

@@ -494,6 +494,14 @@ class FreeObjects(Message, tag=57):
     giver: bytes = b""
 
 
+class NeedLineage(Message, tag=84):
+    """From a process to its daemon, or from a node to the home of these objects: the sender lets them go, and may have them made again some day,
+    as what it has was made from them. Or (`ended`) not any more."""
+
+    oids: list[bytes]
+    ended: bool = False
+
+
 class Remake(Message, tag=66):
     """To the owner of a lost object: make it anew and publish it, or why not. `held`: it escapes by this, with a hold in the owner's name."""
 
@@ -754,6 +762,7 @@ ToDaemon = (
     | Claims
     | Publish
     | Hold
+    | NeedLineage
     | Release
     | RefsReceived
     | Resolve

@@ -23,6 +23,7 @@ from shoal.protocol.messages import (
     LeasesUnschedulable,
     LogLines,
     Message,
+    NeedLineage,
     Resolved,
     ReturnLease,
     SignalWorker,
@@ -124,14 +125,6 @@ class NodeRelease(Message, tag=140):
     """The sending node ends `count` of its holds on each of these objects: items are (oid, count)."""
 
     items: list[tuple[bytes, int]]
-
-
-class NeedLineage(Message, tag=165):
-    """The sender, which lets these objects of the receiver go, may have them made again some day: what it has was made from them. Or (`ended`)
-    not any more."""
-
-    oids: list[bytes]
-    ended: bool = False
 
 
 class HoldFor(Message, tag=141):

@@ -141,7 +141,8 @@ class Runtime:
             lambda oid: self.closures.forget(oid),
         )
         self.spares = Spares(self)
-        self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse, self.spares.free)
+        self.lineage = LineageTable(LINEAGE_BYTES_MAX, self.objects.unuse, self.spares.free, self.objects.unneed)
+        self.objects.needed = self.lineage.borrowed
         self.submitter = Submitter(self)
         self.actor_calls = ActorCalls(self)
         self.remaker = Remaker(self)

@@ -5,7 +5,8 @@ Purpose: an object that is lost can be made anew as long as somebody refers to i
 Design: one pure table. A task gets a `Record` with the first of its results that lies in the store; inline results cannot be lost and cost
 nothing here. A record stays while one of its results does (`entries`), or while other records need it (`needed`): then the value of
 its result is freed as ever, and only the spec stays. Entries of inputs are kept, not counted: of a freed one that was inline the value
-is still there, of a stored one its own record tells how it is made.
+is still there, of a stored one its own record tells how it is made. Of one that another process owns the daemon does (`borrowed`, and
+`objects.NeedLineage`): it is told when the last ref here goes, and when no record needs it any more.
 
     keep(task, entry)    a result of the task lies in the store
     forget(oid)          that result is freed
@@ -37,6 +38,7 @@ class Record:
 
     __slots__ = (
         "argument",
+        "borrowed",
         "bytes",
         "cost_s",
         "entries",
@@ -57,6 +59,8 @@ class Record:
         self.inputs: list[ObjectEntry] = []
         #: the entry of arguments too large to travel inline, used by this record
         self.argument: ObjectEntry | None = None
+        #: inputs that other processes own, and that would have to be made, too
+        self.borrowed: list[bytes] = []
         #: tasks whose results are among the inputs
         self.needs: list[bytes] = []
         #: how many records have this one among their needs
@@ -77,6 +81,7 @@ class LineageTable:
         bytes_max: what all records may take.
         unuse: ends the use of stored arguments.
         free_spare: a spare copy is of use to nobody.
+        unneed: no record needs a borrowed object any more.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class LineageTable:
         bytes_max: int,
         unuse: Callable[[Iterable[ObjectEntry]], None],
         free_spare: Callable[[Record], None] = lambda record: None,
+        unneed: Callable[[bytes], None] = lambda oid: None,
     ) -> None:
         self.records: dict[bytes, Record] = {}
         #: those that are not evicted, the oldest first
@@ -93,6 +99,9 @@ class LineageTable:
         self._bytes_max = bytes_max
         self._unuse = unuse
         self._free_spare = free_spare
+        self._unneed = unneed
+        #: borrowed objects that records would need -> how many
+        self.borrowed: dict[bytes, int] = {}
         #: tasks that records need, and that have no record (yet): a result nested in arguments may be pending
         self._promised: dict[bytes, int] = {}
 
@@ -140,6 +149,9 @@ class LineageTable:
                 record.bytes += len(value)
             elif entry.shared is None or entry.shared.owned:
                 record.needs.append(entry.oid[:TASK_ID_BYTES])
+            else:
+                record.borrowed.append(entry.oid)
+                self.borrowed[entry.oid] = self.borrowed.get(entry.oid, 0) + 1
         for task_id in record.needs:
             known = self.records.get(task_id)
             if known is not None:
@@ -206,6 +218,12 @@ class LineageTable:
                     self._promised[task_id] = left
                 else:
                     del self._promised[task_id]
+        borrowed, record.borrowed = record.borrowed, []
+        for oid in borrowed:
+            self.borrowed[oid] -= 1
+            if not self.borrowed[oid]:
+                del self.borrowed[oid]
+                self._unneed(oid)
         record.inputs = []
         if record.argument is not None:
             arguments.append(record.argument)
@@ -244,4 +262,5 @@ class LineageTable:
             "bytes": self.bytes,
             "evictions": self.evictions,
             "promised": len(self._promised),
+            "borrowed": len(self.borrowed),
         }

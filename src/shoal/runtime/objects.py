@@ -34,6 +34,7 @@ from shoal.protocol.messages import (
     FreeObjects,
     Hold,
     HoldsConfirmed,
+    NeedLineage,
     Publish,
     Release,
     Resolve,
@@ -248,6 +249,12 @@ class ObjectTable:
         #: by the node that is the objects' home, or has them in its store
         self._foreign_holds: dict[bytes, list[bytes]] = {}
         self._foreign_frees: dict[bytes, list[bytes]] = {}
+        #: borrowed objects that something was made from here; written by `lineage`
+        self.needed: dict[bytes, int] = {}
+        #: those of them that were freed here, as the daemon knows; as it is to be told; and what it is to be told to be needed no more
+        self._needs: dict[bytes, None] = {}
+        self._fresh_needs: dict[bytes, None] = {}
+        self._past_needs: dict[bytes, None] = {}
         self.node_id = _here = b""
         #: how an entry is made: (lineage, what it needs, ids that it needs besides, function id); None: it cannot be lost, or not be made again
         self.describe: Callable[[ObjectEntry], tuple[bytes, list[ObjectEntry], list[bytes], bytes] | None] = (
@@ -300,6 +307,8 @@ class ObjectTable:
                     value, shared.place, shared.shown = shared.place, None, True
                 if self.table.get(entry.oid) is entry:
                     del self.table[entry.oid]
+                if entry.oid in self.needed and not shared.owned:
+                    self._note_need(entry.oid)
                 if shared.holds:
                     self._releases.extend([entry.oid] * shared.holds)
                     shared.holds = 0
@@ -370,6 +379,20 @@ class ObjectTable:
                     shared.holds = 1
                     self._note_hold(inner.oid, shared.home)
 
+    def _note_need(self, oid: bytes) -> None:
+        """The last ref here to what something was made from goes: that may have to be made again."""
+        if self._past_needs.pop(oid, self) is None:
+            self._needs[oid] = None
+        elif oid not in self._needs:
+            self._fresh_needs[oid] = None
+            self.reactor.has_notes = True
+
+    def unneed(self, oid: bytes) -> None:
+        """Nothing that is left here was made from it. Caller holds the lock."""
+        if self._fresh_needs.pop(oid, self) is not None and self._needs.pop(oid, self) is None:
+            self._past_needs[oid] = None
+            self.reactor.has_notes = True
+
     def _note_hold(self, oid: bytes, home: bytes) -> None:
         """A hold is to be written to the daemon."""
         if not home or home == self.node_id:
@@ -391,6 +414,13 @@ class ObjectTable:
             foreign, self._foreign_holds = self._foreign_holds, {}
             for home, holds in foreign.items():
                 self._send_foreign_hold(daemon, holds, b"", home)
+        if self._fresh_needs:
+            fresh, self._fresh_needs = self._fresh_needs, {}
+            self._needs.update(fresh)
+            daemon.send(NeedLineage(list(fresh)))
+        if self._past_needs:
+            past, self._past_needs = self._past_needs, {}
+            daemon.send(NeedLineage(list(past), True))
         if self._releases:
             releases, self._releases = self._releases, []
             daemon.send(Release(releases))

@@ -744,6 +744,7 @@ _HANDLERS: dict[type, Callable[[NodeDaemon], Callable[[Any, Any], None]]] = {
     messages.NotMade: lambda d: d.objects.on_not_made,
     messages.Publish: lambda d: d.objects.on_publish,
     messages.Hold: lambda d: d.objects.on_hold,
+    messages.NeedLineage: lambda d: d.objects.on_need_lineage,
     messages.Release: lambda d: d.objects.on_release,
     messages.RefsReceived: lambda d: d.objects.on_refs_received,
     messages.Resolve: lambda d: d.objects.on_resolve,

@@ -159,6 +159,10 @@ class Objects:
         """One hold fewer on each."""
         self.handle(events.Released(process.worker_id, message.oids, message.holder))
 
+    def on_need_lineage(self, process: Process, message: messages.NeedLineage) -> None:
+        """A process has made something from these, and lets them go."""
+        self.handle(events.NeedsTold(process.worker_id, message.oids, message.ended))
+
     def on_refs_received(self, process: Process, message: messages.RefsReceived) -> None:
         """Refs have come from a worker, or will never."""
         self.handle(events.RefsReceived(process.worker_id, message.giver, message.count, message.last))
@@ -311,7 +315,7 @@ class Objects:
     def _on_node_release(self, node: bytes, message: node_messages.NodeRelease) -> None:
         self.handle(events.NodeReleaseArrived(node, message.items))
 
-    def _on_need_lineage(self, node: bytes, message: node_messages.NeedLineage) -> None:
+    def _on_need_lineage(self, node: bytes, message: messages.NeedLineage) -> None:
         self.handle(events.NeedsTold(node, message.oids, message.ended))
 
     def _on_hold_for(self, node: bytes, message: node_messages.HoldFor) -> None:
@@ -528,7 +532,7 @@ class Objects:
         self._links.send(effect.node, node_messages.NodeRelease(effect.items))
 
     def _tell_needs(self, effect: events.TellNeeds) -> None:
-        self._links.send(effect.node, node_messages.NeedLineage(effect.oids, effect.ended))
+        self._links.send(effect.node, messages.NeedLineage(effect.oids, effect.ended))
 
     def _send_hold_for(self, effect: events.SendHoldFor) -> None:
         self._links.send(
@@ -680,7 +684,7 @@ _FROM_NODES: dict[type, Any] = {
     node_messages.NodeHold: Objects._on_node_hold,
     node_messages.NodeHeld: Objects._on_node_held,
     node_messages.NodeRelease: Objects._on_node_release,
-    node_messages.NeedLineage: Objects._on_need_lineage,
+    messages.NeedLineage: Objects._on_need_lineage,
     node_messages.HoldFor: Objects._on_hold_for,
     node_messages.HoldForDone: Objects._on_hold_for_done,
     node_messages.ResolveFor: Objects._on_resolve_for,
