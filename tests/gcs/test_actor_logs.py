@@ -59,25 +59,49 @@ class Stored:
             self.table.restore(key, self.rows[key])
 
 
+def test_lives_that_add_nothing_are_counted_wherever_they_are() -> None:
+    stored = Stored()
+    assert stored.claim(1)["vain"] == 0
+    stored.append(1, 1, [b"1"], b"c0")
+    assert [stored.claim(life)["vain"] for life in (2, 5)] == [1, 4]
+    stored.append(5, 1, [b"1"])  # what there is already
+    stored.reread()
+    assert stored.claim(6)["vain"] == 5
+    stored.append(6, 2, [b"2"])
+    stored.reread()
+    assert stored.claim(7)["vain"] == 1
+    stored.append(7, 3, [], b"c2", 2)
+    assert stored.claim(9)["vain"] == 2
+
+
 def test_one_life_after_the_other() -> None:
     stored = Stored()
     assert stored.append(1, 1, [b"1", b"2"], b"c0") == {"accepted": True, "last": 2}
     assert stored.append(1, 2, [b"2", b"3"]) == {"accepted": True, "last": 3}  # said again
     assert stored.append(1, 5, [b"5"]) == {"accepted": True, "last": 3}  # something before is missing
-    claimed = {"accepted": True, "index": 0, "checkpoint": b"c0", "records": [b"1", b"2", b"3"], "places": b""}
+    claimed = {
+        "accepted": True,
+        "index": 0,
+        "checkpoint": b"c0",
+        "records": [b"1", b"2", b"3"],
+        "places": b"",
+        "vain": 1,
+    }
     assert stored.claim(2) == claimed
     stored.reread()
     assert stored.claim(2) == claimed
     assert not stored.append(1, 4, [b"4"])["accepted"]
     assert not stored.claim(1)["accepted"]
     assert stored.append(2, 3, [b"x"], b"c2", 2)["last"] == 3
-    assert stored.claim(3) == {"accepted": True, "index": 2, "checkpoint": b"c2", "records": [b"3"], "places": b""}
+    claimed = {"accepted": True, "index": 2, "checkpoint": b"c2", "records": [b"3"], "places": b"", "vain": 1}
+    assert stored.claim(3) == claimed
     stored.drop()
     assert not stored.rows and not len(stored.table)
 
 
 def test_nothing_was_said_before_the_node_was_lost() -> None:
-    assert Stored().claim(2) == {"accepted": True, "index": 0, "checkpoint": None, "records": [], "places": b""}
+    nothing = {"accepted": True, "index": 0, "checkpoint": None, "records": [], "places": b"", "vain": 0}
+    assert Stored().claim(2) == nothing
 
 
 def test_where_large_objects_are_is_kept_until_it_is_told_anew() -> None:

@@ -179,6 +179,17 @@ def test_a_gap_is_seen(indexes: list[int]) -> None:
 # ---------------------------------------------------------------- the daemon's log
 
 
+def test_lives_on_other_nodes_count_when_an_actor_that_recovers_again_and_again_is_given_up() -> None:
+    logs = ActorLogs()
+    logs.begin(ACTOR, 12)
+    logs.put(ACTOR, 12, 0, b"state", [b"call 1"], [], vain=RECOVERIES_MAX)
+    first = logs.recovery(ACTOR)
+    assert first is not None and not first.problem
+    logs.begin(ACTOR, 13)
+    last = logs.recovery(ACTOR)
+    assert last is not None and f"died {RECOVERIES_MAX + 1} times in a row" in last.problem
+
+
 def recorded(logs: ActorLogs, index: int, incarnation: int = 1, refs: list[bytes] | None = None) -> bool:
     return logs.record(RecordCall(ACTOR, incarnation, index, bytes([index]), refs or [], []))
 

@@ -33,6 +33,8 @@ class LogHead(msgspec.Struct, array_like=True):
     checkpoint: bytes | None = None
     #: where such ones are, and arguments that are; as the nodes wrote it, empty if there never was one
     places: bytes = b""
+    #: the last life that added anything; 0 for none
+    gained: int = 0
 
 
 class StoredLog:
@@ -92,7 +94,11 @@ class StoredLogs:
         places = body["places"]
         if places is not None:
             log.head.places = bytes(places)
-        if places is not None or checkpoint is not None:
+        gains = checkpoint is not None or first <= log.last + 1 < first + len(records)
+        gains_first = gains and log.head.gained != incarnation
+        if gains_first:
+            log.head.gained = incarnation
+        if places is not None or checkpoint is not None or gains_first:
             self._write_head(actor_id, log, writes)
         for number, record in enumerate(records, first):
             if number == log.last + 1:
@@ -101,7 +107,8 @@ class StoredLogs:
         return {"accepted": True, "last": log.last}
 
     def claim(self, actor_id: bytes, incarnation: int, writes: list[Write]) -> dict[str, Any]:
-        """A life begins on a node that has no log: all there is, which only this life may add to from now on."""
+        """A life begins on a node that has no log: all there is, which only this life may add to from now on. And how many lives, on whatever nodes,
+        have begun since one that added anything."""
         log = self._claimed(actor_id, incarnation, writes)
         head = log.head
         if head.incarnation > incarnation:
@@ -112,6 +119,7 @@ class StoredLogs:
             "checkpoint": head.checkpoint,
             "records": list(log.records),
             "places": head.places,
+            "vain": incarnation - head.gained if head.gained else 0,
         }
 
     def _claimed(self, actor_id: bytes, incarnation: int, writes: list[Write]) -> StoredLog:

@@ -99,9 +99,11 @@ class ActorLogs:
         records: list[bytes],
         places: list[Stored],
         lost: str = "",
+        vain: int = 0,
     ) -> None:
         """The log of a former life on another node; with the objects that were brought from there, and why one could not be."""
         log = self._logs[actor_id] = ActorLog(incarnation, index, checkpoint)
+        log.vain = vain
         log.broken = lost
         log.records = [(record, [], []) for record in records]
         log.places = places

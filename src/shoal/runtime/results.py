@@ -157,6 +157,9 @@ class ResultWriter:
         if type(error) is ArgumentLost:
             self.last_error = "ObjectLostError"
             return Failed(serialization.dumps_error(error.error), lost=error.place)
+        if job.cancelled and isinstance(error, errors.TaskCancelledError):
+            # Its children are cancelled with it, and it may hear of that, by `get`, before it is interrupted itself.
+            error = KeyboardInterrupt().with_traceback(error.__traceback__)
         self.last_error = type(error).__name__
         instance = self.actor_instance()
         actor = _safe_repr(instance) if instance is not None else None

@@ -170,7 +170,7 @@ class Recoveries:
                 f"its checkpoint after call {index}, or an argument since, was larger than {CLUSTER_LOG_BYTES_MAX >> 20} MB, and "
                 f"the stores where it lay are lost: {lost}"
             )
-        self._logs.put(actor_id, incarnation, index, checkpoint, records, here, lost)
+        self._logs.put(actor_id, incarnation, index, checkpoint, records, here, lost, body.get("vain", 0))
         then()
 
     def _incarnation(self, actor_id: bytes) -> int:
