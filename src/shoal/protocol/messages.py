@@ -16,6 +16,9 @@ from typing import Any
 import msgspec
 
 from shoal.protocol.group_messages import FollowGroup, GroupState
+from shoal.protocol.lineage_messages import BeingRemade as BeingRemade
+from shoal.protocol.lineage_messages import NeedLineage as NeedLineage
+from shoal.protocol.lineage_messages import Remake as Remake
 from shoal.protocol.memory_messages import AskRoom as AskRoom
 from shoal.protocol.memory_messages import BudgetReturned as BudgetReturned
 from shoal.protocol.memory_messages import FreeBlocks as FreeBlocks
@@ -492,28 +495,6 @@ class FreeObjects(Message, tag=57):
     oids: list[bytes]
     node: bytes = b""
     giver: bytes = b""
-
-
-class NeedLineage(Message, tag=84):
-    """From a process to its daemon, or from a node to the home of these objects: the sender lets them go, and may have them made again some day,
-    as what it has was made from them. Or (`ended`) not any more."""
-
-    oids: list[bytes]
-    ended: bool = False
-
-
-class Remake(Message, tag=66):
-    """To the owner of a lost object: make it anew and publish it, or why not. `held`: it escapes by this, with a hold in the owner's name."""
-
-    oid: bytes
-    reason: str
-    held: bool = False
-
-
-class BeingRemade(Message, tag=67):
-    """To a process that has asked for a value: it is lost and being made anew, which may take as long as a task does."""
-
-    oid: bytes
 
 
 class Pull(Message, tag=64):
