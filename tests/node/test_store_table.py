@@ -252,6 +252,33 @@ def test_freed_before_sealed() -> None:
     assert driven.table.row_of(oid(2)) is not None
 
 
+def test_what_is_made_anew_is_not_taken_for_what_was_freed_before() -> None:
+    """An object was freed while it lay on disk only, and what it was needed for is lost soon after. Unless its writer is dead: then who ran its task
+    once more may have sealed it, in a frame that is still to be read."""
+    for dies in (False, True):
+        driven = Driven()
+        generations = full_of_objects(driven)
+        driven.ask(b"other", MEGABYTE)
+        driven.feed(ev.PinsScanned({}))
+        driven.feed(ev.SpillWritten(oid(0), generations[0]))
+        driven.feed(ev.GraceOver([ev.BlockChecked(generations[0], [])]))
+        if dies:
+            driven.feed(ev.WriterDied(b"w", []))
+        driven.feed(ev.ObjectsFreed([(oid(0), False)]))
+        assert driven.table.row_of(oid(0)) is None
+        driven.seal(b"other", 0, 0)
+        assert (driven.table.row_of(oid(0)) is not None) != dies
+
+
+def test_what_was_freed_long_before_it_is_sealed_is_another_one() -> None:
+    driven = Driven()
+    driven.ask(b"w", POOL)
+    driven.feed(ev.ObjectsFreed([(oid(1), False)]))
+    driven.now += EARLY_FREE_S + 1
+    driven.seal(b"w", 1, 0)
+    assert driven.table.row_of(oid(1)) is not None
+
+
 def test_a_dead_writers_segment_keeps_what_was_sealed_and_not_reused() -> None:
     driven = Driven()
     driven.ask(b"w", POOL)

@@ -262,7 +262,7 @@ class StoreTable:
             self._lru[generation] = None
             segment.live[offset] = generation
             segment.live_bytes += row.bytes
-            if self._freed_early.pop(oid, None) is not None:
+            if self._freed_early.pop(oid, float("-inf")) >= self._now - EARLY_FREE_S:
                 # An owner that writes its own objects frees them after sealing them: it has the block back already.
                 self._free(row, taken=owner == event.process)
 
@@ -276,7 +276,7 @@ class StoreTable:
     def _on_objects_freed(self, event: ev.ObjectsFreed) -> None:
         for oid, taken in event.items:
             row = self.row_of(oid)
-            writer_lives = row is not None and self.is_written_by_live_writer(row.segment)
+            writer_lives = row is not None and row.writer in self._segment_of  # also if it lies on disk, or was restored
             if row is not None:
                 self._free(row, taken)
             # The owner may mean what a retry has sealed, in a frame that is still to be read.
