@@ -276,7 +276,7 @@ class StoreTable:
     def _on_objects_freed(self, event: ev.ObjectsFreed) -> None:
         for oid, taken in event.items:
             row = self.row_of(oid)
-            writer_lives = row is not None and row.writer in self._segment_of  # also if it lies on disk, or was restored
+            writer_lives = row is not None and row.writer in self._segment_of  # also of what lies on disk
             if row is not None:
                 self._free(row, taken)
             # The owner may mean what a retry has sealed, in a frame that is still to be read.

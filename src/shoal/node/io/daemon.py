@@ -85,8 +85,7 @@ log = logging.getLogger("shoal.node")
 
 #: a lease's number is the number of its node, then so many bits of its own
 LEASE_NUMBER_BITS = 40
-#: the GCS's servers have so long to end in order
-GCS_END_S = 0.1
+GCS_END_S = 0.1  #: the GCS's servers have so long to end in order
 SHARED_TABLES_DROP_S = 2.0
 #: a node that leaves its cluster waits so long until the GCS knows
 LEAVE_S = 0.3
