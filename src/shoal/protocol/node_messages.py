@@ -200,6 +200,31 @@ class FreeLogCopies(Message, tag=164):
     oids: list[bytes] = []
 
 
+class HoldForLog(Message, tag=173):
+    """Hold these objects of one home in the name of an actor with checkpoints, whose log on the sending node refers to them from this position on
+    (`node.log_holds`), until FreeLogHolds or the actor's death. Answered by HeldForLog."""
+
+    number: int
+    actor_id: bytes
+    position: int
+    oids: list[bytes]
+    home: bytes
+
+
+class HeldForLog(Message, tag=174):
+    """What HoldForLog `number` named is held, and counted at its home."""
+
+    number: int
+    actor_id: bytes
+
+
+class FreeLogHolds(Message, tag=175):
+    """The GCS has a checkpoint of the actor: what only positions below this one of its log named need not be held for it."""
+
+    actor_id: bytes
+    below: int
+
+
 class DropMirrors(Message, tag=161):
     """The receiver need not know any more how these are made."""
 
@@ -364,6 +389,9 @@ BetweenNodes = (
     | KeepLogCopy
     | LogCopyKept
     | FreeLogCopies
+    | HoldForLog
+    | HeldForLog
+    | FreeLogHolds
     | ForeignLeases
     | ForeignProcessDied
     | ForProcess

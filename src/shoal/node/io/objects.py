@@ -85,6 +85,8 @@ class Objects:
         #: further copies here of objects of another home, which frees them: oid -> home
         self._copy_for: dict[bytes, bytes] = {}
         self._fetch: Fetch | None = None
+        #: called with (process, count) when holds are confirmed of what is no process: a keeper for a log of another node (`log_holding`)
+        self.on_keeper_confirmed: Callable[[bytes, int], None] = lambda process, count: None
         #: homes and holders that the GCS has not told of yet
         self._expected: dict[bytes, None] = {}
         links.on_joined.append(lambda entry: self._meet(entry.node_id))
@@ -154,6 +156,11 @@ class Objects:
                 self.handle(events.HandedAbroad(process.worker_id, message.oids, holder, node, message.home))
                 return
         self.handle(events.Held(process.worker_id, message.oids, holder, message.home))
+
+    def hold_for_log(self, keeper: bytes, oids: list[bytes], home: bytes) -> None:
+        """One hold on each for a log of another node; `on_keeper_confirmed` tells when the home counts them."""
+        self._expect(home)
+        self.handle(events.Held(keeper, oids, b"", home))
 
     def on_release(self, process: Process, message: messages.Release) -> None:
         """One hold fewer on each."""
@@ -600,7 +607,11 @@ class Objects:
         self._links.send(effect.node, node_messages.ResolveFor(effect.oids, effect.stale_generation, effect.stale_node))
 
     def _confirm_holds(self, effect: foreign_holds.ConfirmHolds) -> None:
-        self._table.send(effect.process, messages.HoldsConfirmed(effect.count))
+        process = self._table.by_id.get(effect.process)
+        if process is not None:
+            process.send(messages.HoldsConfirmed(effect.count))
+        else:
+            self.on_keeper_confirmed(effect.process, effect.count)
 
     def _ensure_resident(self, effect: events.EnsureResident) -> None:
         self._spawn(self._bring(effect.oid, effect.process))

@@ -16,6 +16,8 @@ life of an actor which lived elsewhere claims the log there, and from then on wh
 What is too large for the GCS lies in the store, with a copy on another node (`io.log_keeping`). The GCS is told where, and nothing before that is
 known: so answers wait for the copy, too. What a checkpoint replaces is let go elsewhere when the GCS has the new one.
 
+What a log refers to is held on other nodes, too (`io.log_holding`): the GCS is told of a record when it is.
+
 What it does not do: decide anything (`node.actor_logs`, `gcs.actor_logs`), or read a record.
 """
 
@@ -33,9 +35,11 @@ import msgspec
 from shoal.node import object_events as events
 from shoal.node.actor_logs import ActorLog, ActorLogs, Kept
 from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.log_holding import LogHolding
 from shoal.node.io.log_keeping import LogKeeping, Places
 from shoal.node.io.objects import Fetch, Objects
 from shoal.node.io.processes import Process
+from shoal.node.log_holds import position_of
 from shoal.protocol.limits import CLUSTER_LOG_BYTES_MAX
 from shoal.protocol.messages import RecordCall, Recovery, StoreCheckpoint, Stored
 from shoal.store.page import RecordPage
@@ -63,12 +67,24 @@ class Mirror:
     inherited: Places | None = None
     #: objects that the checkpoint has replaced which was not sent
     replaced: list[bytes] = field(default_factory=list)
-    #: a former life had kept objects on other nodes, which may go when there is another checkpoint
+    #: a former life elsewhere may have kept objects and holds on other nodes, which may go when there is another checkpoint
     has_former: bool = False
     #: numbers of what was written since the last call to the GCS
     promises: list[int] = field(default_factory=list)
     #: a call is on its way
     asking: bool = False
+
+
+@dataclass(slots=True)
+class Told:
+    """What a call to the GCS says."""
+
+    promises: list[int]
+    #: the life that said it
+    incarnation: int
+    #: of a checkpoint: the last call that it covers, and what objects it has replaced; -1 for none
+    covers: int = -1
+    replaced: list[bytes] = field(default_factory=list)
 
 
 class Recoveries:
@@ -95,14 +111,16 @@ class Recoveries:
         #: what living workers write their records into, by ActorID
         self._pages: dict[bytes, RecordPage] = {}
         self._promises = 0  #: made so far, as a negative number
-        #: None on a node that is alone
+        #: both None on a node that is alone
         self._keeping: LogKeeping | None = None
+        self._holding: LogHolding | None = None
 
     def join_cluster(
         self, node_id: bytes, links: NodeLinks, store: StoreShell, fetch: Fetch, follow: Callable[[bytes], None]
     ) -> None:
         """The node is one of many."""
         self._keeping = LogKeeping(node_id, links, store, fetch, follow, self._on_settled, self._on_former)
+        self._holding = LogHolding(node_id, links, self._objects, follow, self._tell_soon, self._loop)
 
     # ---------------------------------------------------------------- lives
 
@@ -162,7 +180,7 @@ class Recoveries:
             return
         index, checkpoint, records = body["index"], body["checkpoint"], body["records"]
         mirror = self._mirrors[actor_id] = Mirror(index + len(records), lacks_checkpoint=False)
-        mirror.inherited, mirror.has_former = places, places is not None
+        mirror.inherited, mirror.has_former = places, True
         if checkpoint == b"" and here and not lost:
             checkpoint, here = here[0], here[1:]
         if lost:
@@ -217,6 +235,8 @@ class Recoveries:
             mirror, known = self._mirrors.get(actor_id), self._logs.get(actor_id)
             self._keeping.unwanted([*(known.stored() if known else ()), *(mirror.replaced if mirror else ())])
             self._keeping.actor_dead(actor_id)
+        if self._holding is not None:
+            self._holding.actor_dead(actor_id)
         self._drop(actor_id)
 
     def _drop(self, actor_id: bytes) -> None:
@@ -229,6 +249,8 @@ class Recoveries:
         if known is None:
             return
         stored = known.stored()
+        if self._holding is not None:
+            self._holding.forget(actor_id)
         if self._keeping is not None:
             self._keeping.forget([*stored, *(mirror.replaced if mirror is not None else ())])
         self._objects.handle(events.ProcessDied(actor_id, "its actor is dead"))
@@ -243,8 +265,11 @@ class Recoveries:
         noted = self._logs.record(message)
         if not noted:
             self._let_go(process.worker_id, message.actor_id, Kept(message.refs, message.stored))
-        elif message.stored:
-            self._keep(message.actor_id, message.incarnation, message.stored)
+        else:
+            if message.stored:
+                self._keep(message.actor_id, message.incarnation, message.stored)
+            if message.refs and self._holding is not None:
+                self._holding.want(message.actor_id, position_of(message.index, False), message.refs)
         self._promise(process, message.actor_id, noted)
 
     def on_checkpoint(self, process: Process, message: StoreCheckpoint) -> None:
@@ -260,6 +285,8 @@ class Recoveries:
             mirror.replaced += gone.stored
             if type(message.state) is Stored:
                 self._keep(message.actor_id, message.incarnation, [message.state.oid])
+            if message.refs and self._holding is not None:
+                self._holding.want(message.actor_id, position_of(message.index, True), message.refs)
         self._promise(process, message.actor_id, noted)
 
     def _let_go(self, sender: bytes, actor_id: bytes, gone: Kept) -> None:
@@ -280,7 +307,7 @@ class Recoveries:
         mirror = self._mirrors.get(actor_id)
         if mirror is not None:
             mirror.lacks_places = True
-            self._loop.call_soon(self._tell, actor_id)
+            self._tell_soon(actor_id)
 
     # ---------------------------------------------------------------- the GCS
 
@@ -293,15 +320,18 @@ class Recoveries:
         mirror = self._mirrors.get(actor_id)
         if noted and mirror is not None:
             mirror.promises.append(self._promises)
-            # What else stands in the worker's socket is read first.
-            self._loop.call_soon(self._tell, actor_id)
+            self._tell_soon(actor_id)
+
+    def _tell_soon(self, actor_id: bytes) -> None:
+        """Tell the GCS; what else stands in the worker's socket is read first."""
+        self._loop.call_soon(self._tell, actor_id)
 
     def _tell(self, actor_id: bytes) -> None:
         """Bring to the GCS what it does not have."""
         mirror, known = self._mirrors.get(actor_id), self._logs.get(actor_id)
         if mirror is None or known is None or self._gcs is None or mirror.asking:
             return
-        if not (mirror.promises or mirror.lacks_places) or not self._is_settled(known):
+        if not (mirror.promises or mirror.lacks_places) or not self._is_settled(actor_id, known):
             return
         checkpoint = None
         if mirror.lacks_checkpoint:
@@ -317,19 +347,21 @@ class Recoveries:
             "places": self._places(mirror, known) if mirror.lacks_places else None,
         }
         mirror.asking = True
-        replaced: list[bytes] | None = None
+        told = Told(mirror.promises, known.incarnation)
         if mirror.lacks_checkpoint:
-            replaced, mirror.replaced = mirror.replaced, []
+            told.covers, told.replaced, mirror.replaced = known.index, mirror.replaced, []
         mirror.lacks_checkpoint = mirror.lacks_places = False
-        mirror.sent = known.last
-        promises, mirror.promises = mirror.promises, []
+        mirror.sent, mirror.promises = known.last, []
 
         def answered(body: Any, error: list[str]) -> None:
-            self._on_told(actor_id, mirror, promises, replaced, body, error)
+            self._on_told(actor_id, mirror, told, body, error)
 
         self._gcs.call("gcs.actor_log_append", body, answered)
 
-    def _is_settled(self, known: ActorLog) -> bool:
+    def _is_settled(self, actor_id: bytes, known: ActorLog) -> bool:
+        """Whether what is new is safe on other nodes, too, as far as it can be."""
+        if self._holding is not None and not self._holding.is_settled(actor_id):
+            return False
         return self._keeping is None or self._keeping.is_settled(known.stored())
 
     def _places(self, mirror: Mirror, known: ActorLog) -> bytes:
@@ -343,43 +375,38 @@ class Recoveries:
             places.arguments[:0] = mirror.inherited.arguments
         return msgspec.msgpack.encode(places)
 
-    def _on_told(
-        self,
-        actor_id: bytes,
-        mirror: Mirror,
-        promises: list[int],
-        replaced: list[bytes] | None,
-        body: Any,
-        error: list[str],
-    ) -> None:
-        """The answer of the GCS. `replaced`: what the checkpoint had replaced that was sent; None when none was."""
+    def _on_told(self, actor_id: bytes, mirror: Mirror, told: Told, body: Any, error: list[str]) -> None:
+        """The answer of the GCS."""
         mirror.asking = False
         if self._mirrors.get(actor_id) is not mirror:
             return
         if error or (body["accepted"] and body["last"] < mirror.sent):
-            mirror.promises[:0] = promises
-            mirror.replaced[:0] = replaced or []
+            mirror.promises[:0] = told.promises
+            mirror.replaced[:0] = told.replaced
             mirror.sent, mirror.lacks_checkpoint, mirror.lacks_places = 0, True, self._keeping is not None
             self._loop.call_later(AGAIN_S if error else 0.0, self._tell, actor_id)
         elif body["accepted"]:
-            for number in promises:
+            for number in told.promises:
                 self._objects.handle(events.PromiseKept(number))
-            self._let_go_elsewhere(actor_id, mirror, replaced)
+            if told.covers >= 0:
+                self._let_go_elsewhere(actor_id, mirror, told)
             self._tell(actor_id)
         else:
             log.warning("actor %s lives on another node by now: what it says here is refused", actor_id.hex())
 
-    def _let_go_elsewhere(self, actor_id: bytes, mirror: Mirror, replaced: list[bytes] | None) -> None:
-        """The GCS has a log; with a new checkpoint if `replaced` is not None."""
-        if self._keeping is None or replaced is None:
+    def _let_go_elsewhere(self, actor_id: bytes, mirror: Mirror, told: Told) -> None:
+        """The GCS has a new checkpoint."""
+        if self._keeping is None or self._holding is None:
             return
-        if replaced:
-            self._keeping.unwanted(replaced)
+        if told.replaced:
+            self._keeping.unwanted(told.replaced)
+        self._holding.covered(actor_id, position_of(told.covers, True), mirror.has_former)
         if mirror.has_former:
             mirror.has_former = False
-            self._keeping.free_former(actor_id, self._incarnation(actor_id))
+            self._keeping.free_former(actor_id, told.incarnation)
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
         keeping = self._keeping.statistics() if self._keeping is not None else {}
-        return {**self._logs.statistics(), **keeping}
+        holding = self._holding.statistics() if self._holding is not None else {}
+        return {**self._logs.statistics(), **keeping, **holding}

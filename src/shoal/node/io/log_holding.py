@@ -1,0 +1,169 @@
+"""Holds for the logs of actors over nodes: what this node's logs refer to is held elsewhere, too, and what others refer to is held here.
+
+Purpose: the shell of `node.log_holds`.
+
+Design: for a keeper, the log of an actor of another node is a process of the object directory, named by KEEPER and the ActorID: it holds what was
+asked for, and the directory confirms its holds in their order when their home counts them. It ends with the actor, which this node follows to
+hear of its death.
+
+What it does not do: decide who keeps what (`node.log_holds`), or tell the GCS (`recoveries`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from shoal.node import object_events as events
+from shoal.node.io.objects import Objects
+from shoal.node.log_holds import AskHold, KeptHolds, LogHolds
+from shoal.protocol.node_messages import FreeLogHolds, HeldForLog, HoldForLog
+
+if TYPE_CHECKING:
+    from shoal.node.io.node_links import NodeLinks
+
+KEEPER = b"keeper of "  #: before an ActorID: who holds here what that actor's log on another node refers to
+LACKING_S = 1.0  #: after a keeper's death: by then it is known who inherited what had its home there
+
+
+class LogHolding:
+    """Both sides of a node.
+
+    Args:
+        follow: has the GCS tell of an actor's death (`actor_dead`), also if it is dead already.
+        on_settled: called with an actor for which nobody need wait any more.
+    """
+
+    def __init__(
+        self,
+        node_id: bytes,
+        links: NodeLinks,
+        objects: Objects,
+        follow: Callable[[bytes], None],
+        on_settled: Callable[[bytes], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._node_id = node_id
+        self._links = links
+        self._objects = objects
+        self._follow = follow
+        self._on_settled = on_settled
+        self._loop = loop
+        self._holds = LogHolds()
+        self._kept = KeptHolds()
+        #: keeper's process -> (node, number) of each HoldForLog with something new, whose hold is not confirmed
+        self._unconfirmed: dict[bytes, deque[tuple[bytes, HeldForLog]]] = {}
+        #: keeper's process -> holds confirmed so far
+        self._confirmed: dict[bytes, int] = {}
+        objects.on_keeper_confirmed = self._on_confirmed
+        links.on_joined.append(lambda entry: self._on_seen(entry.node_id, entry.draining))
+        links.on_drains.append(lambda entry: self._holds.node_seen(entry.node_id, True))
+        links.on_died.append(self._on_died)
+        links.handlers[HoldForLog] = self._on_hold
+        links.handlers[HeldForLog] = self._on_held
+        links.handlers[FreeLogHolds] = self._on_free
+
+    # ---------------------------------------------------------------- the logs here
+
+    def want(self, actor_id: bytes, position: int, oids: list[bytes]) -> None:
+        """A log refers to these, which its actor holds here."""
+        machine = self._objects.machine
+        homes = {oid: machine.home_of(oid) or self._node_id for oid in oids}
+        self._ask(self._holds.want(actor_id, position, homes))
+
+    def _ask(self, asks: list[AskHold]) -> None:
+        for ask in asks:
+            message = HoldForLog(ask.number, ask.actor_id, ask.position, ask.oids, ask.home)
+            self._links.send(ask.node, message)
+
+    def is_settled(self, actor_id: bytes) -> bool:
+        """Whether what its log refers to is held elsewhere, as far as it can be."""
+        return self._holds.is_settled(actor_id)
+
+    def covered(self, actor_id: bytes, below: int, everywhere: bool) -> None:
+        """The GCS has a checkpoint. `everywhere`: former lives may have had keepers that are not known here."""
+        told = self._holds.covered(actor_id, below)
+        message = FreeLogHolds(actor_id, below)
+        for node in list(self._links.nodes) if everywhere else told:
+            self._links.send(node, message)
+        if everywhere:
+            self._on_free(self._node_id, message)
+
+    def forget(self, actor_id: bytes) -> None:
+        """The log is not here any more; what it refers to is still held elsewhere."""
+        self._holds.forget(actor_id)
+
+    def _on_held(self, node: bytes, message: HeldForLog) -> None:
+        if self._holds.told(message.actor_id, message.number):
+            self._on_settled(message.actor_id)
+
+    def _on_seen(self, node: bytes, draining: bool) -> None:
+        self._holds.node_seen(node, draining)
+        self._fill()
+
+    def _on_died(self, node: bytes, cause: str) -> None:
+        for actor_id in self._holds.node_gone(node):
+            self._on_settled(actor_id)
+        if self._holds.lacking():
+            self._loop.call_later(LACKING_S, self._fill)
+
+    def _fill(self) -> None:
+        """Find keepers for what has none."""
+        wanted: dict[tuple[bytes, int], list[bytes]] = {}
+        dead_homes = False
+        for actor_id, oid, position in self._holds.lacking():
+            home = self._objects.machine.home_of(oid)
+            if home and self._links.is_dead(home):
+                dead_homes = True  # its heir is being asked for
+            else:
+                wanted.setdefault((actor_id, position), []).append(oid)
+        for (actor_id, position), oids in wanted.items():
+            self.want(actor_id, position, oids)
+        if dead_homes:
+            self._loop.call_later(LACKING_S, self._fill)
+
+    # ---------------------------------------------------------------- logs of others
+
+    def _on_hold(self, node: bytes, message: HoldForLog) -> None:
+        process = KEEPER + message.actor_id
+        is_new, fresh = self._kept.hold(message.actor_id, message.position, message.oids)
+        if is_new:
+            self._objects.handle(events.ProcessJoined(process, runs=False))
+            self._unconfirmed[process] = deque()
+            self._confirmed[process] = 0
+        held = HeldForLog(message.number, message.actor_id)
+        waiting = self._unconfirmed[process]
+        if fresh or waiting:  # what is held already may not be counted yet: a hold of nothing comes after it
+            waiting.append((node, held))
+            self._objects.hold_for_log(process, fresh, message.home)
+        else:
+            self._links.send(node, held)
+        if is_new:
+            self._follow(message.actor_id)
+
+    def _on_confirmed(self, process: bytes, count: int) -> None:
+        waiting = self._unconfirmed.get(process)
+        if waiting is None:
+            return
+        for _ in range(count - self._confirmed[process]):
+            node, held = waiting.popleft()
+            self._links.send(node, held)
+        self._confirmed[process] = count
+
+    def _on_free(self, node: bytes, message: FreeLogHolds) -> None:
+        gone = self._kept.free(message.actor_id, message.below)
+        if gone:
+            self._objects.handle(events.Released(KEEPER + message.actor_id, gone))
+
+    def actor_dead(self, actor_id: bytes) -> None:
+        """Nothing need be held for it."""
+        if self._kept.drop(actor_id):
+            process = KEEPER + actor_id
+            del self._unconfirmed[process], self._confirmed[process]
+            self._objects.handle(events.ProcessDied(process, "its actor is dead"))
+
+    def statistics(self) -> dict[str, int]:
+        """Sizes of the tables."""
+        return {**self._holds.statistics(), **self._kept.statistics()}
