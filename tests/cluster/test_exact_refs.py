@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,62 @@ class Sums:
         return os.getpid()
 
 
+@shoal.remote(num_cpus=0, checkpoint_interval=100)
+class Account:
+    def __init__(self) -> None:
+        self.balance = 0
+
+    def book(self, amount: int) -> int:
+        self.balance += amount
+        return self.balance
+
+
+@shoal.remote(num_cpus=0, resources={"out": 1}, checkpoint_interval=3)
+class Bank:
+    """Has the only refs and handles of what it is given, and of what it makes."""
+
+    def __init__(self) -> None:
+        self.refs: list[Any] = []
+        self.accounts: list[Any] = []
+
+    def take(self, refs: list[Any], accounts: list[Any]) -> None:
+        assert [int(values[0]) for values in shoal.get(refs)] == [3]
+        self.refs += refs
+        self.accounts += accounts
+
+    def make(self, number: int) -> None:
+        self.refs.append(made.remote(number))
+        self.accounts.append(Account.remote())
+        assert int(shoal.get(self.refs[-1])[0]) == number
+
+    def book(self, amount: int) -> list[int]:
+        return list(shoal.get([account.book.remote(amount) for account in self.accounts]))
+
+    @shoal.method(read_only=True)
+    def values(self) -> list[int]:
+        return [int(values[0]) for values in shoal.get(self.refs)]
+
+    @shoal.method(read_only=True)
+    def node(self) -> str:
+        return str(shoal.get_runtime_context().get_node_id())
+
+
+def node_of(cluster: Cluster, bank: Any) -> ClusterNode:
+    node_id = get(bank.node.remote())
+    return next(node for node in cluster.nodes if node.node_id == node_id)
+
+
+def held_for_logs(cluster: Cluster) -> int:
+    return sum(node.call("node.stats")["actors"]["log_holds_kept"] for node in cluster.nodes)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def replaced(cluster: Cluster, node: ClusterNode, **options: Any) -> ClusterNode:
     """Kill a node; another one like it."""
     cluster.remove_node(node, kill=True)
@@ -93,3 +150,27 @@ def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
     os.kill(get(sums.process.remote()), signal.SIGKILL)
     with pytest.raises(ActorDiedError, match=r"(?s)call \d+, Sums.look_if_there, .*could not be had"):
         get(sums.add.remote([1]))
+
+
+def test_what_only_an_actor_refers_to_outlives_its_node(start_cluster: StartCluster) -> None:
+    """Killed with records since the checkpoint, then drained; in the end nothing is held by anybody."""
+    cluster = start_cluster(num_cpus=1, resources={"far": 1, "here": 1})
+    cluster.add_nodes(2, num_cpus=1, resources={"out": 1})
+    cluster.connect(log_to_driver=False)
+    bank = Bank.remote()
+    get(bank.take.remote([made.remote(3)], [Account.options(resources={"here": 0.1}).remote()]))
+    get(bank.make.remote(4))
+    assert get([bank.book.remote(1) for _ in range(2)])[-1] == [2, 2]
+    cluster.remove_node(node_of(cluster, bank), kill=True)
+    assert get(bank.book.remote(1)) == [3, 3]
+    assert get(bank.values.remote()) == [3, 4]
+
+    cluster.add_node(num_cpus=1, resources={"out": 1})
+    cluster.remove_node(node_of(cluster, bank))
+    assert get(bank.book.remote(1)) == [4, 4]
+    assert get(bank.values.remote()) == [3, 4]
+
+    assert held_for_logs(cluster) > 0
+    del bank
+    wait_until(lambda: held_for_logs(cluster) == 0)
+    wait_until(lambda: not any(node.call("node.objects")["objects"] for node in cluster.nodes))

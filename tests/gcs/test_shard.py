@@ -224,6 +224,24 @@ def test_a_node_that_stays_away_is_lost_with_its_jobs_and_subscriptions() -> Non
     ]
 
 
+def test_handles_are_counted_where_the_creator_lives_now() -> None:
+    """A creator with checkpoints was replayed on another node; the heir of the first one has no say, unless nobody else has."""
+    other, third = b"o" * 16, b"t" * 16
+    gcs = Gcs().node(1, NODE).node(2, other).node(3, third)
+    gcs.call("actor_create", 1, spec=spec(1, home=NODE))
+
+    def state() -> str:
+        [row] = gcs.call("actors_list", 3)["actors"]
+        return str(row["state"])
+
+    gcs.call("actor_create", 2, spec=spec(1, home=other))
+    gcs.tell(3, ActorRefsGone(spec(1).actor_id))
+    assert state() == "pending"
+    gcs.call("leave", 2, reason="it ends")
+    gcs.tell(3, ActorRefsGone(spec(1).actor_id))
+    assert state() == "dead"
+
+
 def test_a_node_that_connects_anew_replaces_its_former_connection() -> None:
     gcs = Gcs().node()
     gcs.tell(2, Hello(PROTOCOL_VERSION, NODE, b"", 6))

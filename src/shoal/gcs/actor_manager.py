@@ -108,6 +108,14 @@ class ActorRequested:
 
 
 @dataclass(slots=True)
+class ActorRequestedAgain:
+    """The creator was replayed on another node, `home`: that counts the handles now."""
+
+    actor_id: bytes
+    home: bytes
+
+
+@dataclass(slots=True)
 class ActorKillAsked:
     """kill(actor). Without `no_restart` only one life ends: the present one, or `incarnation` (0 for any) if that is the present one."""
 
@@ -170,6 +178,7 @@ class NodeLost:
 
 Event = (
     ActorRequested
+    | ActorRequestedAgain
     | ActorKillAsked
     | JobEnded
     | GroupRemoved
@@ -378,6 +387,14 @@ class ActorManager:
             self._names[spec.namespace, spec.name] = spec.actor_id
         self._note(record, now, f"requested: {spec.class_name}")
         self._place(record, False, now, effects)
+
+    def _on_requested_again(self, event: ActorRequestedAgain, now: float, effects: list[Effect]) -> None:
+        record = self._actors[event.actor_id]
+        if record.state == DEAD or record.spec.home == event.home:
+            return
+        record.spec.home = event.home
+        self._note(record, now, f"its creator goes on at node {event.home.hex()[:8]}")
+        effects.append(StoreActor(event.actor_id, record))
 
     def _on_worker_started(self, event: ActorWorkerStarted, now: float, effects: list[Effect]) -> None:
         record = self._live(event.actor_id, event.incarnation, "worker_started", now)
@@ -645,6 +662,7 @@ def restart_delay_s(stillborn: int) -> float:
 
 _HANDLERS: dict[type, Callable[[ActorManager, Any, float, list[Effect]], None]] = {
     ActorRequested: ActorManager._on_requested,
+    ActorRequestedAgain: ActorManager._on_requested_again,
     ActorWorkerStarted: ActorManager._on_worker_started,
     ActorConstructed: ActorManager._on_constructed,
     ActorPlacementRefused: ActorManager._on_refused,

@@ -34,6 +34,7 @@ from shoal.gcs.actor_manager import (
     ActorMoved,
     ActorRecord,
     ActorRequested,
+    ActorRequestedAgain,
     AnnounceActor,
     JobEnded,
     NodeJoined,
@@ -543,6 +544,10 @@ class GcsShard:
         self._on_actor_event(message, now, effects)
 
     def _on_refs_gone(self, number: int, message: ActorRefsGone, now: float, effects: list[Effect]) -> None:
+        record = self.actors.get(message.actor_id)
+        home = self.nodes.get(record.spec.home) if record is not None else None
+        if home is not None and home.alive and home.node.node_id != self._connections[number].node_id:
+            return  # from the heir of a former home: the creator was replayed, and its node counts the handles now
         self._on_actor_event(message, now, effects)
 
     def _on_actor_event(self, event: ActorEvent, now: float, effects: list[Effect]) -> None:
@@ -607,6 +612,7 @@ class GcsShard:
     def _actor_create(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         spec = msgspec.convert(body["spec"], ActorSpec)
         if self.actors.get(spec.actor_id) is not None:  # said before
+            self._on_actor_event(ActorRequestedAgain(spec.actor_id, spec.home), now, effects)
             return {"actor_id": spec.actor_id, "existing": None}
         holder = self.actors.find(spec.namespace, spec.name) if spec.name else None
         if holder is not None:

@@ -162,6 +162,8 @@ class ActorCalls:
         spec.actor_id = ids.task_id_of(prefix, next(context.children))
         spec.arguments = arguments
         spec.home = runtime.node_id
+        if runtime.call_names is not None:
+            runtime.call_names.creates = True
         entry = ObjectEntry(ids.actor_handle_id(spec.actor_id))
         entry.value = runtime.none_blob
         ref = ObjectRef(entry)

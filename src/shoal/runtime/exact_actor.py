@@ -259,9 +259,11 @@ class ExactActor:
         self._calls += 1
         self._bytes += len(encoded)
         self._finish(job.task_id, value)
-        lossy = bool(self.names.loss)  # nobody knows what it would meet with in a replay, so there must be none
-        if (lossy or self._is_due()) and not self.executor.exit_reason:
-            self._checkpoint_or_tell(last=lossy)
+        # Nobody knows what a call would meet with in a replay that has met with a loss; and one that made an actor would make it again on another
+        # node, which would count handles beside the first. So these are not to be replayed.
+        overdue = bool(self.names.loss) or (self.names.creates and self.in_cluster)
+        if (overdue or self._is_due()) and not self.executor.exit_reason:
+            self._checkpoint_or_tell(last=overdue)
         return value
 
     def _leave_page(self, daemon: Connection) -> None:
@@ -273,7 +275,7 @@ class ExactActor:
 
     def _run(self, job: Job) -> Value | Many:
         names = self.names
-        names.active, names.loss = True, ""
+        names.active, names.creates, names.loss = True, False, ""
         self._results.handed = []
         try:
             return self.executor.run_task(job)

@@ -251,13 +251,14 @@ class CallNames:
     """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike; and what its calls could not
     have. Written by `exact_actor`; counted under the reactor's lock."""
 
-    __slots__ = ("active", "loss", "made", "prefix", "settled")
+    __slots__ = ("active", "creates", "loss", "made", "prefix", "settled")
 
     def __init__(self, prefix: bytes) -> None:
         self.prefix = prefix
         self.made = 0  #: calls named so far
         self.active = False  #: a recorded call runs now
         self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
+        self.creates = False  #: the recorded call that runs has made an actor
         self.loss = ""  #: what the recorded call that runs has asked for and could not have, the first of it
 
     def note_loss(self, error: BaseException) -> None:
