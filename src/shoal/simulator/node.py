@@ -94,6 +94,8 @@ class Node:
         self._handles = False
         self._tick_due = math.inf
         self._looks = False
+        #: requests that came before the GCS had answered; None from then on
+        self._early: list[tuple[bytes, ForeignLeases]] | None = []
         self._heartbeats = 0
         self._beat_at = math.inf
         self._beat_number = 0
@@ -189,6 +191,9 @@ class Node:
         self.groups.on_connected()
         self._heartbeats = 0
         self.beat_now()
+        early, self._early = self._early or [], None
+        for node_id, request in early:
+            self.on_node_message(node_id, request)
         self.forward(forwarding.GcsReturned())
 
     def _on_cluster(self, message: ClusterNodes) -> None:
@@ -280,6 +285,9 @@ class Node:
         kind = type(message)
         if kind is ForeignLeases:
             self._node_of[message.process] = node_id
+            if self._early is not None:
+                self._early.append((node_id, message))
+                return
             self.feed(
                 events.LeasesRequested(
                     message.process, message.class_no, message.job_id, message.demand, message.depth, message.backlog,
@@ -320,6 +328,8 @@ class Node:
 
     def _end_foreign(self, process: bytes) -> None:
         self._node_of.pop(process, None)
+        if self._early:
+            self._early = [each for each in self._early if each[1].process != process]
         self.feed(events.ProcessDied(process))
 
     # ---------------------------------------------------------------- the machines

@@ -83,6 +83,8 @@ class ForeignLeases:
         #: classes that a replica of the global scheduler was asked about -> its shard
         self._replica_of: dict[tuple[bytes, int], int] = {}
         self._looking = False
+        #: requests that came before the GCS had answered, which numbers this node's leases apart from others'; None from then on
+        self._early: list[tuple[bytes, ForeignLeasesMessage]] | None = []
         handlers = links.handlers
         handlers[ForeignLeasesMessage] = self._on_foreign_request
         handlers[ForeignProcessDied] = self._on_foreign_death
@@ -164,6 +166,9 @@ class ForeignLeases:
 
     def _on_foreign_request(self, node_id: bytes, message: ForeignLeasesMessage) -> None:
         self.meet(message.process, node_id)
+        if self._early is not None:
+            self._early.append((node_id, message))
+            return
         if message.namespace:
             self._table.namespaces[message.job_id] = message.namespace
         self._leases.handle(
@@ -185,6 +190,8 @@ class ForeignLeases:
 
     def _end_process(self, process: bytes, node_id: bytes, reason: str, job_id: bytes = b"") -> None:
         self._node_of.pop(process, None)
+        if self._early:
+            self._early = [each for each in self._early if each[1].process != process]
         executors = [worker.worker_id for worker in self._table.workers() if process in worker.submitters]
         for worker in self._table.workers():
             worker.submitters.pop(process, None)
@@ -223,6 +230,9 @@ class ForeignLeases:
 
     def on_gcs_connected(self) -> None:
         """The GCS listens (again)."""
+        early, self._early = self._early or [], None
+        for node_id, message in early:
+            self._on_foreign_request(node_id, message)
         self._feed(forwarding.GcsReturned())
 
     def _avoid(self, process: bytes, class_no: int, kind: str, node_id: bytes) -> None:
