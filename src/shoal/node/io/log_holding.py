@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from shoal.node.io.node_links import NodeLinks
 
 KEEPER = b"keeper of "  #: before an ActorID: who holds here what that actor's log on another node refers to
-LACKING_S = 1.0  #: after a keeper's death: by then it is known who inherited what had its home there
+#: so long after a keeper's death it is looked who inherited what had its home there; twice as long each time, up to the second
+LACKING_S, LACKING_MAX_S = 0.1, 10.0
 
 
 class LogHolding:
@@ -107,9 +108,9 @@ class LogHolding:
         for actor_id in self._holds.node_gone(node):
             self._on_settled(actor_id)
         if self._holds.lacking():
-            self._loop.call_later(LACKING_S, self._fill)
+            self._loop.call_later(LACKING_S, self._fill, LACKING_S)
 
-    def _fill(self) -> None:
+    def _fill(self, after_s: float = LACKING_S) -> None:
         """Find keepers for what has none."""
         wanted: dict[tuple[bytes, int], list[bytes]] = {}
         dead_homes = False
@@ -122,7 +123,8 @@ class LogHolding:
         for (actor_id, position), oids in wanted.items():
             self.want(actor_id, position, oids)
         if dead_homes:
-            self._loop.call_later(LACKING_S, self._fill)
+            again_s = min(2 * after_s, LACKING_MAX_S)
+            self._loop.call_later(again_s, self._fill, again_s)
 
     # ---------------------------------------------------------------- logs of others
 
