@@ -4,7 +4,7 @@ Purpose: a ref in a state, answer or recorded argument is good in a life on anot
 other nobody else may hold what it refers to.
 
 Design: two pure tables. Each ref of a log has a *keeper*, a node that holds it in the actor's name: its home, or, for what has its home on the
-actor's own node, another one, which thereby is told how the object is made (`mirrors`) and inherits it.
+actor's own node, two others, which thereby are told how the object is made (`mirrors`): one inherits it, and may die before the next life holds it.
 
     node of the actor                     keeper
        |---HoldForLog(position, oids)------->|  holds them, and follows the actor: with its death all its holds end
@@ -24,7 +24,7 @@ What it does not do: count processes (the object directory does, for which the k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 
@@ -45,13 +45,18 @@ class Wanted:
     """One object of a log here. Written by LogHolds alone."""
 
     position: int
-    #: the node that holds it, or was asked to; empty for none
-    keeper: bytes = b""
+    #: the nodes that hold it, or were asked to
+    keepers: list[bytes] = field(default_factory=list)
+    #: its home is the actor's own node
+    is_own: bool = False
 
 
 def position_of(index: int, is_checkpoint: bool) -> int:
     """The place of a record, or of a checkpoint that covers it."""
     return 2 * index + is_checkpoint
+
+
+KEEPERS_OF_OWN = 2  #: of what has its home on the actor's own node
 
 
 class LogHolds:
@@ -74,14 +79,14 @@ class LogHolds:
         return actor_id not in self._asked
 
     def lacking(self) -> list[tuple[bytes, bytes, int]]:
-        """(actor, object, position) of what has no keeper, if there is a node to be one."""
-        if not self._nodes:
-            return []
+        """(actor, object, position) of what has too few keepers, if there are nodes to be some."""
+        own = min(KEEPERS_OF_OWN, len(self._able()))
+        least = min(1, len(self._nodes))
         return [
             (actor_id, oid, row.position)
             for actor_id, rows in self._logs.items()
             for oid, row in rows.items()
-            if not row.keeper
+            if len(row.keepers) < (max(own, least) if row.is_own else least)
         ]
 
     def statistics(self) -> dict[str, int]:
@@ -99,9 +104,9 @@ class LogHolds:
             if row is None:
                 row = rows[oid] = Wanted(position)
             row.position = max(row.position, position)
-            row.keeper = row.keeper or self._keeper(actor_id, home)
-            if row.keeper:
-                groups.setdefault((row.keeper, home), []).append(oid)
+            self._choose(actor_id, home, row)
+            for keeper in row.keepers:
+                groups.setdefault((keeper, home), []).append(oid)
         asks = []
         for (keeper, home), oids in groups.items():
             self._numbers += 1
@@ -110,11 +115,22 @@ class LogHolds:
             asks.append(AskHold(keeper, self._numbers, actor_id, position, oids, home))
         return asks
 
-    def _keeper(self, actor_id: bytes, home: bytes) -> bytes:
+    def _able(self) -> list[bytes]:
+        return [node for node, drains in self._nodes.items() if not drains]
+
+    def _choose(self, actor_id: bytes, home: bytes, row: Wanted) -> None:
+        """Find the keepers that an object of this home lacks."""
         if home in self._nodes:
-            return home
-        able = [node for node, drains in self._nodes.items() if not drains] or list(self._nodes)
-        return min(able, key=lambda node: crc32(actor_id + node)) if able else b""
+            row.is_own = False
+            if not row.keepers:
+                row.keepers.append(home)
+            return
+        row.is_own = True
+        for node in sorted(self._able(), key=lambda node: crc32(actor_id + node)):
+            if len(row.keepers) < KEEPERS_OF_OWN and node not in row.keepers:
+                row.keepers.append(node)
+        if not row.keepers and self._nodes:
+            row.keepers.append(min(self._nodes))  # it drains, as all others do
 
     def told(self, actor_id: bytes, number: int) -> bool:
         """A keeper holds what it was asked to. Returns whether nobody need wait any more who did."""
@@ -131,7 +147,7 @@ class LogHolds:
             del rows[oid]
         told = list(self._keepers.pop(actor_id, {}))
         if rows:
-            self._keepers[actor_id] = {row.keeper: None for row in rows.values() if row.keeper}
+            self._keepers[actor_id] = {keeper: None for row in rows.values() for keeper in row.keepers}
         else:
             self._logs.pop(actor_id, None)
         return told
@@ -152,8 +168,8 @@ class LogHolds:
         self._nodes.pop(node, None)
         for rows in self._logs.values():
             for row in rows.values():
-                if row.keeper == node:
-                    row.keeper = b""
+                if node in row.keepers:
+                    row.keepers.remove(node)
         for keepers in self._keepers.values():
             keepers.pop(node, None)
         settled = []
