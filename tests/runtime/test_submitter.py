@@ -249,6 +249,26 @@ def test_calls_on_a_node_that_died_count_as_begun() -> None:
         assert isinstance(outcome_of(calls[1].result), errors.ActorUnavailableError)
 
 
+def test_a_task_loses_one_retry_with_its_node_and_not_one_with_each_worker_there() -> None:
+    with World(12) as world:
+        driver = world.drivers[0]
+        for number in range(1, 5):
+            world.plans[number] = Plan(number, pauses=1000 if number == 1 else 0, max_retries=3)
+            world.submit(world.plans[number], driver)
+        for _ in range(20):
+            world.calm_round()
+        submitter = driver.runtime.submitter
+        leases = sorted(submitter.classes[0].leases.values(), key=lambda lease: not lease.inflight)
+        (task,) = leases[0].inflight.values()
+        assert len(leases) > 1, "another one is idle"
+        for lease in leases:
+            worker_id = lease.connection.attachment.worker_id
+            death = WorkerDied(worker_id, lease.lease_id, ALL_STARTED, "its node died", 0)
+            submitter.on_worker_died(lease.connection, death)
+        assert not submitter.classes[0].leases
+        assert task.retries_left == 2
+
+
 def test_code_that_captures_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "CODE_BYTES_MAX", 10_000)
     captured = bytes(20_000)

@@ -413,7 +413,7 @@ class ActorManager:
             record.creation_error = event.error
             recovered = record.spec.takes_checkpoints and record.restarts
             cause = "its state could not be recovered" if recovered else "its constructor raised an exception"
-            self._end(record, DEATH_CONSTRUCTOR, cause, now, effects)
+            self._end(record, DEATH_CONSTRUCTOR, event.cause or cause, now, effects)
             return
         record.stillborn = 0
         self._move(record, "constructed", now, "constructed")
@@ -625,7 +625,7 @@ class ActorManager:
         """The actor is dead. Its arguments are dropped: a dead actor needs none, and they may be large."""
         self._free_name(record)
         record.death, record.cause = death, cause
-        record.spec = msgspec.structs.replace(record.spec, arguments=b"", dependencies=None, methods=b"")
+        record.spec = msgspec.structs.replace(record.spec, arguments=b"", dependencies=None, methods=b"", needs=[])
         self._move(record, "end", now, f"{death}: {cause}")
         self._announce(record, effects)
         self._dead.append(record.spec.actor_id)

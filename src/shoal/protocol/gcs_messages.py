@@ -186,11 +186,12 @@ class ActorWorkerStarted(Message, tag=108):
 
 
 class ActorConstructed(Message, tag=109):
-    """From a node: the constructor returned, or failed with `error` (a serialized exception)."""
+    """From a node: the constructor returned, or failed with `error` (a serialized exception); `cause` if it was not called."""
 
     actor_id: bytes
     incarnation: int
     error: bytes = b""
+    cause: str = ""
 
 
 class ActorPlacementRefused(Message, tag=110):

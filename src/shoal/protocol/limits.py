@@ -90,6 +90,7 @@ HEARTBEAT_S = 0.5
 ANSWERS_WITHHELD_AFTER_S = (
     3.0  #: an actor that could be restarted elsewhere says nothing so long after its node was heard
 )
+LEASE_NUMBER_BITS = 40  #: a lease's number is the number of its node, then so many bits of its own
 ALL_STARTED = 1 << 62  #: in WorkerDied of a node that died: nobody knows what had begun, so everything may have
 HEARTBEATS_MISSED_S = 5.0  #: a node that says nothing for so long is declared dead
 GCS_SILENT_S = (

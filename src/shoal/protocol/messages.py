@@ -560,6 +560,8 @@ class ActorSpec(Message, tag=70):
     options: dict[str, Any] = {}
     home: bytes = b""  #: the node that counts its handles: its creator's
     job_namespace: str = ""  #: where the actors are named that it looks up and makes
+    #: the objects that its arguments are or refer to: (id, home, what made it)
+    needs: list[tuple[bytes, bytes, str]] = []
 
     @property
     def takes_checkpoints(self) -> bool:
@@ -621,11 +623,12 @@ class BecomeActor(Message, tag=74):
 
 
 class ActorStarted(Message, tag=75):
-    """From a worker: the constructor returned, or failed with `error` (a serialized exception)."""
+    """From a worker: the constructor returned, or failed with `error` (a serialized exception); `cause` if it was not called."""
 
     actor_id: bytes
     incarnation: int
     error: bytes = b""
+    cause: str = ""
 
 
 class KillActor(Message, tag=76):

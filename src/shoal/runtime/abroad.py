@@ -15,7 +15,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shoal.protocol.limits import ALL_STARTED, LEASE_NUMBER_BITS
+
 if TYPE_CHECKING:
+    from shoal.protocol.messages import WorkerDied
+    from shoal.runtime.submitter import Submitter
     from shoal.wire.handshake import ClientHandshake
 
 GATEWAY_ANSWER_BYTES_MAX = 1000
@@ -25,6 +29,19 @@ TAKEN = b"1"
 def is_abroad(address: str) -> bool:
     """Whether an address is that of a worker of another node: "tcp:HOST:PORT/WORKER", the other node's daemon and the worker's id."""
     return address.startswith("tcp:")
+
+
+def shun_dead_node(submitter: Submitter, death: WorkerDied) -> None:
+    """With a node all its workers die, and each is told of. What one of them loses must not go to the next, or it costs a retry each time.
+    Caller holds the lock."""
+    if death.started_seq != ALL_STARTED:
+        return
+    node_no = death.lease_id >> LEASE_NUMBER_BITS
+    for connection in submitter._peers.values():
+        for lease in connection.attachment.leases.values():
+            if lease.klass is not None and lease.lease_id >> LEASE_NUMBER_BITS == node_no:
+                lease.ending = True
+                submitter._close_to_pushes(lease)
 
 
 class RouteHello:

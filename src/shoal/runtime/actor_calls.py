@@ -39,7 +39,7 @@ from shoal.protocol.messages import (
     TaskReplies,
     WorkerDied,
 )
-from shoal.runtime.objects import ObjectEntry, ObjectRef, sendable
+from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of_entry, sendable
 from shoal.runtime.tasks import PendingTask, WorkerLease, started_under
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class ActorCalls:
                 runtime.objects.contain(entry, runtime.objects.escape([ObjectRef(inner) for inner in held]))
                 for inner in held:
                     inner.count += 1  # for the refs made in the line above
+                spec.needs = [(inner.oid, home_of_entry(inner), self._maker(inner)) for inner in dict.fromkeys(held)]
             runtime.objects.unuse(runtime.objects.escape([ref]))
             queue = self.queues[spec.actor_id] = ActorQueue(spec.actor_id, spec.class_name, in_order)
             queue.kept = held or []
@@ -213,6 +214,15 @@ class ActorCalls:
         for entry in unknown:
             runtime.when_known(entry, arrived)
         return ref, None
+
+    def _maker(self, entry: ObjectEntry) -> str:
+        """What made an object, as far as this process knows; for the error of an actor that needs it in vain."""
+        task = entry.task
+        if task is None and (record := self.runtime.lineage.records.get(entry.oid[: ids.TASK_ID_BYTES])) is not None:
+            task = record.task
+        if task is not None:
+            return f"made by {task.template.wire.name}()"
+        return "stored by shoal.put" if entry.oid[ids.TASK_ID_BYTES] & 0x80 else ""
 
     def _creation(
         self,

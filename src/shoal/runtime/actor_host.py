@@ -34,12 +34,14 @@ from shoal.protocol.messages import (
     Failed,
     Many,
     MayAnswer,
+    Stored,
     StreamItem,
     TerminateActor,
     Value,
     WorkerExiting,
 )
 from shoal.runtime.reactor import Waiter
+from shoal.runtime.results import ArgumentLost
 from shoal.runtime.tasks import TaskContext, running_task
 
 if TYPE_CHECKING:
@@ -128,10 +130,9 @@ class ActorHost:
         if held.started.group:
             context.enter_group(held.started.group)
         token = running_task.set(context)
-        error = self._failed_argument(spec)
+        error, cause = b"", ""
         try:
-            if error:
-                raise InputFailed
+            self._check_arguments(spec)
             cls = self._load_class(spec)
             if spec.takes_checkpoints:
                 from shoal.runtime.exact_actor import ExactActor
@@ -141,8 +142,8 @@ class ActorHost:
             else:
                 self.instance = self._instantiate(cls)
             self._prepare_concurrency()
-        except InputFailed:
-            pass
+        except InputFailed as failed:
+            error, cause = failed.error, failed.cause
         except BaseException as exception:
             wrapped = errors.make_task_error(exception, f"{spec.class_name}.__init__", self.runtime.pid, "127.0.0.1")
             error = serialization.dumps_error(wrapped)
@@ -151,7 +152,7 @@ class ActorHost:
         with self.reactor.lock:
             daemon = self.reactor.causal
             if daemon is not None:
-                daemon.send_now(ActorStarted(spec.actor_id, message.incarnation, error))
+                daemon.send_now(ActorStarted(spec.actor_id, message.incarnation, error, cause))
         if error:
             executor.exit_reason = "its constructor failed"
         elif spec.is_async:
@@ -160,19 +161,47 @@ class ActorHost:
     def _instantiate(self, cls: type) -> Any:
         """Run the constructor."""
         executor, spec = self.executor, self.spec
-        plain = executor.load_value(spec.arguments)
-        positional, named = executor.with_dependencies(plain, spec.dependencies)
+        positional, named = executor.with_dependencies(self._argument(spec.arguments), None)
+        for key, value in spec.dependencies or ():
+            loaded = self._argument(value)
+            if type(key) is int:
+                positional[key] = loaded
+            else:
+                named[key] = loaded
         executor.actor = self
         return cls(*positional, **named)
 
-    def _failed_argument(self, spec: Any) -> bytes:
-        """The constructor's error, when one of its arguments could not be computed; else empty."""
+    def _argument(self, value: Value) -> Any:
+        """An argument of the constructor. One that is not where the spec says is asked for again, as any ref: its owner, or who is in the owner's
+        place, makes it anew."""
+        try:
+            return self.executor.load_value(value)
+        except ArgumentLost as lost:
+            oid, error = lost.place.oid, lost.error
+        except errors.ObjectLostError as known:
+            assert type(value) is Stored, "of values that lie in stores"
+            oid, error = value.oid, known
+        spec = self.spec
+        home, maker = next(((home, maker) for each, home, maker in spec.needs if each == oid), (b"", ""))
+        if home:
+            try:
+                return self.runtime.get(self.runtime.objects.borrow(oid, home))
+            except errors.ObjectLostError as last:
+                error = last
+        text = (
+            f"{spec.class_name}.__init__ was not called: its argument, object {oid.hex()}{maker and f' ({maker})'}, is lost: "
+            f"{str(error).rstrip('.')}. "
+            "An argument outlives its node if its task may run again (max_retries) or it was stored by shoal.put(value, copies=2)"
+        )
+        cause = "an argument of its constructor is lost, and cannot be made again"
+        raise InputFailed(serialization.dumps_error(type(error)(text, object_id=oid.hex())), cause) from error
+
+    def _check_arguments(self, spec: Any) -> None:
+        """Raises InputFailed when an argument of the constructor could not be computed."""
         for _, value in spec.dependencies or ():
             if type(value) is Failed:
-                return serialization.dumps_error(
-                    errors.dependency_error(serialization.loads_error(value.error), f"{spec.class_name}.__init__")
-                )
-        return b""
+                error = errors.dependency_error(serialization.loads_error(value.error), f"{spec.class_name}.__init__")
+                raise InputFailed(serialization.dumps_error(error))
 
     def _load_class(self, spec: Any) -> type:
         code = self.executor.functions.get(spec.class_id)
@@ -481,7 +510,12 @@ class ActorHost:
 
 
 class InputFailed(Exception):
-    """The constructor is not to run."""
+    """The constructor is not to run: the error that stands for it, and why the actor is dead if its constructor is not to blame."""
+
+    def __init__(self, error: bytes, cause: str = "") -> None:
+        super().__init__(cause)
+        self.error = error
+        self.cause = cause
 
 
 class ActorExit(SystemExit):

@@ -212,7 +212,12 @@ class ObjectRef:
 
 def home_of(ref: ObjectRef) -> bytes:
     """The node that counts who holds the object, if it escapes or has done so."""
-    shared = ref._entry.shared
+    return home_of_entry(ref._entry)
+
+
+def home_of_entry(entry: ObjectEntry) -> bytes:
+    """As `home_of`."""
+    shared = entry.shared
     return shared.home or _here if shared is not None else _here
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class ArgumentLost(Exception):  # noqa: N818  not an error of its own
     """A task cannot begin: an argument is not where its submitter believes it to be."""
 
-    def __init__(self, place: Stored, error: Exception) -> None:
+    def __init__(self, place: Stored, error: errors.ObjectLostError) -> None:
         super().__init__(str(error))
         self.place = place
         self.error = error

@@ -54,7 +54,7 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.strategies import LOCALITY
 from shoal.runtime import outlook, unread_errors
-from shoal.runtime.abroad import is_abroad
+from shoal.runtime.abroad import is_abroad, shun_dead_node
 from shoal.runtime.dialling import Dial, Dialler
 from shoal.runtime.lease_requests import LeaseRequests
 from shoal.runtime.objects import ObjectEntry, sendable
@@ -562,6 +562,7 @@ class Submitter:
             return
         peer: WorkerPeer = peer_connection.attachment
         peer.death = message
+        shun_dead_node(self, message)
         if not peer_connection.closed:
             self.reactor.drain(peer_connection)
             if is_abroad(peer.address) and not peer_connection.closed:

@@ -32,7 +32,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shoal.protocol.limits import RESERVE_WAIT_S, RESOURCE_UNIT
+from shoal.protocol.limits import LEASE_NUMBER_BITS, RESERVE_WAIT_S, RESOURCE_UNIT
 from shoal.protocol.messages import UNSCHEDULABLE_BUNDLE_GONE, UNSCHEDULABLE_GROUP_REMOVED
 from shoal.protocol.resources import (
     ACCELERATOR_RESOURCES,
@@ -771,10 +771,10 @@ class LocalScheduler:
         waiter = self._queue.waiting.get((process, class_no))
         return 0 if waiter is None else waiter.backlog
 
-    def number_leases_from(self, first: int) -> None:
-        """Leases get numbers above `first`: those of a cluster's nodes do not meet. Before the first grant."""
+    def number_leases_of(self, node_no: int) -> None:
+        """Leases get numbers of this node: those of a cluster's nodes do not meet. Before the first grant."""
         assert not self._granted_total, "no lease was granted yet"
-        self._last_lease_id = first
+        self._last_lease_id = node_no << LEASE_NUMBER_BITS
 
     def statistics(self) -> SchedulerStatistics:
         """Counts for status pages and tests."""

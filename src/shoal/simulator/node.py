@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from shoal.simulator.cluster import Cluster
 
 WAITING_TOLD_MAX = 100
-LEASE_NUMBER_BITS = 40
 RECONNECT_S = 0.1
 LEAVE_S = 1.0  #: a node that leaves waits so long until the GCS knows
 
@@ -186,7 +185,7 @@ class Node:
         if not self.node_no:
             self.node_no = message.node_no
             if self.node_no and not self.machine.granted_total():
-                self.machine.number_leases_from(self.node_no << LEASE_NUMBER_BITS)
+                self.machine.number_leases_of(self.node_no)
         self.actors.on_connected()
         self.groups.on_connected()
         self._heartbeats = 0

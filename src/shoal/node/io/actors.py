@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.io.gcs_link import GcsLink
+from shoal.node.io.kept_arguments import KeptArguments
 from shoal.node.io.leases import Leases
 from shoal.node.io.leash import Leash
 from shoal.node.io.processes import End, Process, ProcessTable, Worker
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.node")
 
-DEAD = "dead"
+ALIVE, DEAD = "alive", "dead"
 CREATION_HEARD_S = 0.2  #: what one node has told the GCS is heard before what another one tells so much later
 
 
@@ -110,6 +111,8 @@ class Actors:
         self._gcs = gcs
         #: checkpoints and records of those that take some; set by the daemon before the first message
         self.recoveries: Recoveries = None  # type: ignore[assignment]
+        #: what their constructors need again; set by the daemon likewise
+        self.arguments: KeptArguments = None  # type: ignore[assignment]
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
         self._creator_lives = creator_lives
@@ -136,10 +139,15 @@ class Actors:
         """A process wants an actor."""
 
         def answered(body: Any, error: list[str]) -> None:
+            if error or body["existing"] is not None:
+                self.arguments.drop(actor_id)
+            elif self.arguments.keeps(actor_id):
+                self.follow(actor_id)
             process.send(Answer(message.request, body, error))
 
         actor_id = message.spec.actor_id
         self._created[actor_id] = None
+        self.arguments.keep(message.spec)
         self._gcs.call("gcs.actor_create", {"spec": message.spec, "get_if_exists": message.get_if_exists}, answered)
         followed = self._followed.get(actor_id)
         if followed is not None and followed.unknown is not None:
@@ -164,9 +172,10 @@ class Actors:
         if placed is None or placed.worker is not process or placed.incarnation != message.incarnation:
             return
         placed.constructed = not message.error
-        self._gcs.report(ActorConstructed(message.actor_id, message.incarnation, message.error))
+        self._gcs.report(ActorConstructed(message.actor_id, message.incarnation, message.error, message.cause))
         if message.error:
-            self._pool.stop(placed.worker, "its constructor raised an exception", SHUTDOWN_GRACE_S)
+            why = message.cause or "its constructor raised an exception"
+            self._pool.stop(placed.worker, why, SHUTDOWN_GRACE_S)
 
     def on_kill(self, process: Process, message: messages.KillActor) -> None:
         """Somebody kills an actor. The GCS knows where it is; one that lives here need not wait for it."""
@@ -211,6 +220,8 @@ class Actors:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec, message.may_restart())
         self._table.namespaces[message.spec.job_id] = message.spec.job_namespace
+        if self.arguments.keep(message.spec):
+            self.follow(message.actor_id)
         if message.spec.takes_checkpoints:
             self.follow(message.actor_id)  # its log is kept here until it is dead
             self.recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))
@@ -285,6 +296,8 @@ class Actors:
             self._localize(state)
         if state.node_id not in (b"", self._node_id) and state.actor_id not in self._placed:
             self.recoveries.moved(state.actor_id)  # what was kept here for its next life is of no use any more
+        if state.state == ALIVE:
+            self.arguments.constructed(state.actor_id)
         self._end_former(followed.state, state)
         followed.state, followed.version = state, message.version
         for worker_id in followed.subscribers:
@@ -298,6 +311,7 @@ class Actors:
                 placed.worker.submitters.update(followed.subscribers)
             del self._followed[state.actor_id]
             self.recoveries.drop(state.actor_id)
+            self.arguments.drop(state.actor_id)
 
     def _tell(self, process: Process, state: ActorState) -> None:
         """Send a process an actor's state."""
@@ -466,4 +480,4 @@ class Actors:
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
-        return {"placed": len(self._placed), "followed": len(self._followed)}
+        return {"placed": len(self._placed), "followed": len(self._followed), **self.arguments.statistics()}

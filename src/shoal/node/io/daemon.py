@@ -41,6 +41,7 @@ from shoal.node.io.gcs_health import GcsHealth
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
 from shoal.node.io.groups import Groups
+from shoal.node.io.kept_arguments import KeptArguments
 from shoal.node.io.leases import Leases
 from shoal.node.io.logs import LogRouter
 from shoal.node.io.memory_watch import MemoryWatch, memory_threshold
@@ -83,8 +84,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.node")
 
-#: a lease's number is the number of its node, then so many bits of its own
-LEASE_NUMBER_BITS = 40
 GCS_END_S = 0.1  #: the GCS's servers have so long to end in order
 SHARED_TABLES_DROP_S = 2.0
 #: a node that leaves its cluster waits so long until the GCS knows
@@ -161,6 +160,7 @@ class NodeDaemon:
         self.recoveries = self.actors.recoveries = Recoveries(
             self.objects, self.store.free, self.gcs if start.options.get("node_listen") else None, loop
         )
+        self.actors.arguments = KeptArguments(self.objects)
         #: None for a node that is alone
         self.cluster: Cluster | None = None
         #: None without TLS
@@ -652,7 +652,7 @@ class NodeDaemon:
     def _on_gcs_connected(self) -> None:
         self.gcs_process.answered()
         if self.gcs.node_no and not self.leases.machine.granted_total():
-            self.leases.machine.number_leases_from(self.gcs.node_no << LEASE_NUMBER_BITS)
+            self.leases.machine.number_leases_of(self.gcs.node_no)
         self.actors.on_connected()
         self.groups.on_connected()
         if self.cluster is not None:

@@ -139,7 +139,7 @@ class LogHolding:
         waiting = self._unconfirmed[process]
         if fresh or waiting:  # what is held already may not be counted yet: a hold of nothing comes after it
             waiting.append((node, held))
-            self._objects.hold_for_log(process, fresh, message.home)
+            self._objects.hold_as(process, fresh, message.home)
         else:
             self._links.send(node, held)
         if is_new:

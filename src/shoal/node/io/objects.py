@@ -157,10 +157,11 @@ class Objects:
                 return
         self.handle(events.Held(process.worker_id, message.oids, holder, message.home))
 
-    def hold_for_log(self, keeper: bytes, oids: list[bytes], home: bytes) -> None:
-        """One hold on each for a log of another node; `on_keeper_confirmed` tells when the home counts them."""
+    def hold_as(self, holder: bytes, oids: list[bytes], home: bytes) -> None:
+        """One hold on each in the name of what is no process of this node (`ProcessJoined` came before); `on_keeper_confirmed` tells when the home
+        counts them."""
         self._expect(home)
-        self.handle(events.Held(keeper, oids, b"", home))
+        self.handle(events.Held(holder, oids, b"", home))
 
     def on_release(self, process: Process, message: messages.Release) -> None:
         """One hold fewer on each."""
