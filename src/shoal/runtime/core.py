@@ -31,6 +31,7 @@ from shoal.protocol.messages import (
     NUM_RETURNS_DYNAMIC,
     NUM_RETURNS_STREAMING,
     Answer,
+    BudgetReturned,
     Call,
     CancelObject,
     Containing,
@@ -55,6 +56,7 @@ from shoal.runtime.groups import GroupTable
 from shoal.runtime.lineage import LineageTable
 from shoal.runtime.locality import Locality
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState, dropped
+from shoal.runtime.own_daemon import wait_for_answer
 from shoal.runtime.pulling import Pulling, Told
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
@@ -643,8 +645,7 @@ class Runtime:
             self._answers[number] = (waiter, answer)
             daemon.send_now(make(number))
         try:
-            if not self.reactor.wait(waiter, None if timeout_s is None else perf_counter() + timeout_s):
-                raise errors.RpcError(f"the node daemon did not answer within {timeout_s} s")
+            wait_for_answer(self, waiter, timeout_s)
         finally:
             self._answers.pop(number, None)
         if not answer:
@@ -656,6 +657,8 @@ class Runtime:
         if slot is not None:
             slot[1].append(message)
             slot[0].arrived()
+        elif type(message) is SegmentBudget and message.granted > 0:  # who wanted it has given up
+            connection.send(BudgetReturned(message.segment, message.granted))
 
     def call(self, method: str, body: dict[str, Any] | None = None, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         """A rare request: "node.x" to the daemon, "gcs.x" to the GCS through it.
