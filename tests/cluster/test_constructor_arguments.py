@@ -70,5 +70,6 @@ def test_what_was_lost_is_made_anew_for_constructors(start_cluster: Callable[...
 
     os.kill(pid_of(detached), signal.SIGKILL)
     assert shoal.get(detached.all.remote(), timeout=SOON_S) == [6, 7, len(LARGE)], "its maker's node is dead"
-    cluster.remove_node(two, kill=True)
+    cluster.remove_node(two, kill=True)  # of the nodes that knew the detached actor only the head is left
+    assert shoal.get(detached.all.remote(), timeout=SOON_S) == [6, 7, len(LARGE)]
     assert shoal.get(lives.all.remote(), timeout=SOON_S) == [1, 3, 0]

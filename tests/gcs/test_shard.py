@@ -367,6 +367,32 @@ def test_what_is_said_between_joining_and_reporting_is_not_said_twice() -> None:
     assert told(gcs.tell(1, ActorWorkerDied(spec(1).actor_id, 1, "killed"))) == []
 
 
+def test_the_head_holds_what_constructors_need_that_others_have_asked_for() -> None:
+    disk = Disk()
+    gcs = Gcs()
+    head = RegisterNode(b"h" * 16, 6, "host", "head", {}, is_head=True)
+    gcs.tell(2, Hello(PROTOCOL_VERSION, head.node_id, b"", 6))
+    gcs.tell(2, head)
+    gcs.node()
+    needs = [(b"o" * 20, NODE, "")]
+    wanted = {1: {"max_restarts": 1}, 2: {}, 3: {"detached": True}, 4: {"max_restarts": -1}}
+    for number, changes in wanted.items():
+        asker = 2 if number == 4 else 1
+        effects = gcs.tell(asker, GcsCall(number, "gcs.actor_create", {"spec": spec(number, needs=needs, **changes)}))
+        disk.keep(effects)
+        assert (("StartActor", number, 0) in told(effects)) is (number in (1, 3)), "it has asked for 4 itself"
+    disk.keep(gcs.tell(1, ActorWorkerStarted(spec(3).actor_id, 1, b"w" * 16, "/w", 8, 3)))
+    disk.keep(gcs.tell(1, ActorConstructed(spec(3).actor_id, 1)))
+    disk.keep(gcs.tell(1, GcsCall(9, "gcs.actor_kill", {"actor_id": spec(1).actor_id, "no_restart": True})))
+    gcs = disk.restarted()
+    gcs.tell(2, Hello(PROTOCOL_VERSION, head.node_id, b"", 6))
+    again = told(gcs.tell(2, head))
+    assert ("StartActor", 4, 0) in again, "it restarts"
+    assert {number for _, number, incarnation in again if not incarnation} == {4}, (
+        "1 is dead, and 3 constructed for good"
+    )
+
+
 def test_what_was_killed_or_let_go_while_the_node_was_away_ends() -> None:
     disk = Disk()
     gcs = Gcs().node()

@@ -177,6 +177,10 @@ class NodeTable:
             "cause": record.cause or (away[1] if away else ""),
         }
 
+    def head(self) -> bytes:
+        """The head's node while it lives, else b""."""
+        return next((key for key, each in self._rows.items() if each.alive and each.node.is_head), b"")
+
     def shards(self) -> list[str] | None:
         """Where the other shards of the GCS listen, as the head has said; None if it has not registered yet."""
         return next((each.node.shards for each in self._rows.values() if each.alive and each.node.is_head), None)

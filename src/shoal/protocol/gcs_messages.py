@@ -135,7 +135,8 @@ class GcsAnswer(Message, tag=103):
 
 class StartActor(Message, tag=104):
     """To a node: place and construct this actor, after `delay_s` (its constructor crashed before). Answered by ActorWorkerStarted and
-    then ActorConstructed, or by ActorPlacementRefused, or by ActorWorkerDied. While it waits for resources nothing is said."""
+    then ActorConstructed, or by ActorPlacementRefused, or by ActorWorkerDied. While it waits for resources nothing is said. With incarnation 0
+    it is to live elsewhere, and this node (the head) only holds what its constructor needs again."""
 
     actor_id: bytes
     incarnation: int

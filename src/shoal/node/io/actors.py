@@ -215,13 +215,15 @@ class Actors:
 
     def on_start(self, message: StartActor) -> None:
         """An actor is to live here. Said twice (a GCS server that was started again may) it is one life."""
+        if self.arguments.keep(message.spec):
+            self.follow(message.actor_id)
+        if not message.incarnation:
+            return
         known = self._placed.get(message.actor_id)
         if known is not None and known.incarnation >= message.incarnation:
             return
         placed = self._placed[message.actor_id] = Placed(message.incarnation, message.spec, message.may_restart())
         self._table.namespaces[message.spec.job_id] = message.spec.job_namespace
-        if self.arguments.keep(message.spec):
-            self.follow(message.actor_id)
         if message.spec.takes_checkpoints:
             self.follow(message.actor_id)  # its log is kept here until it is dead
             self.recoveries.begin(message.actor_id, message.incarnation, lambda: self._place_later(placed, message))

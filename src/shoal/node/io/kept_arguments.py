@@ -2,9 +2,9 @@
 
 Purpose: an actor restarts whoever is dead by then: the process that made it, the job of that, the node that it lived on.
 
-Design: an actor's spec says which objects its arguments are or refer to, and where these are at home. Two kinds of nodes hold them: the one whose
-process asked for the actor, and each that the actor was sent to. So one of them is there while the other is lost, and each knows how to make the
-objects anew, should their home be lost (`node.mirrors`). In the eyes of the object directory what holds is a process with a name of its own;
+Design: an actor's spec says which objects its arguments are or refer to, and where these are at home. These nodes hold them: the one whose
+process asked for the actor, each that the actor was sent to, and the head. So one of them is there while others are lost, and each knows how to make
+the objects anew, should their home be lost (`node.mirrors`). In the eyes of the object directory what holds is a process with a name of its own;
 the log of an actor with checkpoints is another one, which goes earlier (`io.recoveries`). Arguments that lie in the store because they are large
 belong to nobody who could make them anew: they get a copy on another node.
 
