@@ -16,6 +16,7 @@ import msgspec
 from shoal.gcs.actor_manager import PENDING, RESTARTING, ActorManager, ActorRecord
 from shoal.gcs.global_scheduler import GlobalScheduler
 from shoal.gcs.tables import LIST_ROWS_MAX, TableError, bytes_of
+from shoal.protocol.gcs_messages import StartActor
 from shoal.protocol.messages import ActorSpec
 from shoal.protocol.resources import format_resources
 from shoal.scheduling.node_policy import NOBODY_NOW
@@ -32,6 +33,16 @@ def actor_of(manager: ActorManager, body: dict[str, Any]) -> ActorRecord:
     if record is None:
         raise TableError("ActorNotFound", f"the GCS knows no actor {actor_id.hex()}")
     return record
+
+
+def to_hold_at_head(records: list[ActorRecord]) -> list[StartActor]:
+    """What constructors may need again is held by the head, too: it outlives all nodes but that, which the cluster does not outlive either."""
+    return [
+        StartActor(record.spec.actor_id, 0, record.spec)
+        for record in records
+        if record.spec.needs  # dead ones have none
+        and (record.spec.max_restarts or (record.spec.detached and record.state == PENDING))
+    ]
 
 
 def by_name(manager: ActorManager, body: dict[str, Any]) -> dict[str, Any]:

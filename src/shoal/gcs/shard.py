@@ -29,7 +29,6 @@ import msgspec
 from shoal.gcs import actor_questions, global_scheduler, hashed_tables, placement_groups
 from shoal.gcs.actor_logs import StoredLogs
 from shoal.gcs.actor_manager import (
-    PENDING,
     ActorKillAsked,
     ActorManager,
     ActorMoved,
@@ -103,7 +102,6 @@ from shoal.protocol.gcs_messages import (
     PlaceLeases,
     Published,
     RegisterNode,
-    StartActor,
     SubscribeKey,
     TaskEventBatch,
 )
@@ -359,8 +357,7 @@ class GcsShard:
             effects.append(Send(number, DrainNode(record.drain_reason, record.drain_s)))
         self._on_actor_event(NodeJoined(node_id), now, effects)
         if message.is_head:
-            needy = [each.spec for each in self.actors.records() if each.spec.max_restarts or each.state == PENDING]
-            self._hold_at_head(needy, effects)  # the dead need nothing
+            effects.extend(Send(number, hold) for hold in actor_questions.to_hold_at_head(self.actors.records()))
 
     def _on_member(self, number: int, message: RegisterNode, now: float, effects: list[Effect]) -> None:
         """A node comes to a shard other than 0, which knows no more of nodes than which connection is whose."""
@@ -632,14 +629,11 @@ class GcsShard:
         asker = self._connections[number].node_id
         self._on_actor_event(ActorRequested(spec, asker), now, effects)
         if asker != self.nodes.head():  # which holds them already
-            self._hold_at_head([spec], effects)
+            for hold in actor_questions.to_hold_at_head(
+                [actor_questions.actor_of(self.actors, {"actor_id": spec.actor_id})]
+            ):
+                self._send_to_node(self.nodes.head(), hold, effects)
         return {"actor_id": spec.actor_id, "existing": None}
-
-    def _hold_at_head(self, specs: list[ActorSpec], effects: list[Effect]) -> None:
-        """What constructors need again outlives all nodes but the head, which the cluster does not outlive either."""
-        for spec in specs:
-            if spec.needs and (spec.detached or spec.max_restarts):
-                self._send_to_node(self.nodes.head(), StartActor(spec.actor_id, 0, spec), effects)
 
     def _actor_log_append(self, number: int, body: dict[str, Any], now: float, effects: list[Effect]) -> dict[str, Any]:
         record = self.actors.get(bytes_of(body, "actor_id"))
