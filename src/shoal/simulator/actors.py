@@ -458,7 +458,7 @@ class Life:
         self._constructed = False
         self._waiting: deque[tuple[CallQueue, int, Call]] = deque()
         self._runs = False
-        self._withheld: list[tuple[CallQueue, int]] = []
+        self.withheld: list[tuple[CallQueue, int]] = []
         self._last: dict[bytes, int] = {}
         self._back: dict[bytes, Channel] = {}
         actor.lives.append(self)
@@ -518,8 +518,8 @@ class Life:
         self._answer_on_leash(queue, seq)
 
     def _answer_on_leash(self, queue: CallQueue, seq: int) -> None:
-        if self._withheld or self.worker.node.actors.leash.silences(self.actor.spec):
-            self._withheld.append((queue, seq))
+        if self.withheld or self.worker.node.actors.leash.silences(self.actor.spec):
+            self.withheld.append((queue, seq))
         else:
             self._answer(queue, seq)
 
@@ -531,7 +531,7 @@ class Life:
 
     def may_answer(self) -> None:
         """The GCS has heard of the node again."""
-        withheld, self._withheld = self._withheld, []
+        withheld, self.withheld = self.withheld, []
         for queue, seq in withheld:
             self._answer(queue, seq)
 
@@ -662,6 +662,8 @@ class CallQueue:
             return False
         if death.started_seq == ALL_STARTED:
             return True
+        if any(queue is self and number == seq for queue, number in life.withheld):
+            return True  # the page has notes of replies that were not taken (`WorkerDied.untaken`)
         caller, started = life.started
         return caller == self.caller.process_id and seq <= started
 
