@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import shoal
-from shoal.exceptions import ActorDiedError
+from shoal.exceptions import ActorDiedError, ObjectLostError
 from shoal.testing import Cluster
 from shoal.testing.cluster import ClusterNode
 
@@ -49,7 +49,7 @@ class Sums:
     def look_if_there(self, refs: list[Any]) -> int:
         try:
             self.look(refs)
-        except shoal.exceptions.ObjectLostError:
+        except ObjectLostError:
             self.total += 1000
         return self.total
 
@@ -144,9 +144,12 @@ def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
     assert get(sums.add.remote([1])) == 1323
 
     # One that it had not met with ends the actor: its state cannot be had again.
-    lost = made.options(max_retries=0).remote(7)
+    lost, beside = made.options(max_retries=0).remote(7), made.options(max_retries=0).remote(8)
+    shoal.wait([beside], fetch_local=False)
     assert get(sums.look_if_there.remote([lost])) == 1330
     replaced(cluster, far, **options)
+    with pytest.raises(ObjectLostError):
+        get(beside)  # until the death is known here there is a copy of the other one
     os.kill(get(sums.process.remote()), signal.SIGKILL)
     with pytest.raises(ActorDiedError, match=r"(?s)call \d+, Sums.look_if_there, .*could not be had"):
         get(sums.add.remote([1]))
