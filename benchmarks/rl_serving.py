@@ -101,11 +101,20 @@ def with_rest(state_bytes: int, seconds: float, clients: int) -> float:
 
 
 def with_shoal(state_bytes: int, seconds: float, clients: int) -> float:
-    """States per second of all clients, each a task."""
+    """States per second of all clients, each a task, in a session of its own."""
+    import shoal
+
+    shoal.init(num_cpus=clients, log_to_driver=False)
+    found = served_by_shoal(state_bytes, seconds, clients)
+    shoal.shutdown()
+    return found
+
+
+def served_by_shoal(state_bytes: int, seconds: float, clients: int) -> float:
+    """The same in the session that there is."""
     import shoal
     from shoal import rl
 
-    shoal.init(num_cpus=clients, log_to_driver=False)
     server = rl.PolicyServer.remote(lambda: make_model(state_bytes), rows_max=4 * BATCH)
 
     @shoal.remote
@@ -120,7 +129,7 @@ def with_shoal(state_bytes: int, seconds: float, clients: int) -> float:
 
     shoal.get([ask.remote(server, 0.3) for _ in range(clients)])
     found = shoal.get([ask.remote(server, seconds) for _ in range(clients)])
-    shoal.shutdown()
+    shoal.kill(server)
     return float(sum(found))
 
 

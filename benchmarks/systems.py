@@ -297,6 +297,7 @@ PAGES = {name: "dask_graphs" if name == "dask" else name for name in SYSTEMS}
 def draw(what: str, values: dict[str, float], path: Path) -> None:
     """Horizontal bars with their numbers; logarithmic where they differ by more than 30 times. A color for each "thing, " of "thing, way"."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 0.7 + 0.36 * len(values)), layout="constrained")
     axes = figure.subplots()
@@ -310,6 +311,7 @@ def draw(what: str, values: dict[str, float], path: Path) -> None:
         axes.set_xlim(min(values.values()) / 3, max(values.values()) * 8)
     else:
         axes.set_xlim(0, max(values.values()) * 1.15)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(f"{what} (measured)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -141,7 +141,8 @@ def block(path: Path, rows: Rows) -> str:
     """What the page shows of a file."""
     moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
     loads = [row["load"] for row in rows if "load" in row]
-    beside = f", load {min(loads):.1f} to {max(loads):.1f}" if loads else ""
+    lowest, highest = (f"{limit(loads):.1f}" if loads else "" for limit in (min, max))
+    beside = f", load {lowest}" + (f" to {highest}" if highest != lowest else "") if loads else ""
     shown = "\n\n".join(table(row) for row in rows if "images_s" in row)
     if not shown:
         shown = "```json\n" + "\n".join(json.dumps(short(row)) for row in rows) + "\n```"

@@ -40,6 +40,10 @@ def test_asynchronous_simulation_counts_its_steps(shoal_shared: ModuleType) -> N
     assert steps_s > 0 and driver >= 0
 
 
+def test_states_are_served(shoal_shared: ModuleType) -> None:
+    assert load("rl_serving").served_by_shoal(4_000, 0.05, 1) > 0
+
+
 def test_every_part_of_the_long_run_has_its_place_on_the_page(tmp_path: Path) -> None:
     sys.path.insert(0, str(FOLDER))
     parts = {part.name for part in load("learning").PARTS}
@@ -64,7 +68,7 @@ def test_lines_that_were_measured_come_into_the_page(tmp_path: Path) -> None:
     lines.write_text("a progress bar\n" + json.dumps(row) + "\n")
     writer.write(page, lines, writer.rows_of(lines))
     text = page.read_text()
-    assert "| of torchrun | 1.00 | 1.08 |" in text and "load 0.5 to 0.5" in text and text.count("old") == 1
+    assert "| of torchrun | 1.00 | 1.08 |" in text and "load 0.5:" in text and text.count("old") == 1
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"curve": [[1, 2]], "seconds": 1.23456, "steps_s": 12345.6}))
     writer.write(page, other, writer.rows_of(other))
