@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
 
-from shoal.protocol.messages import KIND_TASK, Stored
+from shoal.protocol.messages import KIND_TASK, LeaseGranted, Stored
 from shoal.runtime.core import Runtime
+from shoal.runtime.dialling import Dial
 from shoal.runtime.locality import ABROAD_BYTES_MIN, HERE_BYTES_MIN
 from shoal.runtime.objects import ObjectEntry
 from shoal.runtime.tasks import PendingTask, Template, WorkerLease
@@ -79,6 +81,22 @@ def test_one_lease_serves_many_short_tasks_and_long_ones_get_more(runtime: Runti
     lease.inflight[1] = klass.queue.popleft()
     lease.progress_at = time.perf_counter() - 10
     assert runtime.locality.leases_wanted(klass) == 18, "nobody knew that they take so long"
+
+
+def test_a_lease_whose_worker_is_being_dialled_counts(runtime: Runtime) -> None:
+    """Or a tick meanwhile asked for another one, which was to be had where the inputs are not."""
+    variant = chosen(runtime, template_of(runtime), (THERE, 64 * MB))
+    klass = variant.klass
+    assert klass is not None
+    klass.queue.append(PendingTask(variant, b"t" * 16, b"", [], None))
+    assert runtime.locality.leases_wanted(klass) == 1
+    with socket.socket() as sock:
+        dial = Dial(b"w", "tcp:there:1", 1, sock)
+        dial.grants.append(LeaseGranted(klass.number, 1, b"w", "tcp:there:1", 1))
+        runtime.submitter.dialler.dials[b"w"] = dial
+        assert runtime.locality.leases_wanted(klass) == 0
+        dial.is_slow = True
+        assert runtime.locality.leases_wanted(klass) == 1, "it may take for ever"
 
 
 def test_who_says_where_a_task_runs_is_obeyed(runtime: Runtime) -> None:

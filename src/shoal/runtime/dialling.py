@@ -79,6 +79,12 @@ class Dialler:
         #: why a worker could not be reached the last time; forgotten when it was, or has died
         self._why: dict[bytes, str] = {}
 
+    def grants_under_way(self, class_no: int) -> int:
+        """How many leases a class will have when their workers are connected; not those of workers that let others wait for long."""
+        return sum(
+            grant.class_no == class_no for dial in self.dials.values() if not dial.is_slow for grant in dial.grants
+        )
+
     def dial(self, worker_id: bytes, address: str, pid: int) -> socket.socket | None:
         """A socket to a worker if there is one at once; None while it is being made (`dials` has it then), or when it cannot be.
 

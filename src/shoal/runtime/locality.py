@@ -72,7 +72,8 @@ class Locality:
         estimate_s = outlook.estimate_s(klass, perf_counter())
         move_s = max(klass.strategy[LOCALITY].values()) / MOVED_BYTES_S
         waiting = len(klass.queue)
-        return max(min(waiting, 1 + int(waiting * estimate_s / move_s)) - len(klass.leases), 0)
+        has = len(klass.leases) + self._runtime.submitter.dialler.grants_under_way(klass.number)
+        return max(min(waiting, 1 + int(waiting * estimate_s / move_s)) - has, 0)
 
     def is_misplaced(self, lease: WorkerLease) -> bool:
         """Whether the worker of a lease is on this node and the inputs of its class are not, or the other way round."""
