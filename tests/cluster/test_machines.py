@@ -85,6 +85,7 @@ class Counter:
         self.count += 1
         return self.count
     def where(self):
+        assert shoal.util.get_node_ip_address() == addresses[here()]
         return addresses[here()]
 counter = Counter.options(resources={"m2": 0.1}).remote()
 @shoal.remote(resources={"m3": 0.1})

@@ -59,7 +59,13 @@ def fit_line(config: dict[str, Any]) -> None:
         torch.save({"step": step, "model": bare(model).state_dict()}, folder / "state.pt")
         saved = train.Checkpoint.from_directory(folder) if rank == 0 else None
         train.report(
-            {"loss": float(loss), "step": step, "world": train.get_context().get_world_size()}, checkpoint=saved
+            {
+                "loss": float(loss),
+                "step": step,
+                "world": train.get_context().get_world_size(),
+                "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
+            },
+            checkpoint=saved,
         )
 
 
@@ -83,6 +89,7 @@ def test_two_workers_train_one_model(shoal_shared: ModuleType, tmp_path: Path) -
     losses = result.metrics_dataframe["loss"].tolist()
     assert [row["step"] for row in result.history] == list(range(8)) and losses[-1] < losses[0] / 4
     assert result.metrics["world"] == 2 and result.restarts == 0
+    assert result.metrics["interface"] == "lo", "workers meet where the node's address (127.0.0.1) is"
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         assert torch.load(Path(folder, "state.pt"))["step"] == 7

@@ -120,6 +120,13 @@ def test_an_error_keeps_the_actor_in_the_pool(actors: list[Any]) -> None:
     assert pool.get_next() == 4
 
 
+def test_a_call_with_several_results_is_refused_and_keeps_its_actor(actors: list[Any]) -> None:
+    pool: ActorPool[int] = ActorPool(actors)
+    with pytest.raises(TypeError, match="one result"):
+        pool.submit(lambda actor, value: [actor.double.remote(value)] * 2, 1)
+    assert {pool.pop_idle(), pool.pop_idle()} == set(actors)
+
+
 def test_push_and_pop(actors: list[Any]) -> None:
     pool = ActorPool(actors[:1])
     with pytest.raises(ValueError, match="already"):

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 from types import ModuleType
 
+import pytest
+
+import shoal
+from shoal.testing import Cluster
 from shoal.util import get_node_ip_address, list_named_actors
 
 
-def test_node_ip_address() -> None:
-    assert ipaddress.ip_address(get_node_ip_address()).version == 4
+@pytest.mark.usefixtures("shoal_start")
+def test_the_address_of_a_node_is_where_others_reach_it() -> None:
+    assert get_node_ip_address() == "127.0.0.1"
+    with Cluster(connect=True, host="127.0.0.2"):
+        assert get_node_ip_address() == "127.0.0.2" == shoal.nodes()[0]["NodeManagerAddress"]
+        assert shoal.get(shoal.remote(get_node_ip_address).remote(), timeout=60) == "127.0.0.2"
 
 
 def test_named_actors(shoal_shared: ModuleType) -> None:

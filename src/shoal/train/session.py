@@ -7,14 +7,11 @@ workers have reported it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.tune.checkpoint import MANIFEST, Checkpoint, CheckpointError
+from shoal.tune.checkpoint import MANIFEST, Checkpoint, reported_files
 from shoal.tune.storage import Storage
 
 #: reports that a loop may be ahead of the trainer
@@ -24,10 +21,6 @@ _LOADER_OPTIONS = (
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn", "multiprocessing_context", "generator",
     "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
 )  # fmt: skip
-
-
-class LoopStopped(BaseException):
-    """Ends a loop from inside of `report`: the trainer wants no more of it."""
 
 
 @dataclass(slots=True)
@@ -86,7 +79,6 @@ class Session:
     first_checkpoint: int  #: number of the first checkpoint that this attempt may write
     shards: dict[str, Any]
     said: queue.Queue[Report] = field(default_factory=lambda: queue.Queue(REPORTS_AHEAD_MAX))
-    stopping: threading.Event = field(default_factory=threading.Event)
     reports: int = 0
 
     def report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None) -> None:
@@ -95,28 +87,11 @@ class Session:
         if checkpoint is not None:
             # Numbered by the report: workers need not give one with the same ones.
             path = f"checkpoint_{self.first_checkpoint + self.reports:06d}"
-            with _files_of(checkpoint) as folder:
+            with reported_files(checkpoint) as folder:
                 self.storage.upload(folder, path, leave_out=MANIFEST)  # the trainer's, of all workers' files
         said = Report(self.reports, dict(metrics), path)
         self.reports += 1
-        while True:
-            if self.stopping.is_set():
-                raise LoopStopped
-            try:
-                self.said.put(said, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-
-def _files_of(checkpoint: Checkpoint) -> contextlib.AbstractContextManager[str]:
-    """A local folder with the files that a loop reports. They are taken as they are: a manifest that came along with them may be older."""
-    storage = Storage(checkpoint.path)
-    if not storage.is_local:
-        return checkpoint.as_directory()
-    if not os.path.isdir(storage.location):
-        raise CheckpointError(f"checkpoint {checkpoint.path}: there is no such folder")
-    return contextlib.nullcontext(storage.location)
+        self.said.put(said)
 
 
 #: the session of the loop that runs in this process, or None
@@ -142,6 +117,7 @@ def report(metrics: dict[str, Any], *, checkpoint: Checkpoint | None = None) -> 
     Raises:
         RuntimeError: no training loop runs in this process.
         TypeError: metrics that are no dict, a checkpoint that is none.
+        FileNotFoundError: the checkpoint's folder does not exist.
     """
     session = _session("report")
     if not isinstance(metrics, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -10,12 +11,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
+
 import shoal
 from shoal.train import session
 from shoal.train.memory import keep_freed_memory
-from shoal.train.session import LoopStopped, Report, Session, TrainContext
+from shoal.train.session import Report, Session, TrainContext
 from shoal.tune.checkpoint import Checkpoint
 from shoal.tune.storage import Storage
+
+#: what torch reads of the environment; it takes no other word on it from `init_process_group`
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+LOOPBACK_INTERFACE = "lo"
 
 
 @dataclass(slots=True)
@@ -41,6 +48,12 @@ class Start:
     checkpoint: str
     first_checkpoint: int
     datasets: dict[str, Any]
+
+
+def _interface_of(address: str) -> str:
+    """The network interface of this machine that has `address`; that of loopback where none has it by itself (127.0.0.2)."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, has in found if any(each.address == address for each in has)), LOOPBACK_INTERFACE)
 
 
 def _distributed() -> Any:
@@ -89,31 +102,17 @@ class TrainWorker:
         context, distributed = start.context, _distributed()
         patience = timedelta(seconds=start.timeout_s)
         store = self._store or distributed.TCPStore(start.host, start.port, None, False, patience)
-        if start.backend == "gloo":
+        if start.backend == "gloo" and GLOO_INTERFACE not in os.environ:
             # Gloo would look this machine's name up; it is to use the address that nodes have for each other.
-            options = distributed.ProcessGroupGloo._Options()
-            options._timeout = patience
-            address = shoal.util.get_node_ip_address()
-            options._devices = [distributed.ProcessGroupGloo.create_device(hostname=address)]
-            distributed.init_process_group(
-                "gloo",
-                store=store,
-                rank=context.rank,
-                world_size=context.world_size,
-                timeout=patience,
-                pg_options=options,
-            )
-        else:
-            distributed.init_process_group(
-                start.backend, store=store, rank=context.rank, world_size=context.world_size, timeout=patience
-            )
+            os.environ[GLOO_INTERFACE] = _interface_of(shoal.util.get_node_ip_address())
+        distributed.init_process_group(
+            start.backend, store=store, rank=context.rank, world_size=context.world_size, timeout=patience
+        )
 
     def _run(self, start: Start) -> None:
         try:
             takes_config = bool(inspect.signature(start.loop).parameters)
             start.loop(start.config or {}) if takes_config else start.loop()
-        except LoopStopped:
-            pass
         except BaseException as error:
             self._error = error
         finally:
@@ -129,11 +128,7 @@ class TrainWorker:
         found: list[Report] = []
         ended = self._ended.is_set()
         try:
-            found.append(
-                self._session.said.get(timeout=0.0 if ended else wait_s)
-                if not ended
-                else self._session.said.get_nowait()
-            )
+            found.append(self._session.said.get_nowait() if ended else self._session.said.get(timeout=wait_s))
             while True:
                 found.append(self._session.said.get_nowait())
         except queue.Empty:
@@ -143,8 +138,3 @@ class TrainWorker:
         if self._error is not None:
             raise self._error
         return None
-
-    def stop(self) -> None:
-        """The loop ends with its next report."""
-        if self._session is not None:
-            self._session.stopping.set()

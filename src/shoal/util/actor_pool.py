@@ -118,7 +118,11 @@ class ActorPool(Generic[Value]):
         return self._idle.popleft() if self.has_free() else None
 
     def push(self, actor: Any) -> None:
-        """Add an actor, new or popped before. ValueError when it is in the pool already."""
+        """Add an actor, new or popped before.
+
+        Raises:
+            ValueError: it is in the pool already.
+        """
         if any(actor is other or actor == other for other in [*self._idle, *(a for _, a in self._running.values())]):
             raise ValueError("this actor belongs to the pool already")
         self._free(actor)
@@ -129,11 +133,11 @@ class ActorPool(Generic[Value]):
         actor = self._idle.popleft()
         try:
             ref = fn(actor, value)
+            if isinstance(ref, list):  # a method with several returns
+                raise TypeError("ActorPool needs a call with one result; this one gave a list of refs")
         except BaseException:
             self._idle.append(actor)
             raise
-        if isinstance(ref, list):  # a method with several returns: its first stands for the call
-            raise TypeError("ActorPool needs a call with one result; this one gave a list of refs")
         self._running[ref] = (number, actor)
 
     def _free(self, actor: Any) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import shoal
-from shoal.runtime.core import current
+from shoal.runtime.core import current, current_or_none
+
+LOOPBACK = "127.0.0.1"
 
 
 def get_node_ip_address() -> str:
-    """The address of this node, as in `nodes()` and in its resource "node:<address>": nodes are reached on their machine only."""
-    return "127.0.0.1"
+    """The address at which other nodes reach this one, as in `nodes()`; 127.0.0.1 for a node that is alone, or without a session."""
+    runtime = current_or_none()
+    return str(runtime.config.get("node_host", LOOPBACK)) if runtime is not None else LOOPBACK
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:
