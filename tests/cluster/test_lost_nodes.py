@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.engine.node_counts import eventually
 
 import shoal
 from shoal.exceptions import ObjectReconstructionFailedError
@@ -73,9 +74,13 @@ def test_results_are_made_anew(two: tuple[Cluster, ClusterNode], tmp_path: Path)
     first = made.remote(str(path), "first", 1.0)
     second = made.remote(str(path), "second", 10.0, first)
     shoal.wait([second], timeout=SOON_S, fetch_local=False)
-    replace(cluster, node)
-    assert shoal.get(second, timeout=SOON_S)[0] == 11
-    assert shoal.get(first, timeout=SOON_S)[0] == 1
+    cluster.remove_node(node, kill=True)
+    eventually(lambda: shoal.wait([second], timeout=0)[0] or current().remaker.reruns)
+    assert shoal.wait([first, second], num_returns=2, timeout=0) == ([], [first, second])
+    assert shoal.wait([first, second], num_returns=2, timeout=0, fetch_local=False) == ([], [first, second])
+    cluster.add_node(num_cpus=2, resources={"gripper": 4})
+    assert shoal.wait([first, second], num_returns=2, timeout=SOON_S) == ([first, second], [])
+    assert shoal.get([second, first], timeout=0)[0][0] == 11
     assert runs(path, "first") == runs(path, "second") == 2
 
 

@@ -589,16 +589,21 @@ class Runtime:
             value = entry.value
             return serialization.loads(value) if type(value) is bytes else self.load(entry, until)
         entries = [ref._entry for ref in refs]  # type: ignore[union-attr]
-        for entry in entries:
-            if entry.value is None:
-                if not self.wait_entries(entries, timeout_s):
-                    raise waiting.timed_out(self, entries, timeout_s)
+        while True:
+            for entry in entries:
+                if entry.value is None:
+                    left_s = None if until is None else max(until - perf_counter(), 0.0)
+                    if not self.wait_entries(entries, left_s):
+                        raise waiting.timed_out(self, entries, timeout_s)
+                    break
+            for entry in entries:
+                if type(entry.value) is Failed:
+                    self.load(entry)
+            if "cluster_token" not in self.config:
                 break
-        for entry in entries:
-            if type(entry.value) is Failed:
-                self.load(entry)
-        if "cluster_token" in self.config:
             self.pulling.bring(entries, until)
+            if not self.pulling.report_losses(entries):  # what is lost is made anew all at once
+                break
         loads = serialization.loads
         return [loads(entry.value) if type(entry.value) is bytes else self.load(entry, until) for entry in entries]
 
@@ -606,9 +611,9 @@ class Runtime:
         self, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool = True
     ) -> tuple[list[Any], list[Any]]:
         """Split `refs` into at most `num_returns` ready ones and the rest, both in order."""
-        if not fetch_local or "cluster_token" not in self.config:
+        if "cluster_token" not in self.config:
             return waiting.wait(self, refs, num_returns, timeout_s)
-        return waiting.wait_here(self, refs, num_returns, timeout_s)
+        return waiting.wait_here(self, refs, num_returns, timeout_s, fetch_local)
 
     def poll(self) -> None:
         """Look at the sockets without waiting."""

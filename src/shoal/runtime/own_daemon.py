@@ -2,8 +2,9 @@
 
 Purpose: a daemon that stands still (stopped by a signal or a debugger, starved, swapped out) is named, and nobody waits for it without end.
 
-Design: most questions have a time limit. Room in the store has none: the daemon may have to spill gigabytes first, and says itself when it gives up.
-So while that is waited for the daemon is asked now and then for something that it answers at once. Silence is warned of, and is an error in the end.
+Design: most questions have a time limit. Room in the store has none, nor has what comes from other nodes: the daemon may have to spill gigabytes,
+or bring them, and says itself when it gives up. So while that is waited for the daemon is asked now and then for something that it answers at once.
+Silence is warned of, and is an error in the end.
 
 What it does not do: notice that the daemon is dead (its connection ends, see `core.on_daemon_lost`).
 """
@@ -37,24 +38,57 @@ def wait_for_answer(runtime: Runtime, waiter: Waiter, timeout_s: float | None) -
         if not runtime.reactor.wait(waiter, perf_counter() + timeout_s) and not runtime.reactor.stopping:
             raise errors.RpcError(f"{_silence(runtime.daemon_pid, timeout_s)}")
         return
-    heard, warned = perf_counter(), False
+    watch = _Watch(runtime)
     while not runtime.reactor.wait(waiter, perf_counter() + LOOK_S) and not runtime.reactor.stopping:
-        if _answers(runtime):
-            heard = perf_counter()
-            continue
-        silent_s = perf_counter() - heard
-        text = _silence(runtime.daemon_pid, silent_s)
+        watch.look(LOOK_S)
+
+
+def wait_beside(runtime: Runtime, waiter: Waiter, until: float | None) -> bool:
+    """As `Runtime.wait_for`, for what the daemon has to bring: false when the time is over.
+
+    Raises:
+        RpcError: the daemon answers nothing at all any more.
+    """
+    watch = _Watch(runtime)
+    while True:
+        left_s = LOOK_S if until is None else max(until - perf_counter(), 0.0)
+        if runtime.wait_for(waiter, min(left_s, LOOK_S)) or runtime.lost is not None or runtime.reactor.stopping:
+            return waiter.done
+        if until is not None:
+            left_s = until - perf_counter()
+            if left_s <= 0:
+                return False
+        watch.look(min(left_s, LOOK_S))
+
+
+class _Watch:
+    """Whether a daemon that is waited for answers at all."""
+
+    __slots__ = ("heard", "runtime", "warned")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.heard = perf_counter()
+        self.warned = False
+
+    def look(self, timeout_s: float) -> None:
+        """Ask for something that needs no work; a silence is warned of once, and raised as RpcError in the end."""
+        if _answers(self.runtime, timeout_s):
+            self.heard = perf_counter()
+            return
+        silent_s = perf_counter() - self.heard
+        text = _silence(self.runtime.daemon_pid, silent_s)
         if silent_s >= SILENT_MAX_S:
             raise errors.RpcError(text)
-        if not warned:
-            warned = True
-            warnings.warn(f"{text}. It is waited for, {SILENT_MAX_S:.0f} s at most", RuntimeWarning, stacklevel=5)
+        if not self.warned and silent_s >= LOOK_S:
+            self.warned = True
+            warnings.warn(f"{text}. It is waited for, {SILENT_MAX_S:.0f} s at most", RuntimeWarning, stacklevel=6)
 
 
-def _answers(runtime: Runtime) -> bool:
+def _answers(runtime: Runtime, timeout_s: float) -> bool:
     """Whether the daemon answers what needs no work."""
     try:
-        runtime.call("node.gcs", timeout_s=LOOK_S)
+        runtime.call("node.gcs", timeout_s=timeout_s)
     except errors.RpcError:
         return False
     return True
@@ -62,10 +96,16 @@ def _answers(runtime: Runtime) -> bool:
 
 def _silence(pid: int, silent_s: float) -> str:
     """What to say of a daemon that does not answer."""
-    text = f"the node daemon (pid {pid}) did not answer within {silent_s:g} s"
+    text = f"the node daemon (pid {pid}) did not answer within {silent_s:.3g} s"
+    why = stopped(pid)
+    return f"{text}: {why}" if why else text
+
+
+def stopped(pid: int) -> str:
+    """That a process was stopped, and what lets it go on; empty when it was not."""
     state = ""
     with contextlib.suppress(OSError, IndexError):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     if state in ("T", "t"):
-        return f"{text}: it is stopped, by a signal (SIGSTOP, Ctrl-Z) or a debugger; `kill -CONT {pid}` lets it go on"
-    return text
+        return f"it is stopped, by a signal (SIGSTOP, Ctrl-Z) or a debugger; `kill -CONT {pid}` lets it go on"
+    return ""

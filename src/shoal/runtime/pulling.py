@@ -11,7 +11,8 @@ threads may ask for the same object, the daemon brings it once.
               v  |
              Pull, and wait for the answer: like a `get` that waits, so a worker's CPU is lent
 
-`_failed` is where a value that cannot be had becomes an error.
+Threads that want the same value wait for one answer, and it is noted also when nobody waits any more: who polls finds it the next time.
+`_failed` is where a value that cannot be had becomes an error; `report_losses` has what is lost made anew.
 
 What it does not do: move bytes (the daemons), or count references (`objects`).
 """
@@ -27,6 +28,7 @@ import msgspec
 
 from shoal.protocol import errors
 from shoal.protocol.messages import Answer, Pull, Stored
+from shoal.runtime.own_daemon import stopped, wait_beside
 from shoal.runtime.reactor import Waiter
 from shoal.store.client import StaleBlock
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from shoal.runtime.objects import ObjectEntry
 
 PLACES_MAX = 4096  #: of copies that are remembered; the oldest are forgotten
+LOOK_MAX_S = 1.0  #: for the daemon to say which of some values are lost
 
 
 class Told:
@@ -53,6 +56,32 @@ class Told:
     finish = arrived
 
 
+class _Coming:
+    """A value that was asked for, and the threads that wait for it. Stands where a Waiter does; written under the reactor's lock."""
+
+    __slots__ = ("key", "number", "pulling", "value", "waiters")
+
+    def __init__(self, pulling: Pulling, value: Stored, key: tuple[bytes, bool]) -> None:
+        self.pulling = pulling
+        self.value = value
+        self.key = key
+        self.number = 0
+        self.waiters: list[Waiter] = []
+
+    def arrived(self) -> None:
+        """The daemon has answered, or nothing will come any more."""
+        pulling = self.pulling
+        slot = pulling.runtime._answers.pop(self.number, None)
+        if pulling.coming.get(self.key) is self:
+            del pulling.coming[self.key]
+        if slot is not None and slot[1]:
+            pulling._take(self.value, slot[1][0])
+        for waiter in self.waiters:
+            waiter.arrived()
+
+    finish = arrived
+
+
 class Pulling:
     """What one process knows of copies. Written under the reactor's lock."""
 
@@ -60,6 +89,8 @@ class Pulling:
         self.runtime = runtime
         #: by object: where the copy lies, or which place has none and why (told once; the object may lie elsewhere by then)
         self.places: dict[bytes, Stored | tuple[Stored, Exception]] = {}
+        #: by object, and whether it is for a task: what threads have asked for and the daemon has not answered
+        self.coming: dict[tuple[bytes, bool], _Coming] = {}
 
     def is_abroad(self, value: Any) -> bool:
         """Whether a value lies in another node's store."""
@@ -94,21 +125,65 @@ class Pulling:
                 except StaleBlock:
                     self.places.pop(stored.oid, None)
             if not self._fetch([stored], until, for_task):
-                raise errors.GetTimeoutError(f"object {stored.oid.hex()} did not come from its node in time")
+                why = stopped(runtime.daemon_pid)
+                raise errors.GetTimeoutError(
+                    f"object {stored.oid.hex()} did not come from its node in time{': ' + why if why else ''}"
+                )
 
     def bring(self, entries: Iterable[ObjectEntry], until: float | None) -> bool:
         """See that the values of all these entries, which are known, are on this node, at the same time; False when the time is over.
 
-        What cannot be had counts as brought: who reads it is told.
+        What cannot be had counts as brought: see `report_losses`.
         """
-        missing = {
-            entry.oid: entry.value for entry in entries if self.is_abroad(entry.value) and entry.oid not in self.places
-        }
+        missing = {entry.oid: entry.value for entry in entries if not self.is_here(entry)}
         return not missing or self._fetch(list(missing.values()), until, False)  # type: ignore[arg-type]
 
     def is_here(self, entry: ObjectEntry) -> bool:
-        """Whether a known value can be read without pulling it, as far as this process knows."""
-        return not self.is_abroad(entry.value) or entry.oid in self.places
+        """Whether a known value can be read without pulling it, as far as this process knows; what cannot be had is."""
+        value = entry.value
+        if not self.is_abroad(value):
+            return True
+        place = self.places.get(entry.oid)
+        return place is not None and (not isinstance(place, tuple) or _is_same(place[0], value))  # type: ignore[arg-type]
+
+    def report_losses(self, entries: Iterable[ObjectEntry]) -> bool:
+        """Have made anew what could not be brought as it is lost; whether anything was. Its entries have no value then, or the reason why not."""
+        any_lost = False
+        for entry in entries:
+            value = entry.value
+            if type(value) is not Stored or entry.oid not in self.places or not self.is_abroad(value):
+                continue
+            with self.runtime.reactor.lock:
+                reason = self.take_loss(value)
+                if reason:
+                    any_lost = True
+                    self.runtime.remaker.report_lost(entry, value, reason)
+        return any_lost
+
+    def look_at(self, entries: Iterable[ObjectEntry]) -> bool:
+        """Have made anew what lay on nodes that are dead, as the daemon knows; nothing is brought. Whether anything was.
+
+        What the daemon does not answer in time is left alone.
+        """
+        abroad = [(entry, entry.value) for entry in entries if not self.is_here(entry)]
+        if not abroad or self.runtime.lost is not None:
+            return False
+        waiter = Waiter(len(abroad))
+        lost: list[tuple[ObjectEntry, Stored, str]] = []
+        with self.runtime.reactor.lock:
+            for entry, value in abroad:
+
+                def looked(reason: str, entry: ObjectEntry = entry, value: Any = value) -> None:
+                    if reason:
+                        lost.append((entry, value, reason))
+                    waiter.arrived()
+
+                self.look(value, looked)  # type: ignore[arg-type]
+        self.runtime.reactor.wait(waiter, perf_counter() + LOOK_MAX_S)
+        with self.runtime.reactor.lock:
+            for entry, value, reason in lost:
+                self.runtime.remaker.report_lost(entry, value, reason)
+            return bool(lost)
 
     def take_loss(self, value: Stored) -> str:
         """Why this very place was found lost, if nobody was told of that yet; else empty. Caller holds the lock."""
@@ -135,18 +210,30 @@ class Pulling:
         """Wait until each has its place, or the reason why not; False when the time is over."""
         runtime = self.runtime
         waiter = Waiter(len(values))
-        numbers: list[int] = []
+        awaited: list[_Coming] = []
         try:
             with runtime.reactor.lock:
-                numbers += [self._ask(value, waiter, for_task) for value in values]
-            timeout_s = None if until is None else max(until - perf_counter(), 0.0)
-            done = runtime.wait_for(waiter, timeout_s)
+                awaited += [self._come(value, waiter, for_task) for value in values]
+            done = wait_beside(runtime, waiter, until)
         finally:
-            slots = [runtime._answers.pop(number, None) for number in numbers]
-        for value, slot in zip(values, slots, strict=True):
-            if slot is not None:
-                self._take(value, slot[1])
+            with runtime.reactor.lock:
+                for coming in awaited:
+                    if waiter in coming.waiters:
+                        coming.waiters.remove(waiter)
+        if runtime.lost is not None and not all(value.oid in self.places for value in values):
+            raise runtime.lost
         return done
+
+    def _come(self, value: Stored, waiter: Waiter, for_task: bool) -> _Coming:
+        """Ask for a value, or wait with those who have. Caller holds the lock."""
+        key = (value.oid, for_task)
+        coming = self.coming.get(key)
+        if coming is None or not _is_same(coming.value, value):
+            coming = _Coming(self, value, key)
+            coming.number = self._ask(value, coming, for_task)
+            self.coming[key] = coming
+        coming.waiters.append(waiter)
+        return coming
 
     def _ask(self, value: Stored, waiter: Any, for_task: bool, look: bool = False) -> int:
         """Send a Pull; its answer will be told to `waiter`. Caller holds the lock."""
@@ -160,13 +247,8 @@ class Pulling:
         daemon.send_now(Pull(number, value, False, for_task, look))
         return number
 
-    def _take(self, value: Stored, answers: list[Any]) -> None:
+    def _take(self, value: Stored, answer: Answer) -> None:
         """Note what the daemon has said of a value."""
-        if not answers:
-            if self.runtime.lost is not None:
-                raise self.runtime.lost
-            return
-        answer: Answer = answers[0]
         self.places.pop(value.oid, None)
         self.places[value.oid] = (
             (value, self._failed(value, answer.error))
@@ -204,8 +286,8 @@ class Pulling:
 
         def answered() -> None:
             slot = runtime._answers.pop(number, None)
-            if slot is not None and runtime.lost is None:
-                self._take(value, slot[1])
+            if slot is not None and slot[1] and runtime.lost is None:
+                self._take(value, slot[1][0])
                 reason = self.take_loss(value) if entry is not None else ""
                 if entry is not None and reason:
                     runtime.remaker.report_lost(entry, value, reason)

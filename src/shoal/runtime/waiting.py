@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.protocol import errors
 from shoal.runtime.objects import ObjectEntry, ObjectRef, dropped
 from shoal.runtime.reactor import Waiter
+from shoal.runtime.remaking import Rerun
 
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
@@ -152,15 +153,23 @@ def wait(runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float |
 
 
 def wait_here(
-    runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None
+    runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool
 ) -> tuple[list[Any], list[Any]]:
-    """As `wait`; what is ready is also brought to this node, and what does not come in time is not ready."""
+    """As `wait`, in a cluster: what is lost with its node is not ready before it is made anew, or cannot be. With `fetch_local` what is ready is also
+    brought to this node, and what does not come in time is not ready."""
+    pulling = runtime.pulling
     until = None if timeout_s is None else perf_counter() + timeout_s
-    ready, rest = wait(runtime, refs, num_returns, timeout_s)
-    entries = [ref._entry for ref in ready if type(ref) is ObjectRef]
-    if runtime.pulling.bring(entries, until):
-        return ready, rest
-    late = {entry for entry in entries if not runtime.pulling.is_here(entry)}
+    while True:
+        left_s = None if until is None else max(until - perf_counter(), 0.0)
+        ready, rest = wait(runtime, refs, num_returns, left_s)
+        entries = [ref._entry for ref in ready if type(ref) is ObjectRef]
+        came = not fetch_local or pulling.bring(entries, until)
+        any_lost = pulling.report_losses(entries) or (not fetch_local and pulling.look_at(entries))
+        if came and not any_lost:
+            return ready, rest
+        if until is not None and perf_counter() >= until:
+            break
+    late = {entry for entry in entries if entry.value is None or (fetch_local and not pulling.is_here(entry))}
     # A new list: what `rest` remembers is not true of it.
     kept = set(map(id, rest)) | {id(ref) for ref in ready if type(ref) is ObjectRef and ref._entry in late}
     return [ref for ref in ready if id(ref) not in kept], [ref for ref in refs if id(ref) in kept]
@@ -304,6 +313,13 @@ def gcs_trouble(runtime: Runtime) -> str:
 def explain(runtime: Runtime, entry: ObjectEntry, depth: int = 0) -> str:
     """Why an object has no value yet, in a sentence."""
     task: PendingTask | None = entry.task
+    why = _why_unmade(runtime, entry, task, depth)
+    if task is not None and type(task.result) is Rerun:
+        return f"{why}, as the object was lost ({task.result.reason})"
+    return why
+
+
+def _why_unmade(runtime: Runtime, entry: ObjectEntry, task: PendingTask | None, depth: int) -> str:
     if task is None:
         if why := runtime.groups.explain(entry):
             return why
