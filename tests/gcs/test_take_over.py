@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from tests.gcs.test_many_nodes import World, node_id
 from shoal.gcs.client import GcsClient, find_head
 from shoal.gcs.io.server import GcsServer
 from shoal.gcs.shard import GcsShard
+from shoal.gcs.shard_events import NodeAnswers, NodeRefuses
 from shoal.gcs.storage.backend import Backend, ClaimRefusedError, StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import NodeRegistered, RegisterNode
 from shoal.protocol.limits import NODE_AWAY_S, TAKEN_OVER_AWAY_S
 from shoal.system.sockets import listening_unix_socket
+from shoal.wire.tcp_listener import TcpListener
 
 HEAD, NODE, OTHER = b"h" * 16, b"n" * 16, b"o" * 16
 
@@ -42,15 +45,84 @@ def lost_world() -> World:
     return world
 
 
-def test_the_lost_head_is_buried_and_the_others_have_time() -> None:
+def is_alive(world: World, number: int) -> bool:
+    record = world.shard.nodes.get(node_id(number))
+    assert record is not None
+    return record.alive
+
+
+def test_the_lost_head_is_buried_and_others_have_time_while_they_answer() -> None:
     world = lost_world()
-    assert not world.shard.nodes.get(node_id(0)).alive  # type: ignore[union-attr]
-    world.sleep(TAKEN_OVER_AWAY_S - 2)
-    assert NODE_AWAY_S < TAKEN_OVER_AWAY_S - 2
+    assert not is_alive(world, 0)
+    while world.now < 1000.0 + TAKEN_OVER_AWAY_S - 2:
+        world.sleep(NODE_AWAY_S - 0.1)
+        for number in (1, 2):
+            world.perform(world.shard.handle(NodeAnswers(node_id(number)), world.now))
     assert world.join(1) == NodeRegistered(44, 1, "", world.now, [], "redis://somewhere/0")
     assert [entry.alive for entry in world.heard_of(1, 0)][-1] is False
-    world.sleep(3)
-    assert not world.shard.nodes.get(node_id(2)).alive, "it did not come"  # type: ignore[union-attr]
+    assert is_alive(world, 2)
+    while world.now < 1000.0 + TAKEN_OVER_AWAY_S + 2:
+        world.perform(world.shard.handle(NodeAnswers(node_id(2)), world.now))
+        world.sleep(1.0)
+    assert not is_alive(world, 2), "it answers, and does not come"
+
+
+def test_who_does_not_answer_a_new_head_is_dead_as_soon_as_ever() -> None:
+    world = lost_world()
+    world.perform(world.shard.handle(NodeRefuses(node_id(1)), world.now))
+    assert not is_alive(world, 1) and is_alive(world, 2)
+    world.sleep(NODE_AWAY_S - 0.1)
+    assert is_alive(world, 2)
+    world.sleep(0.1)
+    assert not is_alive(world, 2)
+    world.perform(world.shard.handle(NodeAnswers(node_id(2)), world.now))
+    assert not is_alive(world, 2), "too late"
+    assert "declared dead" in world.join(2).refused
+
+
+def test_answers_are_of_use_only_to_who_has_not_come_yet() -> None:
+    world = lost_world()
+    world.join(1)
+    world.lose(1)
+    world.sleep(NODE_AWAY_S - 0.1)
+    world.perform(world.shard.handle(NodeAnswers(node_id(1)), world.now))
+    world.sleep(0.1)
+    assert not is_alive(world, 1)
+
+
+def test_the_nodes_of_a_lost_head_are_asked_whether_they_live(tmp_path: Path) -> None:
+    """One answers, one is gone, one is frozen: its kernel still accepts."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        living = TcpListener("127.0.0.1", 0, b"token", loop, lambda sock, leftover: sock.close())
+        gone, frozen = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        ports = (living.port, gone.getsockname()[1], frozen.getsockname()[1])
+        gone.close()
+        nodes = [bytes([number]) * 16 for number in range(3)]
+        (tmp_path / "first").mkdir()
+        first = GcsServer(str(tmp_path / "one"), open_backend(f"sqlite:{tmp_path / 'kept'}"), str(tmp_path / "first"))
+        await first.start()
+        for node, port in zip(nodes, ports, strict=True):
+            client = await GcsClient.connect(str(tmp_path / "one"), node)
+            await client.register(RegisterNode(node, 1, "host", f"tcp:127.0.0.1:{port}", {}))
+        await first.stop()
+        second = GcsServer(str(tmp_path / "two"), open_backend(f"sqlite:{tmp_path / 'kept'}"), str(tmp_path / "second"))
+        events: list[Any] = []
+        handle = second.shard.handle
+        second.shard.handle = lambda event, now: (events.append(event), handle(event, now))[1]  # type: ignore[method-assign]
+        await second.start()
+        second.listen_for_nodes(socket.create_server(("127.0.0.1", 0)), b"token")
+        async with asyncio.timeout(60):
+            while events.count(NodeAnswers(nodes[0])) < 2 or NodeRefuses(nodes[1]) not in events:
+                await asyncio.sleep(0.01)
+        assert NodeAnswers(nodes[1]) not in events and NodeAnswers(nodes[2]) not in events
+        assert not second.shard.nodes.get(nodes[1]).alive  # type: ignore[union-attr]
+        await second.stop()
+        living.close()
+        frozen.close()
+
+    asyncio.run(run())
 
 
 def test_the_new_head_has_a_number_of_its_own_and_says_where_it_is() -> None:

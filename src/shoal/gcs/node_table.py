@@ -8,6 +8,9 @@ do not come back. A node is
     connected --connection ended--> away --NODE_AWAY_S, or at once when nobody listens at its address any more--> dead
         `--silent for HEARTBEATS_MISSED_S (once it has sent a heartbeat)--^
 
+When another head has taken over, its nodes have to find it first: they have TAKEN_OVER_AWAY_S for that as long as they answer when they are asked
+whether they live (`answers`), and NODE_AWAY_S after the last answer.
+
 Dead is for ever: a node that returns is *fenced*, its work is elsewhere by now; it must join as a new node. Numbers go up and are never used
 again, also not after their nodes are forgotten, because lease and job numbers are made from them.
 
@@ -89,6 +92,8 @@ class NodeTable:
         self._last_number = 0
         #: living nodes that are not connected -> (when they are given up, why they are away)
         self._away: dict[bytes, tuple[float, str]] = {}
+        #: those of them that a head which took over waits for -> until when, if they answer
+        self._searching: dict[bytes, float] = {}
         #: connected nodes that send heartbeats -> when they sent the last one; the one silent for longest is first
         self._heard: OrderedDict[bytes, float] = OrderedDict()
         #: those of both whose time is nearly over -> (looks, when the next one is due)
@@ -108,8 +113,8 @@ class NodeTable:
         record = msgspec.msgpack.decode(stored, type=NodeRecord)
         self._rows[key] = record
 
-    def begin(self, now: float, away_s: float = NODE_AWAY_S) -> None:
-        """All rows are restored: living nodes have `away_s` from now to come back."""
+    def begin(self, now: float, search_s: float = 0.0) -> None:
+        """All rows are restored: living nodes have NODE_AWAY_S from now to come back; `search_s`, while they answer, if the head is another one."""
         order = sorted(self._rows.values(), key=lambda record: record.joined_s)
         self._rows = {record.node.node_id: record for record in order}
         dead = [record for record in order if not record.alive]
@@ -117,7 +122,10 @@ class NodeTable:
         for record in order:
             if record.alive:
                 cause = "it did not come back when the GCS server was started again"
-                self._away[record.node.node_id] = (now + away_s, cause)
+                if search_s:
+                    cause = "it did not come to the head that has taken over"
+                    self._searching[record.node.node_id] = now + search_s
+                self._away[record.node.node_id] = (now + NODE_AWAY_S, cause)
 
     # ------------------------------------------------------------ queries
 
@@ -212,6 +220,7 @@ class NodeTable:
         if refusal:
             return refusal
         self._away.pop(node.node_id, None)
+        self._searching.pop(node.node_id, None)
         self._suspects.pop(node.node_id, None)
         self._heard.pop(node.node_id, None)  # its heartbeats begin anew
         if known is None:
@@ -287,6 +296,14 @@ class NodeTable:
         if self._rows[node_id].alive:
             self._away[node_id] = (now + NODE_AWAY_S, cause)
 
+    def answers(self, node_id: bytes, now: float) -> None:
+        """A node that is away lives: one that looks for a head which took over has more time."""
+        until = self._searching.get(node_id, 0.0)
+        known, cause = self._away.get(node_id, (until, ""))
+        if known < until:
+            self._away[node_id] = (min(now + NODE_AWAY_S, until), cause)
+            self._suspects.pop(node_id, None)
+
     def overdue(self, now: float) -> list[tuple[bytes, str]]:
         """Time has passed: the nodes to be given up, with the reason. `bury` them."""
         given_up = []
@@ -313,6 +330,7 @@ class NodeTable:
         record = self._rows[node_id]
         assert record.alive, f"node {record.shown()} dies twice"
         self._away.pop(node_id, None)
+        self._searching.pop(node_id, None)
         self._suspects.pop(node_id, None)
         self._heard.pop(node_id, None)
         self._loads.pop(node_id, None)

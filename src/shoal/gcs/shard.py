@@ -69,6 +69,7 @@ from shoal.gcs.shard_events import (
     Effect,
     Event,
     MessageReceived,
+    NodeAnswers,
     NodeRefuses,
     ProbeNode,
     Send,
@@ -105,7 +106,7 @@ from shoal.protocol.gcs_messages import (
     SubscribeKey,
     TaskEventBatch,
 )
-from shoal.protocol.limits import NODE_AWAY_S, PROTOCOL_VERSION, TAKEN_OVER_AWAY_S
+from shoal.protocol.limits import PROTOCOL_VERSION, TAKEN_OVER_AWAY_S
 from shoal.protocol.messages import ActorSpec, Hello
 from shoal.protocol.resources import add
 from shoal.protocol.sharding import HASHED_CALLS
@@ -222,21 +223,21 @@ class GcsShard:
         elif table == Answers.TABLE:
             self.answers.restore(key, value)
 
-    def begin(self, now: float) -> None:
-        """All rows are restored: nodes have until NODE_AWAY_S from now to come back."""
-        self._begin(now, NODE_AWAY_S)
-
     def take_over(self, now: float) -> list[Effect]:
-        """As `begin`, for the tables of another head's session: that node is dead. What it returns must be durable before anything is handled."""
-        self._begin(now, TAKEN_OVER_AWAY_S)
+        """As `begin`, for the tables of another head's session: that node is dead. Its writes must be durable before anything is handled."""
+        self.begin(now, TAKEN_OVER_AWAY_S)
         effects: list[Effect] = []
         for record in self.nodes.records():
-            if record.alive and record.node.is_head:
-                self._bury_node(record.node.node_id, "it was the head, and another one has taken over", now, effects)
+            node = record.node
+            if record.alive and node.is_head:
+                self._bury_node(node.node_id, "it was the head, and another one has taken over", now, effects)
+            elif record.alive and node.address.startswith("tcp:") and not self._shard:
+                effects.append(ProbeNode(node.node_id, node.address, True))
         return effects
 
-    def _begin(self, now: float, away_s: float) -> None:
-        self.nodes.begin(now, away_s)
+    def begin(self, now: float, search_s: float = 0.0) -> None:
+        """All rows are restored: nodes have until NODE_AWAY_S from now to come back (`NodeTable.begin`)."""
+        self.nodes.begin(now, search_s)
         if self._shard:
             self._left = dict.fromkeys(self.answers.nodes(), now + MEMBER_AWAY_S)
         self.group_desk.begin(self.actors.records())
@@ -270,6 +271,9 @@ class GcsShard:
             return effects
         if type(event) is NodeRefuses:
             self._on_refuses(event, now, effects)
+            return effects
+        if type(event) is NodeAnswers:
+            self.nodes.answers(event.node_id, now)
             return effects
         assert type(event) is MessageReceived
         number, message = event.connection, event.message

@@ -39,7 +39,14 @@ class NodeRefuses:
     node_id: bytes
 
 
-Event = MessageReceived | ConnectionLost | NodeRefuses | TimePassed
+@dataclass(slots=True)
+class NodeAnswers:
+    """The answer to ProbeNode with `is_searching`: the node's daemon lives."""
+
+    node_id: bytes
+
+
+Event = MessageReceived | ConnectionLost | NodeRefuses | NodeAnswers | TimePassed
 
 
 @dataclass(slots=True)
@@ -60,10 +67,15 @@ class CloseConnection:
 
 @dataclass(slots=True)
 class ProbeNode:
-    """See whether anybody listens at a node's address, "tcp:HOST:PORT"; if not, NodeRefuses follows, otherwise nothing."""
+    """See whether anybody listens at a node's address, "tcp:HOST:PORT"; if not, NodeRefuses follows, otherwise nothing.
+
+    With `is_searching` the node may not know yet where this server is: until it is there or given up it is asked again and again whether it lives,
+    and NodeAnswers follows each time that it does.
+    """
 
     node_id: bytes
     address: str
+    is_searching: bool = False
 
 
 Effect = Write | Send | CloseConnection | ProbeNode

@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Coroutine
 from typing import Any, cast
 
 import uvloop
@@ -32,6 +33,7 @@ from shoal.gcs.shard_events import (
     ConnectionLost,
     Effect,
     MessageReceived,
+    NodeAnswers,
     NodeRefuses,
     ProbeNode,
     Send,
@@ -53,6 +55,7 @@ from shoal.system.janitor import remove_session
 from shoal.system.process import open_pidfd, set_process_title, wait_readable
 from shoal.system.token_file import cluster_token
 from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
+from shoal.wire.handshake import ClientHandshake
 from shoal.wire.tcp import parse_address
 from shoal.wire.tcp_listener import TcpListener
 
@@ -62,6 +65,8 @@ TIMER_MIN_S = 0.01
 PROBE_TIMEOUT_S = 1.0
 PROBE_PAUSES_S = (0.02, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 PROBE_REFUSALS = 2  #: in a row
+PROBE_AGAIN_S = 0.5  #: between questions to a node that looks for this server
+PROBES_AT_ONCE_MAX = 64  #: of those
 #: of SESSION_TABLE, one row: which shard of how many
 SHARDS_KEY = b"shards"
 
@@ -155,6 +160,10 @@ class GcsServer:
         self._last_number = 0
         self._listener: asyncio.Server | None = None
         self._tcp: TcpListener | None = None
+        #: asks nodes that look for this server; b"" when they would not answer it (TLS)
+        self._token = b""
+        #: nodes to be asked whether they live, when this server can be found
+        self._searching: list[ProbeNode] = []
         #: proved connections that are not peers yet
         self._arriving: set[asyncio.Task[Any]] = set()
         #: gathered while a commit runs
@@ -189,6 +198,11 @@ class GcsServer:
             task.add_done_callback(self._arriving.discard)
 
         self._tcp = TcpListener("", 0, token, loop, accepted, sock)
+        self._token = token if sock.family != socket.AF_UNIX else b""
+        slots = asyncio.Semaphore(PROBES_AT_ONCE_MAX)
+        for effect in self._searching:
+            self._keep_probe(self._probe_again(effect, slots))
+        self._searching.clear()
 
     async def _arrive(self, sock: socket.socket, leftover: bytes) -> None:
         try:
@@ -218,6 +232,7 @@ class GcsServer:
             effects = self.shard.take_over(self._now())
             # In one step with the session's name: a server that dies here and is started again takes over once more.
             await backend.commit([*writes, *(effect for effect in effects if type(effect) is Write)])
+            self._searching = [effect for effect in effects if type(effect) is ProbeNode]
         else:
             self.shard.begin(self._now())
         self._set_timer()
@@ -379,10 +394,7 @@ class GcsServer:
         for pause_s in PROBE_PAUSES_S:
             await asyncio.sleep(pause_s)
             try:
-                host, port = parse_address(effect.address)
-                async with asyncio.timeout(PROBE_TIMEOUT_S):
-                    _, writer = await asyncio.open_connection(host, port)
-                writer.close()
+                await self._ask(effect.address, b"")
                 refusals = 0
             except ConnectionRefusedError:
                 refusals += 1
@@ -392,11 +404,54 @@ class GcsServer:
             except (OSError, ValueError):  # no answer, no route: that says nothing of the node
                 return
 
+    async def _probe_again(self, effect: ProbeNode, slots: asyncio.Semaphore) -> None:
+        """Does a node that is to find this server live? Its loop must answer: a kernel also accepts for a frozen process."""
+        refusals = 0
+        while self.shard.nodes.why_away(effect.node_id):
+            answer: NodeRefuses | NodeAnswers | None = None
+            async with slots:
+                try:
+                    await self._ask(effect.address, self._token)
+                    refusals, answer = 0, NodeAnswers(effect.node_id)
+                except ConnectionRefusedError:
+                    refusals += 1
+                    if refusals >= PROBE_REFUSALS:
+                        answer = NodeRefuses(effect.node_id)
+                except (OSError, ValueError):
+                    refusals = 0
+            if answer is not None:
+                self._perform(self.shard.handle(answer, self._now()))
+            await asyncio.sleep(PROBE_PAUSES_S[refusals] if refusals else PROBE_AGAIN_S)
+
+    async def _ask(self, address: str, token: bytes) -> None:
+        """Connect, and have the other end prove the token, if it is told.
+
+        Raises:
+            OSError: it does not; ConnectionRefusedError: nobody listens.
+        """
+        host, port = parse_address(address)
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                if token:
+                    handshake = ClientHandshake(token)
+                    writer.write(handshake.hello)
+                    while not handshake.done:
+                        data = await reader.read(1)
+                        if not data:
+                            raise ConnectionResetError("it closed the connection")
+                        writer.write(handshake.receive(data))
+            finally:
+                writer.close()
+
     def _start_probe(self, effect: ProbeNode) -> None:
         if not self._stopping:
-            probe = asyncio.get_running_loop().create_task(self._probe(effect))
-            self._probes.add(probe)
-            probe.add_done_callback(self._probes.discard)
+            self._keep_probe(self._probe(effect))
+
+    def _keep_probe(self, asking: Coroutine[Any, Any, None]) -> None:
+        probe = asyncio.get_running_loop().create_task(asking)
+        self._probes.add(probe)
+        probe.add_done_callback(self._probes.discard)
 
     def _emit(self, effect: Send | CloseConnection | ProbeNode) -> None:
         if isinstance(effect, ProbeNode):
