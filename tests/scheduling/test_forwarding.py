@@ -179,7 +179,7 @@ class World:
     """One submitter as `runtime.submitter` counts, this node, a global scheduler that places (with `queues` it queues, too) at random, and other
     nodes; channels keep order."""
 
-    def __init__(self, seed: int, strategy: dict[str, Any], queues: bool = False) -> None:
+    def __init__(self, seed: int, strategy: dict[str, Any], queues: bool = False, full: bytes = b"") -> None:
         self.dice = random.Random(seed)
         self.queues = queues
         self.machine = machine()
@@ -189,6 +189,10 @@ class World:
         self.here = 0  #: the local scheduler's backlog
         self.free = {SELF: 1, OTHER: 2, THIRD: 1}
         self.alive = {SELF, OTHER, THIRD}
+        if full:
+            self.free[full] = 0  # others run there without end
+        self.anywhere = False  #: inputs were not to be looked at when the global scheduler was asked last
+        self.now = 0.0
         self.asked = 0  #: of the global scheduler
         self.abroad = dict.fromkeys((OTHER, THIRD), 0)
         self.channels: dict[Any, deque[Any]] = {
@@ -230,6 +234,7 @@ class World:
                 self.here = self.here + effect.more if effect.more else effect.request.backlog
             elif isinstance(effect, fw.AskGlobal):
                 self.channels["gcs"].append(effect.backlog)
+                self.anywhere = effect.anywhere
             elif isinstance(effect, fw.AskNode):
                 self.channels[effect.node_id, "to"].append(effect.backlog)
             elif isinstance(effect, fw.TellProcess):
@@ -268,6 +273,8 @@ class World:
                 choices.append(("queue", None))
         if self.here and not self.asked:
             choices.append(("overdue", None))
+        if self.machine.awaits_nodes():
+            choices.append(("look", None))
         if not choices:
             return False
         self.check()
@@ -275,8 +282,8 @@ class World:
         if what == "grant":
             self.grant(where)
         elif what == "place":
-            nodes = sorted(self.alive)
-            node = self.dice.choice(nodes)
+            inputs = self.strategy.get("locality", {}) if not self.anywhere else {}
+            node = self.dice.choice(sorted(self.alive & set(inputs) or self.alive))
             count = self.dice.randint(1, self.asked)
             self.asked -= count
             self.channels["placed"].append(([(node, count)], False))
@@ -284,6 +291,9 @@ class World:
             self.channels["placed"].append(([(self.dice.choice(sorted(self.alive)), 1)], True))
         elif what == "overdue":
             self.feed(fw.Overdue(P, 0, self.here))
+        elif what == "look":
+            self.now += fw.PLACED_WAIT_S / 3
+            self.feed(fw.Looked(self.now))
         else:
             self.deliver(where)
         return True
@@ -318,12 +328,13 @@ class World:
             self.feed(fw.GrantedAbroad(where[0], P, item))
 
 
-@pytest.mark.parametrize("strategy", [{}, {"kind": "SPREAD"}])
+@pytest.mark.parametrize("strategy", [{}, {"kind": "SPREAD"}, {"locality": {OTHER: 20 << 20}}])
 @pytest.mark.parametrize("kills", [0, 1])
 @pytest.mark.parametrize("queues", [False, True])
-def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int, queues: bool) -> None:
-    for seed in range(200):
-        world = World(seed, strategy, queues)
+@pytest.mark.parametrize("full", [b"", OTHER])
+def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int, queues: bool, full: bytes) -> None:
+    for seed in range(40):
+        world = World(seed, strategy, queues, full)
         submitted = 0
         for turn in range(400):
             if turn < 200 and world.dice.random() < 0.15:
@@ -344,8 +355,10 @@ def test_no_submitter_waits_in_vain(strategy: dict[str, Any], kills: int, queues
             if not world.step():
                 break
         world.say(0)
-        while any(world.channels.values()):
-            world.step()
+        for _ in range(20_000):
+            if not world.step():
+                break
+        assert not any(world.channels.values())
         left = [count for node, count in world.abroad.items() if node in world.alive and count]
         assert not world.asked and not left, f"seed {seed}: asked for without a use"
 
@@ -361,3 +374,44 @@ def test_inputs_elsewhere_are_the_global_schedulers_to_weigh_while_it_is_there()
     third = request(2, 2, locality={OTHER: 10 << 20})
     assert made.handle(fw.Requested(P, third)) == [fw.RequestHere(P, third)]
     assert made.handle(fw.GcsReturned()) == [fw.AskGlobal(P, far, 1)]
+
+
+def test_a_node_that_was_filled_meanwhile_is_not_waited_for() -> None:
+    made = machine()
+    far = request(2, locality={OTHER: 10 << 20})
+    made.handle(fw.Requested(P, far))
+    assert not made.awaits_nodes()
+    made.handle(fw.Placed(P, 0, [(OTHER, 2)]))
+    assert made.awaits_nodes()
+    assert made.handle(fw.Looked(10.0)) == []
+    assert made.handle(fw.Looked(10.0 + 0.9 * fw.PLACED_WAIT_S)) == []
+    assert made.handle(fw.Looked(10.0 + fw.PLACED_WAIT_S)) == [
+        fw.RequestHere(P, far, 2),
+        fw.AskGlobal(P, far, 2, anywhere=True),
+    ]
+    assert not made.awaits_nodes()
+    assert made.handle(fw.Placed(P, 0, [(THIRD, 1)])) == [fw.AskNode(THIRD, P, far, 1)]
+    made.handle(fw.Looked(20.0))
+    assert made.handle(fw.Looked(20.0 + fw.PLACED_WAIT_S)) == [], "it has more patience now"
+    assert made.handle(fw.GrantedHere(P, 0)) == []
+    assert made.handle(fw.GrantedAbroad(THIRD, P, grant(5))) == [
+        fw.TellProcess(P, grant(5)),
+        fw.AskGlobal(P, far, 0),
+        fw.AskNode(OTHER, P, far, 0),
+    ]
+    assert made.handle(fw.Requested(P, far)) == [fw.AskGlobal(P, far, 2)], "the next go to their inputs again"
+
+
+def test_moving_large_inputs_is_worth_a_longer_wait() -> None:
+    made = machine()
+    made.handle(fw.Requested(P, request(1, locality={OTHER: 5_000_000_000})))
+    made.handle(fw.Placed(P, 0, [(OTHER, 1)]))
+    assert made.handle(fw.Looked(0.0)) == made.handle(fw.Looked(4.9)) == []
+    assert made.handle(fw.Looked(5.0)) != []
+
+
+def test_who_has_no_choice_waits() -> None:
+    made = machine()
+    made.handle(fw.Requested(P, request(1, kind="NODE_AFFINITY", node_id=OTHER, soft=False)))
+    made.handle(fw.Placed(P, 0, [(OTHER, 1)]))
+    assert made.handle(fw.Looked(0.0)) == made.handle(fw.Looked(1000.0)) == []

@@ -10,7 +10,12 @@ waits, and has a record of those of which anything is abroad.
     RefusedHere (never possible here), Overdue (waits too long here) -> AskGlobal (PlaceLeases)
     Placed (nodes and counts) -> AskNode (ForeignLeases), or RequestHere when it is this node
     Placed(queued) -> AskNode besides: these have no room, and the global scheduler goes on looking for some; taken back when it has found it all
+    Looked: a node was asked and has granted nothing for long -> it stays in that queue, and AskGlobal (and RequestHere) for room anywhere besides
     Granted by a node -> TellProcess; the lease is known here by its node until that says LeaseEnded
+
+A node may have no room for what was placed there: it was filled before it could say so, or its queue was judged by leases that were shorter than
+those that run now (actors never end). So nothing waits for one node only: after PLACED_WAIT_S, and the time in which the inputs could have been
+moved, room is looked for without regard to inputs; what finds it first takes the rest back.
 
 A request may be granted here and abroad at once, since tasks are counted in both places: the submitter returns the lease for which it has no task.
 The number that a submitter believes to be asked for is therefore never more than what is asked for, so it never waits in vain. It is counted here
@@ -39,7 +44,8 @@ from shoal.protocol.messages import (
     RequestLeases,
     WorkerDied,
 )
-from shoal.protocol.strategies import GLOBAL_KINDS, PLACEMENT_GROUP
+from shoal.protocol.strategies import GLOBAL_KINDS, KIND, LOCALITY, NODE_AFFINITY, PLACEMENT_GROUP
+from shoal.scheduling.node_policy import BANDWIDTH_BYTES_S
 
 #: what is not for the local scheduler to decide: the global scheduler names nodes, or the places of the placement group do
 ELSEWHERE_KINDS = GLOBAL_KINDS | {PLACEMENT_GROUP}
@@ -49,6 +55,9 @@ Key = tuple[bytes, int]  #: (process, class number)
 LESS = 16
 #: nodes that refuse what the global scheduler thought possible, in a row, before the submitter is told
 REFUSALS_MAX = 5
+#: what was placed on a node with room is granted sooner, if a worker need not be started there; doubled each time that it was not
+PLACED_WAIT_S = 0.5
+PLACED_WAIT_DOUBLED_MAX = 6
 #: inputs of which another node has so much more than this one may be worth a question where to run
 MOVE_BYTES_MIN = 1 << 20
 
@@ -159,6 +168,13 @@ class NodeDied:
 
 
 @dataclass(slots=True)
+class Looked:
+    """Time passes: nodes that were asked may have granted nothing for too long. Said again and again while `awaits_nodes`."""
+
+    now: float
+
+
+@dataclass(slots=True)
 class GcsLost:
     """There is no connection to the GCS."""
 
@@ -180,6 +196,7 @@ Event = (
     | Reached
     | ProcessDied
     | NodeDied
+    | Looked
     | GcsLost
     | GcsReturned
 )
@@ -204,6 +221,7 @@ class AskGlobal:
     process: bytes
     request: RequestLeases
     backlog: int
+    anywhere: bool = False  #: wherever there is room, be the inputs where they may
 
 
 @dataclass(slots=True)
@@ -258,6 +276,10 @@ class ClassAbroad:
     refusals: int = 0
     #: more was placed than was asked for: a change of mind and an answer crossed, and the global scheduler may want to place what is left
     crossed: bool = False
+    #: when nodes were first seen to owe leases since the last grant; None: not yet
+    owed_since: float | None = None
+    #: how often they owed them for too long. From the first time on any room will do, also this node's
+    waits: int = 0
 
     def asked_of(self, node_id: bytes) -> int:
         """How many leases a node is asked for in all."""
@@ -325,6 +347,10 @@ class Forwarding:
         """What of a class is asked of others."""
         return self._abroad.get((process, class_no))
 
+    def awaits_nodes(self) -> bool:
+        """Whether other nodes were asked for leases that they have not granted."""
+        return any(abroad.placed for abroad in self._abroad.values())
+
     def has_abroad(self, process: bytes) -> bool:
         """Whether a process waits for leases of other nodes, or has some."""
         return any(key[0] == process for key in self._abroad) or any(
@@ -346,16 +372,18 @@ class Forwarding:
             return
         self._requests[key] = request
         self._believed[key] = request.backlog
-        if self._in_cluster and self._is_global(request):
+        abroad = self._abroad.get(key)
+        is_global = self._in_cluster and self._is_global(request)
+        if is_global:
             self._ask(key, request.backlog, effects)
-        else:
+        if not is_global or (abroad is not None and abroad.waits and _may_run_here(request)):
             effects.append(RequestHere(event.process, request))
 
     def _is_global(self, request: RequestLeases) -> bool:
         """Whether the global scheduler says where it goes, be it here."""
-        if request.strategy.get("kind") in ELSEWHERE_KINDS:
+        if request.strategy.get(KIND) in ELSEWHERE_KINDS:
             return True
-        inputs = request.strategy.get("locality")
+        inputs = request.strategy.get(LOCALITY)
         if not inputs or self._gcs_away:
             return False
         here: int = inputs.get(self._node_id, 0)
@@ -373,7 +401,10 @@ class Forwarding:
         more = wanted - abroad.asked
         if (more > 0 and (not also_here or 4 * more >= abroad.asked)) or 0 < LESS * wanted <= abroad.asked:
             abroad.asked = wanted
-            effects.append(AskGlobal(key[0], self._requests[key], wanted))
+            self._ask_global(key, abroad, effects)
+
+    def _ask_global(self, key: Key, abroad: ClassAbroad, effects: list[Effect]) -> None:
+        effects.append(AskGlobal(key[0], self._requests[key], abroad.asked, abroad.waits > 0))
 
     def _forget(self, key: Key, effects: list[Effect]) -> None:
         """The class waits no more."""
@@ -445,7 +476,9 @@ class Forwarding:
                     effects.append(RequestHere(event.process, request, count))
                 continue
             if event.queued:
-                abroad.queued[node_id] = count  # once a node, though a new global scheduler may say it again
+                abroad.queued[node_id] = max(
+                    count, abroad.queued.get(node_id, 0)
+                )  # once a node, though a new global scheduler may say it again
             else:
                 abroad.placed[node_id] = abroad.placed.get(node_id, 0) + count
             self._dealt.setdefault(event.process, {})[node_id] = None
@@ -466,14 +499,13 @@ class Forwarding:
 
     def _count_queued(self, key: Key, abroad: ClassAbroad, node_id: bytes, effects: list[Effect]) -> None:
         """A node had room in the end for what was queued there: for so much less the global scheduler needs to find some."""
-        request = self._requests[key]
         abroad.queued[node_id] -= 1
         if not abroad.queued[node_id]:
             del abroad.queued[node_id]
         abroad.asked -= 1
-        effects.append(AskGlobal(key[0], request, abroad.asked))
+        self._ask_global(key, abroad, effects)
         for other in self._unqueue(abroad):
-            effects.append(AskNode(other, key[0], request, abroad.asked_of(other)))
+            effects.append(AskNode(other, key[0], self._requests[key], abroad.asked_of(other)))
 
     def _forget_served(self, key: Key, abroad: ClassAbroad, effects: list[Effect]) -> None:
         """Drop a record of nothing: its process may leave now, as far as this goes."""
@@ -488,6 +520,7 @@ class Forwarding:
         abroad = self._abroad.get((process, granted.class_no))
         if abroad is not None and abroad.asked_of(event.node_id):
             abroad.refusals = 0
+            abroad.owed_since = None
             if event.node_id not in abroad.placed:
                 self._count_queued((process, granted.class_no), abroad, event.node_id, effects)
             elif abroad.placed[event.node_id] > 1:
@@ -553,7 +586,7 @@ class Forwarding:
         asked = [
             key
             for key, abroad in self._abroad.items()
-            if abroad.asked and self._requests[key].strategy.get("kind") not in ELSEWHERE_KINDS
+            if abroad.asked and self._requests[key].strategy.get(KIND) not in ELSEWHERE_KINDS
         ]
         were_global = [key for key in asked if self._is_global(self._requests[key])]
         self._gcs_away = True
@@ -564,7 +597,44 @@ class Forwarding:
         self._gcs_away = False
         for key, abroad in self._abroad.items():
             if abroad.asked:
-                effects.append(AskGlobal(key[0], self._requests[key], abroad.asked))
+                self._ask_global(key, abroad, effects)
+
+    # ------------------------------------------------------------ time
+
+    def _on_looked(self, event: Looked, effects: list[Effect]) -> None:
+        for key, abroad in self._abroad.items():
+            request = self._requests[key]
+            if not abroad.placed or request.strategy.get(KIND) in (NODE_AFFINITY, PLACEMENT_GROUP):
+                continue  # it has no choice
+            if abroad.owed_since is None:
+                abroad.owed_since = event.now
+            elif event.now - abroad.owed_since >= _patience_s(request, abroad.waits):
+                self._look_elsewhere(key, abroad, request, effects)
+
+    def _look_elsewhere(self, key: Key, abroad: ClassAbroad, request: RequestLeases, effects: list[Effect]) -> None:
+        """What nodes owe for too long is asked for as if they had said that they have no room."""
+        owed = sum(abroad.placed.values())
+        for node_id, count in abroad.placed.items():
+            abroad.queued[node_id] = abroad.queued.get(node_id, 0) + count
+        abroad.placed.clear()
+        abroad.owed_since = None
+        if not abroad.waits and self._is_global(request) and _may_run_here(request):
+            effects.append(RequestHere(key[0], request, owed))
+        abroad.waits += 1
+        abroad.asked += owed
+        self._ask_global(key, abroad, effects)
+
+
+def _may_run_here(request: RequestLeases) -> bool:
+    """Whether nothing but its inputs sends it elsewhere."""
+    return request.strategy.get(KIND) not in ELSEWHERE_KINDS
+
+
+def _patience_s(request: RequestLeases, waits: int) -> float:
+    """How long nodes may owe leases: at least as long as it takes to move the inputs."""
+    inputs = request.strategy.get(LOCALITY)
+    move_s = max(inputs.values()) / BANDWIDTH_BYTES_S if inputs else 0.0
+    return max(PLACED_WAIT_S, move_s) * 2.0 ** min(waits, PLACED_WAIT_DOUBLED_MAX)
 
 
 _HANDLERS: dict[type, Callable[[Forwarding, Any, list[Effect]], None]] = {
@@ -579,6 +649,7 @@ _HANDLERS: dict[type, Callable[[Forwarding, Any, list[Effect]], None]] = {
     Reached: Forwarding._on_reached,
     ProcessDied: Forwarding._on_process_died,
     NodeDied: Forwarding._on_node_died,
+    Looked: Forwarding._on_looked,
     GcsLost: Forwarding._on_gcs_lost,
     GcsReturned: Forwarding._on_gcs_returned,
 }

@@ -49,7 +49,7 @@ from shoal.protocol.messages import (
     WorkerDied,
 )
 from shoal.protocol.node_messages import ForeignLeases, ForeignProcessDied, ForProcess
-from shoal.protocol.strategies import KIND, PLACEMENT_GROUP
+from shoal.protocol.strategies import KIND, LOCALITY, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.heartbeat import interval_s, soon_s
@@ -159,6 +159,8 @@ class Node:
                 message.process, message.class_no, placements, message.refused, queued=message.queued
             )
             self.forward(placed)
+            if self.forwarding.awaits_nodes():
+                self._look_later()
         elif kind is HeartbeatAcknowledged:
             self.actors.leash.acknowledged(message.count)
         elif kind is Acknowledged:
@@ -439,7 +441,7 @@ class Node:
                 self.to_gcs(
                     PlaceLeases(
                         effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
-                        request.strategy, request.strategy.get("locality") or {}, request.name,
+                        request.strategy, {} if effect.anywhere else request.strategy.get(LOCALITY) or {}, request.name,
                     )
                 )  # fmt: skip
             elif kind is forwarding.AskNode:
@@ -487,7 +489,10 @@ class Node:
         for (process, class_no), count in self.offers.look(self.machine.waiting_tasks, now):
             if process in self.processes:
                 self.forward(forwarding.Overdue(process, class_no, count))
-        if self.machine.is_waited_for():
+        awaits_nodes = self.forwarding.awaits_nodes()
+        if awaits_nodes:
+            self.forward(forwarding.Looked(now))
+        if awaits_nodes or self.machine.is_waited_for():
             self._look_later()
 
     # ---------------------------------------------------------------- heartbeats

@@ -35,7 +35,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.node_messages import ForeignLeases as ForeignLeasesMessage
 from shoal.protocol.node_messages import ForeignProcessDied, ForProcess
 from shoal.protocol.resources import fits
-from shoal.protocol.strategies import GLOBAL_KINDS, KIND, PLACEMENT_GROUP
+from shoal.protocol.strategies import GLOBAL_KINDS, KIND, LOCALITY, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.offers import Offers
@@ -215,6 +215,8 @@ class ForeignLeases:
                 queued=message.queued,
             )
         )
+        if self.machine.awaits_nodes():
+            self._look_later()
 
     def on_replica_lost(self, number: int) -> None:
         """A replica of the global scheduler is away: what was asked of it is asked of others."""
@@ -281,7 +283,10 @@ class ForeignLeases:
         for (process, class_no), count in self._offers.look(machine.waiting_tasks, now):
             if process in self._table.by_id:
                 self._feed(forwarding.Overdue(process, class_no, count))
-        if machine.is_waited_for():
+        awaits_nodes = self.machine.awaits_nodes()
+        if awaits_nodes:
+            self._feed(forwarding.Looked(now))
+        if awaits_nodes or machine.is_waited_for():
             self._look_later()
 
     # ---------------------------------------------------------------- effects
@@ -309,7 +314,7 @@ class ForeignLeases:
             request.demand,
             effect.backlog,
             request.strategy,
-            request.strategy.get("locality") or {},
+            {} if effect.anywhere else request.strategy.get(LOCALITY) or {},
             request.name,
         )
         shards = self._gcs.elsewhere
