@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.node_counts import settled_counts, wait_for_counts
+from tests.engine.node_counts import counts, eventually, settled_counts, wait_for_counts
 from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
@@ -362,3 +362,85 @@ def test_a_task_that_branches_differently_the_second_time(tmp_path: Path) -> Non
     with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)another way.*large\(\).*work\(\)"):
         shoal.get(put, timeout=60)
     assert len(shoal.get(child, timeout=60)) == BIG
+
+
+# ---------------------------------------------------------------- what nobody was told of
+
+SETTLES_S = 0.2  #: in which the node has settled what a dead owner had. A gate opened too early shows nothing, and fails nothing
+
+
+class Gated:
+    """A value that is pickled when there is a file `gate`."""
+
+    def __init__(self, path: str, gate: str) -> None:
+        self.path, self.gate = path, gate
+
+    def __reduce__(self) -> Any:
+        note(self.path, "pickles")
+        while not os.path.exists(self.gate):
+            time.sleep(0.005)
+        return str, ("x",)
+
+
+@shoal.remote(num_cpus=0, max_retries=0)
+def several(path: str, gate: str, never: str) -> Any:
+    """Several values, or a stream of them."""
+    note(path, f"{os.getpid()}")
+    note(path, "several")
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    yield b"x" * BIG
+    yield Gated(path, never)
+
+
+def test_an_item_of_a_stream_that_is_made_when_its_reader_is_dead(tmp_path: Path, freed: None) -> None:
+    path, gate = tmp_path / "runs", tmp_path / "gate"
+
+    @shoal.remote(num_cpus=0)
+    class Reader:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def read(self) -> None:
+            self.kept = several.options(num_returns="streaming").remote(str(path), str(gate), "")
+
+    reader = Reader.remote()
+    shoal.get(reader.read.remote(), timeout=60)
+    until(path, "several")
+    kill(reader)
+    time.sleep(SETTLES_S)
+    gate.touch()
+
+
+def test_a_worker_that_dies_in_the_middle_of_results_for_a_dead_owner(tmp_path: Path, freed: None) -> None:
+    path, gate = tmp_path / "runs", tmp_path / "gate"
+
+    @shoal.remote(num_cpus=0)
+    class Asker:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def ask(self) -> None:
+            self.kept = several.options(num_returns=2).remote(str(path), str(gate), str(tmp_path / "never"))
+
+    stored = counts()["stored"]
+    asker = Asker.remote()
+    shoal.get(asker.ask.remote(), timeout=60)
+    until(path, "several")
+    kill(asker)
+    time.sleep(SETTLES_S)
+    gate.touch()
+    until(path, "pickles")
+    eventually(lambda: counts()["stored"] > stored)
+    os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
+
+
+def test_results_before_one_that_cannot_be_sent(freed: None) -> None:
+    @shoal.remote(num_returns=2)
+    def half() -> Any:
+        return b"x" * BIG, iter(number for number in range(2))
+
+    refs = half.remote()
+    for ref in refs:
+        with pytest.raises(TypeError, match="cannot be sent"):
+            shoal.get(ref, timeout=60)

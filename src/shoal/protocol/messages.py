@@ -490,7 +490,8 @@ class Sealed(Message, tag=56):
 
 
 class FreeObjects(Message, tag=57):
-    """From an owner: nobody refers to these stored objects, on `node` or here, any more; with `giver` only to what that dead worker has sealed."""
+    """From an owner: nobody refers to these stored objects, on `node` or here, any more; with `giver` only to what that worker has
+    sealed, who is dead or says so itself."""
 
     oids: list[bytes]
     node: bytes = b""

@@ -108,6 +108,8 @@ class OrphanTasks:
             return
         for (_, value), task in zip(replies, tasks, strict=True):
             if not task:
+                if not told:  # else the dead process may have published it
+                    self._executor.results.discard(value.values if isinstance(value, Many) else [value])
                 continue
             task_id, tail = task[: ids.TASK_ID_BYTES], task[ids.TASK_ID_BYTES :]
             # A failure is that of all results.

@@ -24,6 +24,7 @@ from shoal.protocol.messages import (
     NUM_RETURNS_STREAMING,
     Containing,
     Failed,
+    FreeObjects,
     Many,
     Stored,
     StreamItem,
@@ -87,6 +88,15 @@ class ResultWriter:
                 f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
             )
         parts: list[Value] = []
+        try:
+            self._encode_parts(job, values, parts)
+        except BaseException:
+            with self.reactor.lock:
+                self.discard(parts)  # the submitter hears of none of them
+            raise
+        return Many(parts)
+
+    def _encode_parts(self, job: Job, values: list[Any], parts: list[Value]) -> None:
         room = INLINE_TASK_BYTES_MAX
         for index, part in enumerate(values):
             inline_max = INLINE_RESULT_BYTES_MAX if room > 0 else INLINE_CROWDED_BYTES_MAX
@@ -96,7 +106,13 @@ class ResultWriter:
             elif type(encoded) is Containing:
                 room -= len(encoded.blob)
             parts.append(encoded)
-        return Many(parts)
+
+    def discard(self, values: list[Value]) -> None:
+        """Nobody was told of these values, or will be: what they take in the store is free. Caller holds the lock."""
+        stored = [value.oid for value in values if type(value) is Stored]
+        daemon = self.reactor.causal
+        if stored and daemon is not None:
+            daemon.send(FreeObjects(stored, giver=self.runtime.worker_id))
 
     def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
         """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
@@ -127,6 +143,8 @@ class ResultWriter:
             value = self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
         index = int.from_bytes(oid[ids.TASK_ID_BYTES :], "big")
         with self.reactor.lock:
+            if job.connection.closed:
+                self.discard([value])
             job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
         return self.runtime.objects.borrow(oid, job.template.wire.options["home"])
 
@@ -186,6 +204,8 @@ class ResultWriter:
                 wanted = wanted - {oid}
             value = self.encode_value(job, item, index)
             with self.reactor.lock:
+                if connection.closed:  # its consumer is dead, and what was known to be its own was freed before
+                    self.discard([value])
                 connection.send(StreamItem(lease_id, job.seq, index, value))
                 now = perf_counter()
                 if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:

@@ -38,6 +38,7 @@ log = logging.getLogger("shoal.node")
 ORPHANED_S = 15.0  #: what is kept for a home that is dead waits so long for its heir, from when the GCS can tell of it
 CLAIMS_WAIT_S = 60.0  #: a living node that does not say what it has of a dead owner is waited for so long
 HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
+SETTLED_OWNERS_MAX = 10_000
 
 #: brings a value of another node here, and tells its place, or why it cannot
 Fetch = Callable[[Stored, Callable[[Stored | None, str], None]], None]
@@ -82,6 +83,8 @@ class Objects:
         self._kept_for: dict[bytes, bytes] = {}
         #: those of them that have refs inside, which only that directory knows
         self._with_refs: set[bytes] = set()
+        #: dead processes, the latest, of which nothing that lies here is of use but what was told
+        self._settled_owners: dict[bytes, None] = {}
         #: further copies here of objects of another home, which frees them: oid -> home
         self._copy_for: dict[bytes, bytes] = {}
         self._fetch: Fetch | None = None
@@ -225,13 +228,32 @@ class Objects:
     def _settled(self, effect: events.OrphansSettled) -> None:
         # What it owned in the store and had never let go of is of use to nobody, nor is what a worker of it had stored that died before it told.
         machine = self.machine
-        unknown = [oid for oid in self._store.owned_by(effect.process) if type(machine.value_of(oid)) is not Stored]
+        process = effect.process
+        unknown = [oid for oid in self._store.owned_by(process) if type(machine.value_of(oid)) is not Stored]
         private = [oid for oid in unknown if not machine.owner_of(oid)]
         untold = [oid for oid in unknown if machine.is_made_anew(oid)]
         if private:
             self._store.free(private)
         if untold:
             self._store.free(untold, of_dead=True)
+        self._settle_owner(process)
+        # It may have stored for owners that had gone before, and died before it told.
+        left = [row.oid for row in self._store.written_by(process) if row.owner in self._settled_owners]
+        useless = [
+            oid for oid in left if self._is_unknown(oid) and (not machine.owner_of(oid) or machine.is_made_anew(oid))
+        ]
+        self._store.free_of(process, useless)
+
+    def _settle_owner(self, process: bytes) -> None:
+        self._settled_owners[process] = None
+        if len(self._settled_owners) > SETTLED_OWNERS_MAX:
+            del self._settled_owners[next(iter(self._settled_owners))]
+
+    def _is_unknown(self, oid: bytes) -> bool:
+        """Whether what lies in the store here is the value of no object, as far as anybody has told."""
+        machine = self.machine
+        known = type(machine.value_of(oid)) is Stored or machine.keeps_for_heirs(oid)
+        return not known and oid not in self._kept_for
 
     def _ask_claims(self, effect: events.AskClaims) -> None:
         self._table.send(effect.worker, messages.SubmitterDied(effect.process))
@@ -248,14 +270,13 @@ class Objects:
 
     def owner_gone(self, process_id: bytes) -> None:
         """What a dead process that is not of this node owned in the store here and had never let go of is of use to nobody."""
-        kept, machine = self._kept_for, self.machine
-        private = [
-            oid
-            for oid in self._store.owned_by(process_id)
-            if oid not in kept and type(machine.value_of(oid)) is not Stored and not machine.keeps_for_heirs(oid)
-        ]
+        private = [oid for oid in self._store.owned_by(process_id) if self._is_unknown(oid)]
         if private:
             self._store.free(private)
+
+    def _estate_settled(self, effect: events.EstateSettled) -> None:
+        self._settle_owner(effect.process)
+        self.owner_gone(effect.process)
 
     def on_free(self, process: Process, message: messages.FreeObjects) -> None:
         """An owner says that nobody refers to stored objects any more."""
@@ -668,7 +689,7 @@ _PERFORM: dict[type, Callable[[Objects, Any], None]] = {
     events.TellClaims: Objects._tell_claims,
     events.TakeClaims: Objects._take_claims,
     events.TellClaimMade: Objects._tell_claim_made,
-    events.EstateSettled: lambda objects, effect: objects.owner_gone(effect.process),
+    events.EstateSettled: Objects._estate_settled,
     events.ExpireLater: Objects._expire_later,
     events.OrphansSettled: Objects._settled,
     events.FreeStored: Objects._free,

@@ -215,6 +215,10 @@ class StoreShell:
         """The stored objects of an owner: when it dies, those that never escaped are freed by `free`."""
         return [row.oid for row in self._table.rows() if row.owner == worker_id and row.state != DYING]
 
+    def written_by(self, worker_id: bytes) -> list[ObjectRow]:
+        """What a process has stored, for itself or others, to be read only."""
+        return [row for row in self._table.rows() if row.writer == worker_id and row.state != DYING]
+
     # ---------------------------------------------------------------- other nodes
 
     def row_of(self, oid: bytes) -> ObjectRow | None:
