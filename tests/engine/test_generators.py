@@ -13,6 +13,7 @@ import pytest
 
 import shoal
 from shoal import exceptions
+from shoal.runtime import core
 
 pytestmark = [pytest.mark.usefixtures("shoal_session")]
 
@@ -208,6 +209,56 @@ def test_a_crashed_stream_is_made_again_and_repeats_nothing(tmp_path: Path) -> N
                 os._exit(1)
 
     assert [fetch(ref) for ref in crashing.remote(tmp_path / "once")] == list(range(10))
+
+
+@pytest.mark.parametrize("how", ["crash", "error"])
+def test_what_has_come_already_is_not_stored_again(tmp_path: Path, how: str) -> None:
+    """Items that were taken and let go before the second attempt leave nothing in the store."""
+
+    @shoal.remote(max_retries=2, retry_exceptions=True)
+    def large(path: Path) -> Any:
+        for number in range(4):
+            if number == 3 and not path.exists():
+                await_true(path.with_suffix(".taken").exists)
+                path.touch()
+                if how == "crash":
+                    os._exit(1)
+                raise ValueError("once")
+            yield np.full(40_000, number)
+
+    def first_of_next() -> int:
+        return int(fetch(next(items))[0])
+
+    items = large.remote(tmp_path / "once")
+    assert [first_of_next() for _ in range(3)] == [0, 1, 2]
+    (tmp_path / "once.taken").touch()
+    assert first_of_next() == 3
+    assert list(items) == []
+    await_true(lambda: not core.current().call("node.stored")["stored"])
+
+
+@shoal.remote(max_retries=1)
+def shorter(path: Path, count: int) -> Any:
+    """The second time it yields two items."""
+    yield from range(2 if path.exists() else count)
+    if not path.exists():
+        await_true(path.with_suffix(".taken").exists)
+        path.touch()
+        os._exit(1)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_retried_stream_that_is_shorter_than_what_has_come_says_so(tmp_path: Path, count: int) -> None:
+    items = shorter.remote(tmp_path / "once", count)
+    assert [fetch(next(items)) for _ in range(count)] == list(range(count))
+    (tmp_path / "once.taken").touch()
+    rest = list(items)
+    if count == 2:
+        assert rest == []
+        return
+    with pytest.raises(exceptions.StreamingGeneratorReplayInconsistentError, match=r"shorter yielded 3.*and 2 when"):
+        fetch(rest[0])
+    assert len(rest) == 1
 
 
 def test_a_stream_that_fails_is_retried_when_asked(tmp_path: Path) -> None:

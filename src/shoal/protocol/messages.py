@@ -66,7 +66,8 @@ class TaskTemplate(Message, tag=7):
     backpressure: int = -1
     method: str = ""
     concurrency_group: str = ""
-    #: "wanted": the ObjectIDs that are lost and that this run is to make anew, all else it makes being there; "home": their home
+    #: "wanted": the ObjectIDs that are lost and that this run is to make anew, all else it makes being there; "home": their home;
+    #: "resume_from": how many items of its stream an earlier attempt has delivered
     options: dict[str, Any] = {}
     #: a task that may run once only (max_retries=0) is answered at once: a crash of the next one must not take its result along
     prompt_reply: bool = False

@@ -40,6 +40,7 @@ from shoal.protocol.messages import (
     WorkerDied,
 )
 from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of_entry, sendable
+from shoal.runtime.streams import count_retry
 from shoal.runtime.tasks import PendingTask, WorkerLease, started_under
 
 if TYPE_CHECKING:
@@ -511,7 +512,7 @@ class ActorCalls:
             elif not started or queue.exact:
                 again.append(task)
             elif task.retries_left != 0:
-                task.count_retry()
+                count_retry(self.runtime, task)
                 again.append(task)
             else:
                 self._fail(

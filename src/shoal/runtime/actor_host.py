@@ -496,6 +496,8 @@ class ActorHost:
         index = 0
         async for item in items:
             index += 1
+            if index <= job.template.resume_from:
+                continue
             value = executor.results.encode_value(job, item, index)
             with self.reactor.lock:
                 job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
@@ -506,7 +508,7 @@ class ActorHost:
                 job.waiter = _EventWaiter(arrived)
                 await arrived.wait()
                 job.waiter = None
-        return self.runtime.none_blob
+        return executor.results.end_of_stream(job, index)
 
 
 class InputFailed(Exception):

@@ -376,8 +376,8 @@ class Executor:
                 last_poll = perf_counter()
                 continue
             try:
-                if reactor._parked:
-                    reactor.attend()
+                if reactor._parked or reactor._background_idle:
+                    reactor.attend()  # nobody else writes what a stream gathers
                 now = self._run_job(job)
             except KeyboardInterrupt as interrupt:
                 now = self._answer_interrupted(job, interrupt)

@@ -47,7 +47,18 @@ class HeldLease:
 class BoundTemplate:
     """A template as its executor knows it."""
 
-    __slots__ = ("estimate_s", "function", "is_call", "num_returns", "outlives", "recorded", "tail", "wanted", "wire")
+    __slots__ = (
+        "estimate_s",
+        "function",
+        "is_call",
+        "num_returns",
+        "outlives",
+        "recorded",
+        "resume_from",
+        "tail",
+        "wanted",
+        "wire",
+    )
 
     def __init__(self, wire: TaskTemplate) -> None:
         self.wire = wire
@@ -58,6 +69,8 @@ class BoundTemplate:
         self.recorded = not wire.options.get(READ_ONLY) and wire.method not in _UNRECORDED
         #: of a re-run: the ids of the objects that are to be made anew
         self.wanted: frozenset[bytes] | None = frozenset(wire.options["wanted"]) if "wanted" in wire.options else None
+        #: of a generator that is retried: how many items its consumer has had
+        self.resume_from = 0 if self.wanted is not None else int(wire.options.get("resume_from", 0))
         #: whether its results are published here should the submitter die: not a stream's, which ends then, nor a re-run's, which are not all there
         self.outlives = wire.num_returns != NUM_RETURNS_STREAMING and self.wanted is None
         #: stands behind the ids of its tasks among the replies: how many results there are, if there are several

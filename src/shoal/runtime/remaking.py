@@ -21,8 +21,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from shoal import serialization
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import LINEAGE_BYTES_MAX
@@ -379,14 +377,8 @@ class Remaker:
 
     def _template_for(self, template: Template, wanted: list[bytes]) -> Template:
         """A task's template for one re-run: it tells the worker what is wanted."""
-        wire = msgspec.structs.replace(
-            template.wire,
-            number=self.runtime.new_number(),
-            options={**template.wire.options, "wanted": wanted, "home": self.runtime.node_id},
-        )
-        again = Template(wire, template.code, template.klass, template.max_retries, False, template.gone)
-        again.exported = template.exported
-        again.estimate_s = template.estimate_s
+        again = template.with_options(self.runtime.new_number(), wanted=wanted, home=self.runtime.node_id)
+        again.retry_exceptions = False
         return again
 
     def _fail_on_input(self, run: Rerun, again: PendingTask, dependency: ObjectEntry) -> None:

@@ -202,6 +202,9 @@ class ResultWriter:
                 if oid not in wanted:
                     continue
                 wanted = wanted - {oid}
+            if index <= job.template.resume_from:
+                _check_consumer(job)
+                continue
             value = self.encode_value(job, item, index)
             with self.reactor.lock:
                 if connection.closed:  # its consumer is dead, and what was known to be its own was freed before
@@ -219,9 +222,16 @@ class ResultWriter:
                 and not job.cancelled
             ):
                 self._await_credit(job, index - limit)
-            if connection.closed or job.cancelled:
-                raise KeyboardInterrupt("the consumer of the stream is gone")
-        return self.runtime.none_blob
+            _check_consumer(job)
+        return self.end_of_stream(job, index)
+
+    def end_of_stream(self, job: Job, count: int) -> Value:
+        """The reply of a generator that has yielded `count` items."""
+        had = job.template.resume_from
+        if count >= had:
+            return self.runtime.none_blob
+        why = f"{job.template.wire.name} yielded {had} items or more before it was interrupted, and {count} when it was run again"
+        return Failed(serialization.dumps_error(errors.StreamingGeneratorReplayInconsistentError(why)))
 
     def _await_credit(self, job: Job, consumed: int) -> None:
         with self.reactor.lock:
@@ -231,6 +241,11 @@ class ResultWriter:
             waiter = job.waiter = Waiter()
         self.runtime.wait_for(waiter)
         job.waiter = None
+
+
+def _check_consumer(job: Job) -> None:
+    if job.connection.closed or job.cancelled:
+        raise KeyboardInterrupt("the consumer of the stream is gone")
 
 
 def _safe_repr(instance: Any) -> str:

@@ -35,7 +35,7 @@ abandoned: deque[PendingTask] = deque()
 class StreamState:
     """The items of one generator task, as its submitter knows them. Written under the reactor's lock."""
 
-    __slots__ = ("abandoned", "consumed", "ended", "items", "produced", "skip", "task", "waiters")
+    __slots__ = ("abandoned", "consumed", "ended", "items", "produced", "task", "waiters")
 
     def __init__(self) -> None:
         self.items: deque[ObjectRef] = deque()
@@ -43,7 +43,6 @@ class StreamState:
         self.consumed = 0
         self.ended = False
         self.abandoned = False
-        self.skip = 0  #: items that an earlier attempt has delivered already
         self.waiters: list[Waiter] = []
         self.task: PendingTask | None = None
 
@@ -66,12 +65,17 @@ def untold_results(task: PendingTask) -> list[bytes]:
     return made if wanted is None else [oid for oid in made if oid in wanted]
 
 
+def count_retry(runtime: Runtime, task: PendingTask) -> None:
+    """A task is run again: a generator yields anew what has come already, and its worker is told to let that be: stored once more under the same
+    names it would be nobody's. Caller holds the lock."""
+    task.count_retry()
+    state = task.result
+    if type(state) is StreamState and state.produced:
+        task.template = task.template.with_options(runtime.new_number(), resume_from=state.produced)
+
+
 def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:
     """An item came. Caller holds the lock."""
-    if index <= state.produced:
-        runtime.objects.let_go(value)  # a retried generator makes its first items again
-        give_credit(state, task)  # and waits for room that nobody would make by taking them
-        return
     state.produced = index
     entry = ObjectEntry(result_id(task.task_id, index), task)
     if state.abandoned:

@@ -59,7 +59,7 @@ from shoal.runtime.dialling import Dial, Dialler
 from shoal.runtime.lease_requests import LeaseRequests
 from shoal.runtime.objects import ObjectEntry, sendable
 from shoal.runtime.received_refs import ReceivedRefs
-from shoal.runtime.streams import untold_results
+from shoal.runtime.streams import count_retry, untold_results
 from shoal.runtime.task_errors import crash_error, oversize_error
 from shoal.runtime.tasks import PendingTask, SchedulingClass, Template, WorkerLease, WorkerPeer, started_under
 
@@ -348,7 +348,7 @@ class Submitter:
 
     def retry(self, task: PendingTask) -> None:
         """Run the task again, as a new attempt. Caller holds the lock."""
-        task.count_retry()
+        count_retry(self.runtime, task)
         self.requeue([task])
 
     def requeue(self, tasks: list[PendingTask]) -> None:
@@ -648,7 +648,7 @@ class Submitter:
                 self.fail(task, crash_error(task, death))
             else:
                 # Also one that had ended, if its reply was lost: it will have run once more.
-                task.count_retry()
+                count_retry(self.runtime, task)
                 again.append(task)
         self.requeue(again)
         if lease.klass is not None:

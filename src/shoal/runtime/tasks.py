@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from shoal.protocol import errors
 from shoal.protocol.limits import QUEUED_WORK_S
 from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
@@ -65,6 +67,14 @@ class Template:
         self.encoded: tuple[Any, Any, Any, Any] | None = None
         self.pattern: Any = None  #: the same of the whole lineage of plain tasks; written by `closures`
         self.gone = gone  #: of its submitter: the numbers that are not used any more
+
+    def with_options(self, number: int, **options: Any) -> Template:
+        """The same, with more to tell the worker: for one run."""
+        wire = msgspec.structs.replace(self.wire, number=number, options={**self.wire.options, **options})
+        again = Template(wire, self.code, self.klass, self.max_retries, self.retry_exceptions, self.gone)
+        again.exported = self.exported
+        again.estimate_s = self.estimate_s
+        return again
 
     def __del__(self) -> None:
         self.gone.append(self.wire.number)
