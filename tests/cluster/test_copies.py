@@ -52,7 +52,9 @@ def test_a_put_value_outlives_its_node(start_cluster: StartCluster) -> None:
         wide = shoal.put(7, copies=3)
     cluster.remove_node(node, kill=True)
     assert shoal.get(safe, timeout=SOON_S)[0] == 1.0
-    with pytest.raises(OwnerDiedError, match=r"copies=2"):
+    with pytest.raises(
+        OwnerDiedError, match=rf"{single.hex()}, put by task .*lost with the node.*copies=2.*max_retries"
+    ):
         shoal.get(single, timeout=SOON_S)
     assert shoal.get(wide) == 7
     del safe, wide

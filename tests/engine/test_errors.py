@@ -235,15 +235,16 @@ def test_crashes_say_how_and_are_tried_as_often_as_allowed(how: str, code: int, 
             file.write(f"{os.getpid()}\n")
         die(how)
 
+    crashed = crash.remote(tmp_path / "pids")
     with pytest.raises(exceptions.WorkerCrashedError) as caught:
-        fetch(crash.remote(tmp_path / "pids"))
+        fetch(crashed)
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
     error = caught.value
     assert error.exit_code == code
     assert error.function_name == "crash"
     assert str(error.pid) == pids[-1] and pids[-1] in str(error)
-    assert "2 times" in str(error)
+    assert "2 times (max_retries=1: a higher one" in str(error) and f"did not make object {crashed.hex()}" in str(error)
     assert (how if how.startswith("SIG") or how == "sys.exit" else str(code)) in str(error)
 
 

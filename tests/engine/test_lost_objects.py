@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import glob
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from shoal.exceptions import (
     ObjectReconstructionFailedError,
     ObjectReconstructionFailedMaxAttemptsExceededError,
     StreamingGeneratorReplayInconsistentError,
+    TaskCancelledError,
 )
 from shoal.runtime import core
 
@@ -296,6 +298,37 @@ def test_why_not(tmp_path: Path) -> None:
     lose(twice)
     with pytest.raises(ObjectReconstructionFailedMaxAttemptsExceededError, match=r"max_retries=1"):
         shoal.get(twice, timeout=60)
+
+
+def test_who_cancels_a_task_that_runs_again_is_told_so(tmp_path: Path) -> None:
+    path, told = tmp_path / "runs", []
+
+    @shoal.remote
+    def slow_again(path: str) -> Any:
+        note(path, "slow")
+        if runs(Path(path), "slow") > 1:
+            for _ in range(600):
+                time.sleep(0.1)
+        return np.zeros(ITEM)
+
+    ref = slow_again.remote(str(path))
+    shoal.wait([ref], timeout=60)
+    lose(ref)
+
+    def get() -> None:
+        with pytest.raises(TaskCancelledError) as caught:
+            shoal.get(ref, timeout=60)
+        told.append(str(caught.value))
+
+    getting = threading.Thread(target=get)
+    getting.start()
+    deadline = time.monotonic() + 60
+    while runs(path, "slow") < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    shoal.cancel(ref)
+    getting.join(60)
+    assert len(told) == 1 and "slow_again() was cancelled" in told[0]
+    assert f"It was to run again: object {ref.hex()}, made by slow_again(), is lost: " in told[0]
 
 
 def test_a_task_fails_with_the_reason_why_its_argument_is_lost() -> None:

@@ -12,6 +12,7 @@ from shoal.runtime.lineage import LineageTable, Record
 from shoal.runtime.objects import ObjectEntry, ObjectTable, SharedState
 from shoal.runtime.pulling import Pulling
 from shoal.runtime.remaking import Remaker
+from shoal.runtime.tasks import SchedulingClass
 
 OID, NEED = b"t" * 16 + b"\x00\x00\x00\x01", b"n" * 16 + b"\x00\x00\x00\x01"
 LOST = Remake(OID, "its file is gone", held=True)
@@ -203,3 +204,16 @@ def test_records_count_what_they_need_of_others() -> None:
     assert table.borrowed == {NEED: 1} and not past
     table.forget(results[1].oid)
     assert not table.borrowed and past == [NEED]
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def test_a_class_of_tasks_is_explained_in_the_name_of_the_task_that_asks() -> None:
+    """It has the name of the one that asked first."""
+    klass = SchedulingClass(1, {}, 0, {}, {}, "first")
+    task: Any = SimpleNamespace(template=SimpleNamespace(wire=SimpleNamespace(name="second")))
+    assert klass.in_name_of(task, "first (3 wait) asks for 1 A") == "second (3 wait) asks for 1 A"
+    assert klass.in_name_of(task, "firstly there is no room") == "firstly there is no room"
+    klass.name = ""
+    assert klass.in_name_of(task, " asks for") == " asks for"

@@ -617,8 +617,12 @@ class ActorManager:
             self._move(record, "restart", now, cause)
             self._place(record, True, now, effects)
         else:
-            if spec.max_restarts:
-                cause = f"{cause} (all {spec.max_restarts} restarts are used up)"
+            used_up = (
+                f"all {spec.max_restarts} restarts are used up"
+                if spec.max_restarts
+                else "it may not restart: max_restarts=0"
+            )
+            cause = f"{cause} ({used_up})"
             self._end(record, DEATH_CRASHED, cause, now, effects)
 
     def _end(self, record: ActorRecord, death: str, cause: str, now: float, effects: list[Effect]) -> None:

@@ -72,7 +72,7 @@ from shoal.node.object_events import (
     Swept,
 )
 from shoal.node.object_rows import Abroad, ObjectRow, refs_inside
-from shoal.node.succession import Succession, would_have_saved
+from shoal.node.succession import Succession, is_put, would_have_saved
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Failed, Stored, Value
@@ -707,7 +707,10 @@ class ObjectDirectory:
         row.abroad.taken = row.abroad.number = 0
         row.abroad.asked = False
         if row.value is None:
-            what = f"object {oid.hex()} is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on"
+            maker = f"{'put' if is_put(oid) else 'made'} by task {oid[:TASK_ID_BYTES].hex()}"
+            what = (
+                f"object {oid.hex()}, {maker}, is lost with the node {row.abroad.home.hex()[:8]} that its owner ran on"
+            )
             what = f"{what}: {cause}{would_have_saved(oid)}"
             row.value = Failed(self._dump_error(OwnerDiedError(what, object_id=oid.hex())))
         self._answer_waiters(oid, row, row.value, effects)

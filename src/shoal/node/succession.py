@@ -598,7 +598,12 @@ def is_put(oid: bytes) -> bool:
 
 def would_have_saved(oid: bytes) -> str:
     """What to say to users whose object is lost with its node."""
-    return ". shoal.put(value, copies=2) would have kept it on another node" if is_put(oid) else ""
+    if not is_put(oid):
+        return ""
+    return (
+        ". shoal.put(value, copies=2) would have kept it on another node; what a task has put is also made anew when the task may run again "
+        "(max_retries), what drivers and actors have put is not"
+    )
 
 
 HANDLERS: dict[type, Any] = {

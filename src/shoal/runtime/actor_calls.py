@@ -508,19 +508,25 @@ class ActorCalls:
             if task.cancelled:
                 self._fail(queue, task, errors.TaskCancelledError(f"call {task.template.wire.name} was cancelled"))
             elif queue.death is not None:
-                self._fail(queue, task, queue.death)
+                self._fail(queue, task, _lost_with(queue, queue.death, task) if started else queue.death)
             elif not started or queue.exact:
                 again.append(task)
             elif task.retries_left != 0:
                 count_retry(self.runtime, task)
                 again.append(task)
             else:
+                limit = task.template.max_retries
+                advice = (
+                    f"It was tried {task.attempt + 1} times, which is all that max_task_retries={limit} allows."
+                    if limit
+                    else "Set max_task_retries to have such calls repeated."
+                )
                 self._fail(
                     queue,
                     task,
                     errors.ActorUnavailableError(
-                        f"{queue.last_end or 'the process of the actor died'}. It ran {task.template.wire.name}, which is lost; the actor "
-                        "restarts. Set max_task_retries to have such calls repeated.",
+                        f"{queue.last_end or 'the process of the actor died'}. It ran {task.template.wire.name}, which is lost "
+                        f"with its result, object {ids.result_id(task.task_id, 1).hex()}; the actor restarts. {advice}",
                         actor_id=queue.actor_id.hex(),
                         class_name=queue.class_name,
                     ),
@@ -566,6 +572,18 @@ class ActorCalls:
             for task in tasks:
                 self._fail(queue, task, queue.death)
             self._fail_unsent(queue)
+
+
+def _lost_with(queue: ActorQueue, death: BaseException, task: PendingTask) -> BaseException:
+    """What a call raises that may have begun when its actor died for good."""
+    if type(death) is not errors.ActorDiedError:
+        return death
+    name, result = task.template.wire.name, ids.result_id(task.task_id, 1).hex()
+    return errors.ActorDiedError(
+        f"{death}. {name}() may have begun, and is lost with its result, object {result} (max_task_retries={task.template.max_retries})",
+        actor_id=queue.actor_id.hex(),
+        class_name=queue.class_name,
+    )
 
 
 def death_error(queue: ActorQueue, message: ActorState) -> BaseException:

@@ -454,23 +454,20 @@ class Remaker:
         daemon = self.runtime.reactor.causal
         if not run.puts or daemon is None:
             return
+        oid, name = run.puts[0], run.record.task.template.wire.name
+        story = f"object {oid.hex()}, put by {name}(), is lost: {_briefly(oid, run.reason)}"
         if type(value) is Failed:
-            cause = serialization.loads_error(value.error)
-            why = f"is lost: {run.reason}. Its task, {run.record.task.template.wire.name}(), was to run again, but that failed: {cause}"
+            failed = _run_failed(run, oid, story, serialization.loads_error(value.error))
         else:
-            why = (
-                f"is lost: {run.reason}. Its task, {run.record.task.template.wire.name}(), ran again and did not put it: the program takes "
-                "another way each time, as with random numbers or the time of day."
-            )
-        error = errors.ObjectReconstructionFailedError(f"object {run.puts[0].hex()} {why}", object_id=run.puts[0].hex())
-        daemon.send(NotMade(run.puts, Failed(serialization.dumps_error(error))))
+            why = "the program takes another way each time, as with random numbers or the time of day."
+            failed = _failure(oid, f"{story}. Its task, {name}(), ran again and did not put it: {why}")
+        daemon.send(NotMade(run.puts, failed))
 
     def _failed_again(self, run: Rerun, value: Failed) -> None:
         cause = serialization.loads_error(value.error)
         for entry in run.wanted.values():
             if entry.value is None:
-                why = f"{_story(entry.oid, run.record, run.reason)}. It was to run again, but that failed: {cause}"
-                self.give(entry, _failure(entry.oid, why))
+                self.give(entry, _run_failed(run, entry.oid, _story(entry.oid, run.record, run.reason), cause))
 
     def give(self, entry: ObjectEntry, value: Value) -> None:
         """An entry's wait is over."""
@@ -534,7 +531,22 @@ def _story(oid: bytes, record: Record | None, reason: str, maker: str = "") -> s
         made = f"made by {record.task.template.wire.name}()"
     else:
         made = f"put by {maker}" if oid[16] & 0x80 else f"made for {maker}"
-    return f"object {oid.hex()}, {made}, is lost: {reason}"
+    return f"object {oid.hex()}, {made}, is lost: {_briefly(oid, reason)}"
+
+
+def _briefly(oid: bytes, reason: str) -> str:
+    """A reason that begins with the name of the object, after that was said."""
+    prefix = f"object {oid.hex()} "
+    return f"it {reason.removeprefix(prefix)}" if reason.startswith(prefix) else reason
+
+
+def _run_failed(run: Rerun, oid: bytes, story: str, cause: BaseException) -> Failed:
+    """What stands for an object whose task was to run again, and could not, or was cancelled."""
+    task = run.task
+    if task is not None and task.cancelled and isinstance(cause, errors.TaskCancelledError):
+        text = f"{cause}. It was to run again: {story}"
+        return Failed(serialization.dumps_error(errors.TaskCancelledError(text, task_id=task.task_id.hex())))
+    return _failure(oid, f"{story}. It was to run again, but that failed: {cause}")
 
 
 def _failure(oid: bytes, text: str, kind: type[errors.ShoalError] | None = None) -> Failed:

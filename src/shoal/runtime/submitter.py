@@ -148,7 +148,7 @@ class Submitter:
                     )  # a worker that had nothing is fed in growing batches
             return
         if klass.unschedulable:
-            self.fail(task, _unschedulable(klass))
+            self.fail(task, _unschedulable(klass, task))
             return
         klass.queue.append(task)
         self._busy[klass] = None
@@ -507,7 +507,7 @@ class Submitter:
         queue = list(klass.queue)
         klass.queue.clear()
         for task in queue:
-            self.fail(task, _unschedulable(klass))
+            self.fail(task, _unschedulable(klass, task))
 
     def on_bounced(self, connection: Connection, message: TasksBounced) -> None:
         """A worker gave tasks back unstarted."""
@@ -749,7 +749,7 @@ class Submitter:
                 self.fail(task, error)
 
 
-def _unschedulable(klass: SchedulingClass) -> BaseException:
-    """Why tasks of a class will never run."""
+def _unschedulable(klass: SchedulingClass, task: PendingTask) -> BaseException:
+    """Why a task of a class will never run."""
     error = errors.TaskPlacementGroupRemoved if klass.group_removed else errors.TaskUnschedulableError
-    return error(klass.unschedulable)
+    return error(klass.in_name_of(task, klass.unschedulable))

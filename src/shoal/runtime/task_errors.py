@@ -5,9 +5,10 @@ What it does not do: decide that it fails (`submitter`).
 
 from __future__ import annotations
 
-from shoal.protocol import errors
+from shoal.protocol import errors, ids
 from shoal.protocol.limits import INLINE_TASK_BYTES_MAX
 from shoal.protocol.messages import WorkerDied
+from shoal.runtime.abroad import is_abroad
 from shoal.runtime.tasks import PendingTask
 
 
@@ -22,15 +23,24 @@ def oversize_error(task: PendingTask, size: int) -> BaseException:
 
 def crash_error(task: PendingTask, death: WorkerDied) -> BaseException:
     """What the user sees when a task's worker died under it."""
-    tried = task.attempt + 1
+    tried, limit = task.attempt + 1, task.template.max_retries
     name = task.template.wire.name
+    peer = task.lease.connection.attachment if task.lease is not None else None
+    where = (
+        f" (at {peer.address.removeprefix('tcp:').partition('/')[0]})"
+        if peer is not None and is_abroad(peer.address)
+        else ""
+    )
+    advice = (
+        "a higher one has it tried again" if limit else "it may run only once; max_retries=1 or more has it tried again"
+    )
     text = (
-        f"task {name}() failed because its process died while it ran: {death.cause}\n"
-        f"It was tried {tried} time{'s' if tried > 1 else ''} (max_retries={task.template.max_retries})."
+        f"task {name}() failed because its process died while it ran: {death.cause}{where}\n"
+        f"It was tried {tried} time{'s' if tried > 1 else ''} (max_retries={limit}: {advice}), and did not make "
+        f"object {ids.result_id(task.task_id, 1).hex()}."
     )
     if death.out_of_memory:
         return errors.OutOfMemoryError(text)
-    peer = task.lease.connection.attachment if task.lease is not None else None
     return errors.WorkerCrashedError(
         text,
         cause=death.cause,

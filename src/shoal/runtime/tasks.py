@@ -180,6 +180,14 @@ class SchedulingClass:
         self.unschedulable = ""
         self.group_removed = False  #: that is why
 
+    def in_name_of(self, task: PendingTask, why: str) -> str:
+        """What was said of this class, which has the name of the task that asked first, as said of another task of it."""
+        return (
+            task.template.wire.name + why.removeprefix(self.name)
+            if self.name and why.startswith(f"{self.name} ")
+            else why
+        )
+
 
 class WorkerLease:
     """The right to push tasks to one worker. Written by the submitter."""

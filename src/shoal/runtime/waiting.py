@@ -339,7 +339,7 @@ def _why_unmade(runtime: Runtime, entry: ObjectEntry, task: PendingTask | None, 
         why = runtime.actor_calls.why_unreached(actor_id) or _ask(runtime, {"actor_id": actor_id})
         return f"{name} waits for its actor, which is {task.queue.state}{': ' + why if why else ''}"
     klass = task.template.klass
-    why = _ask(runtime, {"class_no": klass.number}) if klass is not None else ""
+    why = klass.in_name_of(task, _ask(runtime, {"class_no": klass.number})) if klass is not None else ""
     return f"{name} waits for a worker{': ' + why if why else ''}"
 
 
