@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from shoal.system import interpreter, janitor, machine, process, start_plan
-from shoal.system.memory import create_sealed_memfd
 
 
 def run(code: str, **options: object) -> str:
@@ -85,18 +84,6 @@ def test_file_limit_is_raised_or_refused() -> None:
     refused = run(code.format(soft=50, hard=200))
     assert "only 200 open files" in refused and "ulimit -n" in refused
     assert process.raise_file_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
-def test_sealed_memory_has_a_fixed_size() -> None:
-    fd = create_sealed_memfd("shoal-test", 1 << 20)
-    try:
-        assert os.fstat(fd).st_size == 1 << 20
-        for size in (0, 2 << 20):
-            with pytest.raises(PermissionError):
-                os.ftruncate(fd, size)
-        os.pwrite(fd, b"x", 100)
-    finally:
-        os.close(fd)
 
 
 # ---------------------------------------------------------------- ends

@@ -25,6 +25,7 @@ from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of
 from shoal.runtime.tasks import Template
 
 METHOD_OPTIONS = "__shoal_method_options__"
+#: methods that every actor has, whatever its class: is it there, end after what is queued, call a function with the instance
 EVERY_ACTOR = (
     "__ray_ready__",
     "__ray_terminate__",
@@ -34,12 +35,19 @@ EVERY_ACTOR = (
     "__shoal_call__",
 )
 
-#: what a handle knows of a class: method name -> {"given": options, "generator": bool}, and of the actor itself
+#: method name -> {"given": its default options, "generator": whether it is one}
 MethodTable = dict[str, Any]
 
 
 def method(*args: Any, **options: Any) -> Any:
-    """Default options of an actor's method: `@shoal.method(num_returns=2)`."""
+    """Default options of an actor's method: `@shoal.method(num_returns=2)`.
+
+    Args:
+        options: those of `api.options.MethodOptions`; `.options()` at a call overrides them.
+
+    Raises:
+        TypeError, ValueError: an option is unknown or out of range, or was given by position.
+    """
     if args:
         if len(args) == 1 and callable(args[0]) and not options:
             return args[0]
@@ -110,14 +118,14 @@ class ActorClass:
             if name in _OBJECT_NAMES:
                 continue
             static = inspect.getattr_static(cls, name)
-            bound = isinstance(static, (staticmethod, classmethod))
-            function = static.__func__ if isinstance(static, (staticmethod, classmethod)) else static
+            is_plain = not isinstance(static, (staticmethod, classmethod))
+            function = static if is_plain else static.__func__
             if not callable(function) or isinstance(function, type):
                 continue
             generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
             is_async = is_async or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
             given = getattr(function, METHOD_OPTIONS, {})
-            checkers[name] = SignatureChecker(function, skip_first=not bound or isinstance(static, classmethod))
+            checkers[name] = SignatureChecker(function, skip_first=is_plain or isinstance(static, classmethod))
             table[name] = {"given": given, "generator": generator}
         return checkers, table, is_async
 
@@ -125,42 +133,65 @@ class ActorClass:
         """Start an actor; the constructor runs with these arguments in its process.
 
         Raises:
-            TypeError: the arguments do not fit the constructor.
-            ValueError: the name is taken.
+            TypeError: the arguments do not fit the constructor, or cannot be serialized.
+            ValueError: the name is taken, or a method names a concurrency group that the actor does not have.
         """
         runtime = core.current()
-        options = self._options
-        cls = self._class
-        constructor_checker(cls).check(args, kwargs)
-        checkers, table, is_async = self._describe()
-        for name, entry in table.items():
+        constructor_checker(self._class).check(args, kwargs)
+        checkers, _, is_async = self._describe()
+        self._check_groups()
+        concurrency = self._options.max_concurrency or (ASYNC_CONCURRENCY_DEFAULT if is_async else 1)
+        about = self._facts_for_handles(is_async, concurrency)
+        class_id, code = runtime.export(self._class)
+        runtime.actor_calls.publish_code(class_id, code)
+        spec = self._spec(runtime, class_id, about, is_async, concurrency)
+        ref, existing = runtime.actor_calls.create(spec, args, kwargs, self._options.get_if_exists, about["in_order"])
+        if existing is not None:
+            return _handle_of_spec(existing, strong=True)
+        handle = ActorHandle(spec.actor_id, about, ref)
+        handle.__dict__["_checkers"] = checkers
+        return handle
+
+    def _check_groups(self) -> None:
+        """Refuse a method in a concurrency group that there is not."""
+        for name, entry in self._describe()[1].items():
             group = entry["given"].get("concurrency_group")
-            if group is not None and group not in options.concurrency_groups:
+            if group is not None and group not in self._options.concurrency_groups:
                 raise ValueError(
-                    f"method {cls.__name__}.{name} names the concurrency group {group!r}, which the actor does not have"
+                    f"method {self.__name__}.{name} names the concurrency group {group!r}, which the actor does not have"
                 )
-        class_id, code = runtime.export(cls)
-        if is_async:
-            concurrency = options.max_concurrency or ASYNC_CONCURRENCY_DEFAULT
-        else:
-            concurrency = options.max_concurrency or 1
+
+    def _facts_for_handles(self, is_async: bool, concurrency: int) -> dict[str, Any]:
+        """What travels with every handle of the actor."""
+        options = self._options
         in_order = not is_async and concurrency == 1 and not options.concurrency_groups
         if options.allow_out_of_order is not None:
             in_order = not options.allow_out_of_order
-        about = {
-            "methods": table,
-            "class_name": cls.__name__,
+        return {
+            "methods": self._describe()[1],
+            "class_name": self.__name__,
             "in_order": in_order,
             "max_task_retries": options.max_task_retries,
             "max_pending_calls": options.max_pending_calls,
             "groups": list(options.concurrency_groups),
             "exact": options.takes_checkpoints,
         }
-        runtime.actor_calls.publish_code(class_id, code)
-        spec = ActorSpec(
+
+    def _spec(
+        self, runtime: core.Runtime, class_id: bytes, about: dict[str, Any], is_async: bool, concurrency: int
+    ) -> ActorSpec:
+        """What the GCS and the actor's node are told; `ActorCalls.create` fills in what is still empty."""
+        options = self._options
+        checkpoints: dict[str, Any] = {}
+        if options.takes_checkpoints:
+            checkpoints = {
+                CHECKPOINT_INTERVAL: options.checkpoint_interval,
+                CHECKPOINT_SECONDS: options.checkpoint_seconds,
+            }
+        return ActorSpec(
             b"",
             class_id,
-            cls.__name__,
+            self.__name__,
             runtime.job_id,
             options.name,
             options.namespace or runtime.namespace,
@@ -177,23 +208,16 @@ class ActorClass:
             inherited_strategy(options.strategy, options.capture),
             merged_environment(runtime, options.environment),
             serialization.dumps_inline(about),
-            {
-                CHECKPOINT_INTERVAL: options.checkpoint_interval,
-                CHECKPOINT_SECONDS: options.checkpoint_seconds,
-            }
-            if options.takes_checkpoints
-            else {},
+            checkpoints,
             job_namespace=runtime.namespace,
         )
-        ref, existing = runtime.actor_calls.create(spec, args, kwargs, options.get_if_exists, in_order)
-        if existing is not None:
-            return _handle_of_spec(existing, strong=True)
-        handle = ActorHandle(spec.actor_id, about, ref)
-        handle.__dict__["_checkers"] = checkers
-        return handle
 
     def options(self, **options: Any) -> ActorClass:
-        """The same class with other options; may be chained."""
+        """The same class with other options; may be chained.
+
+        Raises:
+            ValueError, TypeError: an option is unknown or out of range.
+        """
         other = ActorClass(self._class, self._options.merge(options))
         other._described = self._described
         return other

@@ -123,7 +123,12 @@ def _backpressure(name: str, value: Any) -> int:
     return _counting(-1)(name, value)
 
 
-def _environment(name: str, value: Any) -> dict[str, Any]:
+def check_environment(name: str, value: Any) -> dict[str, Any]:
+    """A runtime environment in its checked form.
+
+    Raises:
+        ValueError, TypeError: it asks for what this version does not have, or is not a dict of the right shape.
+    """
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dict, got {value!r} of type {type(value).__name__}")
     for key in value:
@@ -168,15 +173,6 @@ def _concurrency_groups(name: str, value: Any) -> dict[str, int]:
     return dict(value)
 
 
-def check_environment(name: str, value: Any) -> dict[str, Any]:
-    """A runtime environment in its checked form.
-
-    Raises:
-        ValueError, TypeError: it asks for what this version does not have, or is not a dict of the right shape.
-    """
-    return _environment(name, value)
-
-
 _a_bool = _one_of_type(bool, "True or False")
 _a_dict = _one_of_type(Mapping, "a dict")
 _a_text = _one_of_type(str, "a string")
@@ -190,13 +186,13 @@ _RESOURCE_CHECKS: dict[str, _Check] = {
     "memory": _quantity,
     "object_store_memory": _ignored,
     "accelerator_type": _non_empty_text,
-    "runtime_env": _environment,
+    "runtime_env": check_environment,
     "scheduling_strategy": check_strategy,
     "label_selector": check_label_selector,
     "fallback_strategy": _not_yet,
     "placement_group": check_group,
     "placement_group_bundle_index": _counting(-1),
-    "placement_group_capture_child_tasks": _one_of_type(bool, "True or False"),
+    "placement_group_capture_child_tasks": _a_bool,
     "enable_task_events": _a_bool,
     "_metadata": _a_dict,
     "_labels": _ignored,
@@ -317,9 +313,8 @@ class TaskOptions(_Options):
     name: str = ""  #: for display
     environment: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
-    capture: bool | None = (
-        None  #: whether it goes into the placement group of whoever asks for it; None: if that one says so
-    )
+    #: whether it goes into the placement group of whoever asks for it; None: if that one says so
+    capture: bool | None = None
     backpressure: int = -1  #: items of a stream that may wait unread; -1 without limit
     enable_task_events: bool = True
 
@@ -359,9 +354,8 @@ class ActorOptions(_Options):
     max_pending_calls: int = -1  #: -1 without limit
     environment: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
-    capture: bool | None = (
-        None  #: whether it goes into the placement group of whoever asks for it; None: if that one says so
-    )
+    #: whether it goes into the placement group of whoever asks for it; None: if that one says so
+    capture: bool | None = None
     allow_out_of_order: bool | None = None  #: None when the class decides
     checkpoint_interval: int = 0  #: recorded calls between checkpoints; 0 for no such limit
     checkpoint_seconds: float = 0.0  #: time between checkpoints; 0 for no such limit
@@ -448,7 +442,7 @@ class MethodOptions(_Options):
 
 
 def _named_quantities(values: Mapping[str, Any]) -> dict[str, float]:
-    """What the user asked for, by resource name; without num_cpus it has no CPU, unless something else was asked for."""
+    """What the user asked for, by resource name, and nothing else: no CPU unless `num_cpus` was given."""
     quantities: dict[str, float] = {}
     for option, resource in (("num_cpus", CPU), ("num_gpus", GPU), ("memory", MEMORY)):
         if option in values:

@@ -66,7 +66,7 @@ class PlacementGroup:
         return core.current().groups.ready(self._group_id, serialization.dumps_inline(self))
 
     def wait(self, timeout_seconds: float = 30) -> bool:
-        """Wait until all bundles are placed; whether they are.
+        """Wait until all bundles are placed, at most `timeout_seconds`; whether they are.
 
         Raises:
             TaskPlacementGroupRemoved: the group is removed.
@@ -169,7 +169,11 @@ def _checked_rules(selectors: Any, count: int) -> list[list[tuple[str, str, list
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
-    """Give a group's resources back. What runs in it ends: tasks with TaskPlacementGroupRemoved, actors with ActorPlacementGroupRemoved."""
+    """Give a group's resources back. What runs in it ends: tasks with TaskPlacementGroupRemoved, actors with ActorPlacementGroupRemoved.
+
+    Raises:
+        TypeError: it is no group.
+    """
     if not isinstance(placement_group, PlacementGroup):
         raise TypeError(f"remove_placement_group takes a PlacementGroup, got {placement_group!r}")
     core.current().call("gcs.group_remove", {"group_id": placement_group._group_id})
@@ -204,7 +208,11 @@ def _of_record(record: Mapping[str, Any]) -> PlacementGroup:
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
-    """What the GCS knows of all groups, by id in hex, or of one: name, state, bundles, their nodes, and why it waits or is gone."""
+    """What the GCS knows of all groups, by id in hex, or of one: name, state, bundles, their nodes, and why it waits or is gone.
+
+    Args:
+        placement_group: this one only; empty if the GCS does not know it.
+    """
     runtime = core.current()
     if placement_group is not None:
         record = runtime.groups.record(placement_group._group_id)

@@ -10,6 +10,8 @@ from shoal.api.scheduling_strategies import current_group
 from shoal.protocol.resources import to_floats
 from shoal.runtime import core
 
+FIRST_INCARNATION = 1  #: an actor's, before any restart
+
 
 class RuntimeContext:
     """Ids, names and resources of the task, actor or driver that asks. Ids are hex strings; None where there is none."""
@@ -153,9 +155,6 @@ class RuntimeContext:
     def _spec(self) -> Any:
         executor = core.current().executor
         return executor.actor.spec if executor is not None and executor.actor is not None else None
-
-
-FIRST_INCARNATION = 1
 
 
 def get_runtime_context() -> RuntimeContext:

@@ -51,7 +51,12 @@ class PlacementGroupSchedulingStrategy:
 
 
 class NodeAffinitySchedulingStrategy:
-    """On one node: its id in hex, as `nodes()` and `get_node_id()` have it. With `soft` elsewhere, if it is dead or can never do it."""
+    """On one node.
+
+    Args:
+        node_id: in hex, as `nodes()` and `get_node_id()` have it.
+        soft: whether it may run elsewhere, if that node is dead or can never do it.
+    """
 
     def __init__(
         self, node_id: str, soft: bool, _spill_on_unavailable: bool = False, _fail_on_unavailable: bool = False
@@ -141,7 +146,11 @@ def _rules(name: str, given: Mapping[str, Any]) -> list[strategies.Rule]:
 
 
 def check_strategy(name: str, value: Any) -> Any:
-    """A scheduling strategy, as a dict, or the group's strategy as it is."""
+    """A scheduling strategy, as a dict, or the group's strategy as it is.
+
+    Raises:
+        ValueError: it is none.
+    """
     if value == "DEFAULT" or value == "SPREAD":
         return {} if value == "DEFAULT" else {KIND: SPREAD}
     if isinstance(value, PlacementGroupSchedulingStrategy):
@@ -157,7 +166,11 @@ def check_strategy(name: str, value: Any) -> Any:
 
 
 def check_group(name: str, value: Any) -> Any:
-    """A placement group; "default" stands for none."""
+    """A placement group; None for "default" and the empty one.
+
+    Raises:
+        TypeError: it is no group.
+    """
     if value in ("default", ""):
         return None
     if not isinstance(value, PlacementGroup):
@@ -168,7 +181,11 @@ def check_group(name: str, value: Any) -> Any:
 
 
 def check_label_selector(name: str, value: Any) -> list[strategies.Rule]:
-    """Rules out of a label selector."""
+    """Rules out of a label selector.
+
+    Raises:
+        TypeError, ValueError: it is no dict of texts, or a text is no rule.
+    """
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dict from labels to values, got {value!r} of type {type(value).__name__}")
     rules: list[strategies.Rule] = []

@@ -103,17 +103,19 @@ def init(
         address: "local" starts a node; "HOST:PORT" joins that cluster, through its node on this machine; "auto" the only cluster or session of
             this user on this machine; or the path of a node's socket, as in `context["node_socket"]`. None: what SHOAL_ADDRESS or
             RAY_ADDRESS says, else "local".
-        num_cpus, num_gpus, resources, memory: what tasks can ask for; found out from this machine when None. Logical quantities. They, and
-            the next, are for a node that this starts, not for one that runs.
-        object_store_memory: size of the shared-memory store in bytes.
+        num_cpus, num_gpus, resources, memory: what tasks can ask for (memory in bytes); found out from this machine when None. Logical
+            quantities. They, and the next two, are for a node that this starts, not for one that runs.
+        labels: of the node, by which tasks can choose it (`label_selector`).
+        object_store_memory: size of the shared-memory store in bytes; 30% of the machine's memory when None.
         namespace: where names of actors are looked up; a fresh one when None.
         local_mode: run everything in this process, one call after the other, for debugging.
         ignore_reinit_error: return the present session instead of raising.
+        include_dashboard: accepted and ignored: there is none.
         log_to_driver: print here what workers print.
         runtime_env: {"env_vars": {...}} for the worker processes of all tasks and actors of this program.
         system: settings of Ray that have no counterpart are accepted and ignored. `_temp_dir` is the folder in which the session gets its
-            own, like SHOAL_TMPDIR. `_system={"gcs_storage": "memory"}` is ours: where the
-            GCS keeps its tables (`protocol.storage_names`).
+            own, like SHOAL_TMPDIR. `_system={"gcs_storage": "memory", "gcs_shards": 2}` is ours: where the GCS keeps its tables
+            (`protocol.storage_names`), and in how many processes.
 
     Raises:
         RuntimeError: there is a session already.
@@ -123,13 +125,7 @@ def init(
     global _context
     with _lock:
         if core.current_or_none() is not None:
-            if ignore_reinit_error and _context is not None:
-                return _context
-            if ignore_reinit_error or core.current().role == "worker":
-                return SessionContext({"session_dir": core.current().session_dir})
-            raise RuntimeError(
-                "shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True"
-            )
+            return _present_session(ignore_reinit_error)
         check_foreign_options(
             system, [name for name in inspect.signature(init).parameters if name != "system"] if system else []
         )
@@ -163,18 +159,29 @@ def init(
         runtime.config[JOB_ENVIRONMENT] = environment
         core.set_current(runtime)
         _install_interrupt(runtime)
-        cluster_address = runtime.config.get("cluster_address", "")
-        _context = SessionContext(
-            {
-                "address": cluster_address or node_socket,
-                "node_socket": node_socket,
-                "gcs_address": cluster_address or os.path.join(runtime.session_dir, "gcs.sock"),
-                "session_dir": runtime.session_dir,
-                "node_id": runtime.node_id.hex(),
-                "node_ip_address": runtime.config.get("node_host", "127.0.0.1"),
-            }
-        )
+        _context = SessionContext(_addresses(runtime, node_socket))
         return _context
+
+
+def _present_session(ignore_reinit_error: bool) -> SessionContext:
+    """What a second `init` gives, or the error that it is."""
+    if ignore_reinit_error and _context is not None:
+        return _context
+    if ignore_reinit_error or core.current().role == "worker":
+        return SessionContext({"session_dir": core.current().session_dir})
+    raise RuntimeError("shoal.init() was called twice: call shoal.shutdown() first, or pass ignore_reinit_error=True")
+
+
+def _addresses(runtime: core.Runtime, node_socket: str) -> dict[str, Any]:
+    cluster_address = runtime.config.get("cluster_address", "")
+    return {
+        "address": cluster_address or node_socket,
+        "node_socket": node_socket,
+        "gcs_address": cluster_address or os.path.join(runtime.session_dir, "gcs.sock"),
+        "session_dir": runtime.session_dir,
+        "node_id": runtime.node_id.hex(),
+        "node_ip_address": runtime.config.get("node_host", "127.0.0.1"),
+    }
 
 
 def _start_or_find_node(address: str | None, own: dict[str, Any], system: dict[str, Any]) -> str:
@@ -267,7 +274,11 @@ def _begin_local(
 
 
 def shutdown(*, wait_for_processes: bool = False) -> None:
-    """End the session: tasks are dropped, the node that `init` started ends. Idempotent; `init` works again afterwards."""
+    """End the session: tasks are dropped, the node that `init` started ends. Idempotent; `init` works again afterwards.
+
+    Args:
+        wait_for_processes: accepted and ignored: it always waits until the processes of a node that it ends are gone.
+    """
     global _context
     with _lock:
         runtime = core.current_or_none()

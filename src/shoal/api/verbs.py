@@ -20,8 +20,11 @@ from shoal.runtime.waiting import Rest, session_of_refs
 
 
 def remote(*args: Any, **options: Any) -> Any:
-    """Make a remote function of a function, or an actor class of a class; bare or with options. With `batch=n` calls that wait at the same time
-    become one call of the function, with lists (`api.batched_function`).
+    """Make a remote function of a function, or an actor class of a class: `@shoal.remote` bare, or with options.
+
+    Args:
+        options: of tasks (`api.options.TaskOptions`) or actors (`ActorOptions`). With `batch=n` calls of a function that wait at the same time become
+            one call of it, with lists (`api.batched_function`).
 
     Raises:
         ValueError, TypeError: an option is unknown or out of range, or the thing is neither function nor class.
@@ -123,6 +126,7 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef:
 
     Raises:
         TypeError: `value` is an ObjectRef, or cannot be serialized.
+        ValueError: `copies` is no number of nodes.
         ObjectStoreFullError: pinned objects alone fill the store; or not enough nodes have room for a copy.
         ObjectFetchTimedOutError: the copies were not made in two minutes.
     """
@@ -146,6 +150,9 @@ def wait(
 
     Returns:
         The ready ones and the rest, each in the order of `refs`. A failed task counts as ready.
+
+    Raises:
+        TypeError, ValueError: `refs` is no list of refs, or has one twice; `num_returns` or `timeout` is out of range.
     """
     if isinstance(refs, (ObjectRef, ObjectRefGenerator)):
         raise TypeError("wait takes a list of refs: wait([ref])")
@@ -173,8 +180,13 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel the task that makes `ref`: a queued one never runs, a running one gets KeyboardInterrupt; no effect on a finished one.
 
     Args:
+        ref: of the task or actor call, or its generator.
         force: kill the worker process instead (tasks only).
         recursive: cancel its children too.
+
+    Raises:
+        TypeError: `ref` is none.
+        ValueError: `force` with an actor's call.
     """
     if not isinstance(ref, (ObjectRef, ObjectRefGenerator)):
         raise TypeError(f"cancel takes an ObjectRef, not {type(ref).__name__}")
@@ -182,7 +194,15 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
 
 
 def kill(actor: Any, *, no_restart: bool = True) -> None:
-    """Kill an actor at once; calls in flight fail with ActorDiedError. With no_restart=False it restarts, if it may."""
+    """Kill an actor at once; calls in flight fail with ActorDiedError.
+
+    Args:
+        actor: its handle.
+        no_restart: False lets it restart, if its `max_restarts` allows one more.
+
+    Raises:
+        ValueError: `actor` is no handle.
+    """
     if not isinstance(actor, ActorHandle):
         raise ValueError(f"kill takes an actor's handle, not {type(actor).__name__}; to stop a task, use shoal.cancel")
     core.current().actor_calls.kill(actor._actor_id_bytes, no_restart)

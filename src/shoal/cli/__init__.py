@@ -40,9 +40,6 @@ def version() -> None:
     click.echo(f"shoal {shoal.__version__}")
 
 
-_ADDRESS = click.option("--address", metavar="HOST:PORT", help="Of the cluster.")
-
-
 @main.command()
 @click.option("--head", is_flag=True, help="Begin a cluster.")
 @click.option(
@@ -146,7 +143,7 @@ def stop(address: str | None, force: bool) -> None:
 
 @main.command()
 @click.argument("node")
-@_ADDRESS
+@click.option("--address", metavar="HOST:PORT", help="Of the cluster.")
 @click.option(
     "--deadline",
     "deadline_s",

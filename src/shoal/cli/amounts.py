@@ -13,7 +13,11 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def bytes_of(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """A size as people write it: 1000000000, 1e9, 1GB, 1.5g, 512 MiB. As in `shoal status`, a GB is 10^9 bytes and a GiB 2^30."""
+    """A size in bytes, as people write it: 1000000000, 1e9, 1GB, 1.5g, 512 MiB. As in `shoal status`, a GB is 10^9 bytes and a GiB 2^30.
+
+    Raises:
+        click.BadParameter: it is no size.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"([\d._]*\d\.?(?:e\+?\d+)?)\s*([kmgt]i?)?b?", text.strip().lower())
@@ -27,7 +31,11 @@ def bytes_of(context: click.Context, parameter: click.Parameter, text: str | Non
 
 
 def resources_of(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, Any]:
-    """Amounts by name."""
+    """Amounts by name.
+
+    Raises:
+        click.BadParameter: it is neither a JSON object nor NAME=NUMBER,NAME=NUMBER.
+    """
     pairs = labels_of(context, parameter, text)
     for name, content in pairs.items():
         if isinstance(content, str):
@@ -39,7 +47,11 @@ def resources_of(context: click.Context, parameter: click.Parameter, text: str |
 
 
 def labels_of(context: click.Context, parameter: click.Parameter, text: str | None) -> dict[str, Any]:
-    """Texts by name."""
+    """Texts by name.
+
+    Raises:
+        click.BadParameter: it is neither a JSON object nor NAME=TEXT,NAME=TEXT.
+    """
     text = (text or "").strip()
     if text.startswith("{"):
         try:

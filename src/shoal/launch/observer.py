@@ -13,11 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from shoal.protocol.limits import PROTOCOL_VERSION
-from shoal.protocol.messages import Answer, Call, Hello, Message, Shutdown
-from shoal.wire.framing import encode_frame
+from shoal.protocol.messages import Answer, Call, Hello, Shutdown
+from shoal.wire.framing import FrameDecoder, ProtocolError, encode_frame
 
 ANSWER_TIMEOUT_S = 5.0
-_HEADER_BYTES = 4
 
 
 class SessionUnreachableError(Exception):
@@ -30,7 +29,7 @@ class Observer:
     def __init__(self, session_dir: str, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.session_dir = session_dir
         self._timeout_s = timeout_s
-        self._kept = bytearray()
+        self._decoder: FrameDecoder[Any] = FrameDecoder(Answer | Hello | Shutdown)
         self._requests = 0
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout_s)
@@ -65,38 +64,25 @@ class Observer:
         try:
             self._socket.sendall(encode_frame(Call(self._requests, method, body or {})))
             answer = self._next_answer()
-        except OSError as error:
+        except (OSError, ProtocolError) as error:
             raise SessionUnreachableError(f"the daemon of {self.session_dir} stopped answering: {error}") from None
         if answer.error:
             raise RuntimeError(answer.error[-1])
         return answer.body
 
     def _next_answer(self) -> Answer:
-        from shoal.wire.framing import decoder_of
-
-        decoder = decoder_of(Answer | Hello | Shutdown)
         deadline = monotonic() + self._timeout_s
         while True:
-            frame = self._next_frame(deadline)
-            message: Message = decoder.decode(frame)
-            if isinstance(message, Answer) and message.request == self._requests:
-                return message
-            if isinstance(message, Shutdown):
-                raise ConnectionResetError(message.reason)
-
-    def _next_frame(self, deadline: float) -> bytes:
-        while True:
-            if len(self._kept) >= _HEADER_BYTES:
-                end = _HEADER_BYTES + int.from_bytes(self._kept[:_HEADER_BYTES], "little")
-                if len(self._kept) >= end:
-                    frame = bytes(self._kept[_HEADER_BYTES:end])
-                    del self._kept[:end]
-                    return frame
             left_s = deadline - monotonic()
             if left_s <= 0:
                 raise TimeoutError(f"no answer within {self._timeout_s} s")
             self._socket.settimeout(left_s)
-            piece = self._socket.recv(65536)
-            if not piece:
+            room = self._decoder.writable()
+            count = self._socket.recv_into(room)
+            if not count:
                 raise ConnectionResetError("it closed the connection")
-            self._kept += piece
+            for message in self._decoder.received(count):
+                if isinstance(message, Answer) and message.request == self._requests:
+                    return message
+                if isinstance(message, Shutdown):
+                    raise ConnectionResetError(message.reason)

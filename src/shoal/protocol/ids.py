@@ -1,6 +1,6 @@
 """Identities of tasks, objects, actors and processes.
 
-Purpose: one deterministic naming scheme, so that a replayed task makes the same names again (DESIGN section 4).
+Purpose: one deterministic naming scheme, so that a replayed task makes the same names again.
 
 Design: inside the machines and the hot path an id is plain `bytes` (a class costs 0.3 us a task); the classes here are what users
 see. A task is named by 12 bytes that hash (parent task, parent attempt), and 4 bytes of the parent's counter. Its results and its

@@ -169,7 +169,7 @@ class Environments:
         try:
             seen, _ = self._made[row].reset(seed=seed)
             observation = self._observed(seen)
-            _check_finite(observation)
+            check_finite(observation)
         except Exception as error:
             raise self._failed(row, "reset", error) from error
         return observation
@@ -202,7 +202,7 @@ class Environments:
                     raise ValueError(f"the reward is {reward}")
                 observation = self._observed(seen)
                 if cut and not ended:
-                    _check_finite(observation)
+                    check_finite(observation)
             except Exception as error:
                 raise self._failed(row, "step", error) from error
             self._returns[row] += gained
@@ -221,6 +221,11 @@ class Environments:
         return step
 
 
-def _check_finite(observation: Floats) -> None:
+def check_finite(observation: Floats) -> None:
+    """Refuse what no policy can use.
+
+    Raises:
+        ValueError: a number of it is NaN or infinite.
+    """
     if not np.isfinite(observation).all():
         raise ValueError(f"{NOT_FINITE}: {observation}")

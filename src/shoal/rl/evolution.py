@@ -31,7 +31,15 @@ from typing import Any
 import numpy as np
 
 import shoal
-from shoal.rl.environments import EnvironmentFailed, EnvironmentSpec, Floats, make_environment, name_of, spaces_in_task
+from shoal.rl.environments import (
+    EnvironmentFailed,
+    EnvironmentSpec,
+    Floats,
+    check_finite,
+    make_environment,
+    name_of,
+    spaces_in_task,
+)
 from shoal.rl.networks import FlatNetwork
 from shoal.rl.noise import noise_table, offsets, weighted_sum
 from shoal.rl.state_file import read_state, write_state
@@ -144,8 +152,7 @@ def play(
         observation, _ = environment.reset(seed=number)
         while config.episode_steps is None or steps < config.episode_steps:
             observation = np.asarray(observation, np.float32).ravel()
-            if not np.isfinite(observation).all():
-                raise ValueError(f"what is observed is not finite: {observation}")
+            check_finite(observation)
             if seen is not None:
                 seen.total += observation
                 seen.squares += np.square(observation, dtype=np.float64)

@@ -24,6 +24,7 @@ from typing import Any
 
 from shoal.protocol.errors import OutOfBandObjectRefSerializationError, ShoalError
 from shoal.serialization.format import (
+    ALIGN_BYTES,
     BYTEARRAY_MARK,
     BYTES_MARK,
     CONTAINER_MARK,
@@ -48,7 +49,7 @@ _c_loads = _pickle.loads
 
 
 class _Progress(threading.local):
-    #: what the dumps in progress in this thread has collected (buffers and references); None when there is none
+    #: what the call of `dumps` that is in progress in this thread has collected (buffers and references); None when there is none
     collected: list[Any] | None = None
     #: depth of `allow_out_of_band`
     out_of_band = 0
@@ -123,22 +124,18 @@ def dumps_whole(value: Any) -> tuple[bytes, list[Any]]:
         else:
             first_error = None
         if first_error is not None or _must_travel_by_value(head):
-            from shoal.serialization.code import pickle_by_value
-
             collected.clear()
-            try:
-                head = pickle_by_value(value, None)
-            except (ShoalError, MemoryError):
-                raise
-            except Exception as error:
-                from shoal.serialization.explain import explain_unserializable
-
-                raise explain_unserializable(value, first_error or error) from (first_error or error)
+            head = _pickled_by_value(value, None, first_error)
     return head, collected
 
 
 def loads(blob: bytes | memoryview) -> Any:
-    """The value of `blob`. Buffers are views of `blob`, read-only: it must not change or move while the value lives."""
+    """The value of `blob`. Buffers are views of `blob`, read-only: it must not change or move while the value lives.
+
+    Raises:
+        ValueError: these bytes are no blob, or are cut short.
+        Exception: whatever a class raises when it is unpickled.
+    """
     mark = blob[0]
     if mark == PICKLE_MARK:
         return _c_loads(blob)
@@ -149,9 +146,9 @@ def loads(blob: bytes | memoryview) -> Any:
         head, buffers = split_container(view)
         return _c_loads(head, buffers=buffers)
     if mark == BYTES_MARK:
-        return bytes(view[64:])
+        return bytes(view[ALIGN_BYTES:])
     if mark == BYTEARRAY_MARK:
-        return bytearray(view[64:])
+        return bytearray(view[ALIGN_BYTES:])
     raise ValueError(f"not a serialized value: it starts with byte {mark:#x}")
 
 
@@ -174,25 +171,25 @@ def _must_travel_by_value(head: bytes) -> bool:
 
 
 def _dumps_by_value(value: Any, first_error: Exception | None) -> tuple[Blob, list[Any] | None]:
+    with collecting() as collected:
+        head = _pickled_by_value(value, collected.append, first_error)
+    if collected:
+        return _sorted_out(head, collected)
+    return head, None
+
+
+def _pickled_by_value(value: Any, buffer_callback: Callable[[Any], Any] | None, first_error: Exception | None) -> bytes:
+    """`value` by the pickler of `code`, or a TypeError that says why not: by `first_error`, that of the plain pickler, if it failed first."""
     from shoal.serialization.code import pickle_by_value
 
-    collected: list[Any] = []
-    progress = _progress
-    before = progress.collected
-    progress.collected = collected
     try:
-        head = pickle_by_value(value, collected.append)
+        return pickle_by_value(value, buffer_callback)
     except (ShoalError, MemoryError):
         raise
     except Exception as error:
         from shoal.serialization.explain import explain_unserializable
 
         raise explain_unserializable(value, first_error or error) from (first_error or error)
-    finally:
-        progress.collected = before
-    if collected:
-        return _sorted_out(head, collected)
-    return head, None
 
 
 def _sorted_out(head: bytes, collected: list[Any]) -> tuple[Blob, list[Any] | None]:

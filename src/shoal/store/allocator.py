@@ -241,7 +241,11 @@ class RangeAllocator:
         return block
 
     def free(self, offset: int) -> int:
-        """The block at `offset` is empty and stays warm. Returns its size; KeyError when there is none."""
+        """The block at `offset` is empty and stays warm. Returns its size.
+
+        Raises:
+            KeyError: there is no live block.
+        """
         size = self._live.pop(offset)
         self.live_bytes -= size
         self._free.add(offset, size)
@@ -264,7 +268,8 @@ class RangeAllocator:
     def trim(self, want_bytes: int) -> tuple[int, list[tuple[int, int]]]:
         """Give up to `want_bytes` of budget back: first what no page uses, then free pages, the largest ranges first.
 
-        Returns (bytes given back, ranges (start, length) to punch).
+        Returns:
+            Bytes given back, and the ranges (start, length) to punch.
         """
         returned = min(self.spare_bytes, page_ceil(want_bytes))
         self.budget_bytes -= returned

@@ -42,15 +42,13 @@ from shoal.store.segment import (
     first_generation,
 )
 
-ATTEND_BYTES_MIN = (
-    1 << 20
-)  #: who gives up a value of this size is looked after soon, also if its process does nothing else
+#: who gives up a value of this size is looked after soon, also if its process does nothing else
+ATTEND_BYTES_MIN = 1 << 20
 POPULATE_READ_BYTES_MIN = 256 << 10  #: smaller values are left to the kernel's fault-around
 #: of a larger value only so much is mapped before somebody reads it. All of 100 MB would take 8.7 ms, needed or not; met fault by fault they take 14
 POPULATE_READ_BYTES_MAX = 4 << 20
-MAPPED_SEGMENTS_MAX = (
-    64  #: of other writers; beyond it those without pins are unmapped, the least recently mapped first
-)
+#: of other writers; beyond it those without pins are unmapped, the least recently mapped first
+MAPPED_SEGMENTS_MAX = 64
 BUDGET_ATTEMPTS = 8  #: times the daemon is asked for one put: others may trim what was just granted
 DISK_REASON = "disk:"  #: a refusal whose reason begins so is an OutOfDiskError
 
@@ -127,9 +125,11 @@ class StoreClient:
     # ---------------------------------------------------------------- put
 
     def put(self, oid: bytes, value: Writable | bytes) -> Stored:
-        """Copy a value into the store and seal it.
+        """Copy a value into the store and seal it; its place.
 
-        Raises ObjectStoreFullError when the pool is full of objects in use, OutOfDiskError when nothing can be spilled for lack of disk.
+        Raises:
+            ObjectStoreFullError: the pool is full of objects in use, or the system has no memory for it.
+            OutOfDiskError: nothing can be spilled for lack of disk.
         """
         size = len(value) if isinstance(value, bytes) else value.total_bytes
         block = self._allocate(BLOCK_HEADER_BYTES + size)
@@ -240,9 +240,11 @@ class StoreClient:
     # ---------------------------------------------------------------- read
 
     def read(self, stored: Stored) -> memoryview:
-        """A read-only view of a stored value. It stays in place while any view or array made from it lives.
+        """A read-only view of a stored value. It stays in place while any view or array made from it lives. Measured: 3 us.
 
-        Raises StaleBlock when the place is not valid any more, ObjectLostError when the daemon is gone. Measured: 3 us.
+        Raises:
+            StaleBlock: the place is not valid any more.
+            ObjectLostError: the daemon is gone.
         """
         generation = stored.generation
         number = stored.segment
@@ -345,8 +347,9 @@ class StoreClient:
     def free(self, stored: Stored) -> bool:
         """Reuse a block of our own that no other process has ever known. Pinned here, it is reused when the last view is gone.
 
-        Returns whether the block is ours to reuse; False when the daemon has moved the object or is moving it: it frees the block when told
-        that the object is not referred to any more (FreeObjects, which the runtime sends in either case).
+        Returns:
+            Whether the block is ours to reuse; False when the daemon has moved the object or is moving it: it frees the block when told
+            that the object is not referred to any more (FreeObjects, which the runtime sends in either case).
         """
         own = self._own
         offset = stored.offset

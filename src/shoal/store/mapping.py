@@ -24,7 +24,7 @@ MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
-_SEAL_SEAL_SHRINK_GROW = 1 | 2 | 4
+PAGE_MASK = -4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
@@ -39,11 +39,18 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
 
 def create_shared_memory(name: str, size_bytes: int) -> int:
-    """The descriptor of a new sparse memfd that can neither grow nor shrink. The memory lives while any descriptor or mapping does."""
+    """The descriptor of a new sparse memfd that can neither grow nor shrink. The memory lives while any descriptor or mapping does.
+
+    Args:
+        name: shown in /proc/<pid>/maps as memfd:<name>.
+
+    Raises:
+        OSError: no descriptor is left, or the kernel refuses the size.
+    """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_SEAL_SHRINK_GROW)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(fd)
         raise
@@ -53,7 +60,8 @@ def create_shared_memory(name: str, size_bytes: int) -> int:
 def open_shared_memory(daemon_pid: int, fd: int, name: str, writable: bool) -> int:
     """Open the memfd `name` that process `daemon_pid` holds as descriptor `fd`; the caller closes what it gets.
 
-    Raises FileNotFoundError when the daemon is gone or has closed it (also when another file now has its number).
+    Raises:
+        FileNotFoundError: the daemon is gone or has closed it (also when another file now has its number).
     """
     path = f"/proc/{daemon_pid}/fd/{fd}"
     opened = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
@@ -80,16 +88,16 @@ class Mapping:
     `view` is for the mapping's own users: it does not keep the memory mapped. `export(cls)` is for everybody else.
     """
 
-    __slots__ = ("_pid", "address", "size_bytes", "view", "writable")
+    __slots__ = ("_is_mapped", "address", "size_bytes", "view", "writable")
 
     def __init__(self, fd: int, writable: bool) -> None:
-        self._pid = 0  # so that __del__ finds it when mapping fails
+        self._is_mapped = False  # so that __del__ finds it when mapping fails
         self.size_bytes = os.fstat(fd).st_size
         self.writable = writable
         address = _mmap(None, self.size_bytes, PROT_READ | (PROT_WRITE if writable else 0), MAP_SHARED, fd, 0)
         if address is None or address == ctypes.c_void_p(-1).value:
             _raise_errno(f"mapping {self.size_bytes} bytes")
-        self._pid = 1
+        self._is_mapped = True
         self.address: int = address
         whole = memoryview(_array_class(self.size_bytes).from_address(address)).cast("B")
         self.view = whole if writable else whole.toreadonly()
@@ -97,9 +105,12 @@ class Mapping:
     def populate(self, offset: int, length_bytes: int) -> None:
         """Make the pages of a range present and mapped, in one call (5 to 30 times faster than faults).
 
-        Raises MemoryError when the system has no page left; on kernels before 5.14 pages appear at the first touch instead.
+        On kernels before 5.14 pages appear at the first touch instead.
+
+        Raises:
+            MemoryError: the system has no page left.
         """
-        start = offset & -4096
+        start = offset & PAGE_MASK
         length = offset + length_bytes - start
         if _madvise(self.address + start, length, MADV_POPULATE_WRITE if self.writable else MADV_POPULATE_READ) == 0:
             return
@@ -108,8 +119,8 @@ class Mapping:
             raise MemoryError(f"the system has no memory for {length} bytes of shared memory: {os.strerror(code)}")
 
     def __del__(self, munmap: Any = _munmap) -> None:
-        if self._pid:
-            self._pid = 0
+        if self._is_mapped:
+            self._is_mapped = False
             with contextlib.suppress(Exception):
                 munmap(self.address, self.size_bytes)
 

@@ -33,18 +33,17 @@ from time import monotonic_ns
 from shoal.protocol.limits import PAGE_HEADER_BYTES, PIN_SLOTS_MAX
 from shoal.store.mapping import Mapping, create_shared_memory, open_shared_memory
 
-_STARTED = struct.Struct("@QQQ")
-_SLOTS_USED_INDEX = 4  #: index in u64 units
-_ANSWERS_UNTIL_INDEX = 5
-_ONCE_INDEX = 6
-SLOT_BYTES = 16
-_UNTAKEN_INDEX = 8  #: in u64 units
-UNTAKEN_MAX = 16
 PAGE_NAME = "shoal-page"
+SLOT_BYTES = 16
+UNTAKEN_MAX = 16
+_STARTED = struct.Struct("@QQQ")
+#: where fields of the layout above begin, in u64 units
+_SLOTS_USED_INDEX, _ANSWERS_UNTIL_INDEX, _ONCE_INDEX, _UNTAKEN_INDEX = 4, 5, 6, 8
+_READ_ATTEMPTS = 100
+
 RECORDS_NAME = "shoal-records"
 RECORD_PAGE_BYTES = 256 << 10
-_ENTRY = struct.Struct("@QQ")
-_READ_ATTEMPTS = 100
+_ENTRY = struct.Struct("@QQ")  #: length and index of a record
 
 
 class PinSlotsExhausted(RuntimeError):
@@ -77,7 +76,11 @@ class ProcessPage:
 
     @classmethod
     def open(cls, daemon_pid: int, fd: int) -> ProcessPage:
-        """The page that process `daemon_pid` made for us. Raises FileNotFoundError when the daemon is gone."""
+        """The page that process `daemon_pid` made for us.
+
+        Raises:
+            FileNotFoundError: the daemon is gone.
+        """
         opened = open_shared_memory(daemon_pid, fd, PAGE_NAME, writable=True)
         try:
             return cls(Mapping(opened, writable=True), -1)
@@ -103,10 +106,6 @@ class ProcessPage:
         """Whether the task begun last cannot be run again."""
         words = self._words
         return words[_ONCE_INDEX] != 0 and self.read_started() == (words[_ONCE_INDEX], words[_ONCE_INDEX + 1])
-
-    def clear_started(self) -> None:
-        """No task is running."""
-        self.set_started(0, 0)
 
     def read_started(self) -> tuple[int, int]:
         """(lease_id, seq) of the task begun last, (0, 0) for none. Reads again while the writer is in the middle of writing."""
@@ -153,7 +152,11 @@ class ProcessPage:
     # ---------------------------------------------------------------- pins
 
     def pin(self, segment: int, offset: int) -> int:
-        """Name a block in a free slot and return the slot. The caller checks the block's header *afterwards*."""
+        """Name a block in a free slot and return the slot. The caller checks the block's header *afterwards*.
+
+        Raises:
+            PinSlotsExhausted: all slots are taken.
+        """
         # heappop and heappush are single C calls, hence atomic under the interpreter's lock.
         try:
             slot = heappop(self._free_slots)
@@ -220,7 +223,11 @@ class RecordPage:
 
     @classmethod
     def open(cls, daemon_pid: int, fd: int) -> RecordPage:
-        """The page that process `daemon_pid` made for us. Raises FileNotFoundError when the daemon is gone."""
+        """The page that process `daemon_pid` made for us.
+
+        Raises:
+            FileNotFoundError: the daemon is gone.
+        """
         opened = open_shared_memory(daemon_pid, fd, RECORDS_NAME, writable=True)
         try:
             return cls(Mapping(opened, writable=True), -1)

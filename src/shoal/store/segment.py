@@ -48,7 +48,6 @@ _HEADER = struct.Struct("=8sQQ20sBB")
 _IDENTITY_BYTES = 45  #: magic to state, what must be equal for a block to be the one looked for
 _STATE_AT = 44
 _FREED_AT = 45
-_U64 = struct.Struct("@Q")
 
 assert _HEADER.size <= BLOCK_HEADER_BYTES
 
@@ -85,7 +84,11 @@ class Segment:
 
     @classmethod
     def open(cls, daemon_pid: int, number: int, writable: bool) -> Segment:
-        """Map segment `number` of the daemon. Raises FileNotFoundError when the daemon has closed it, or is gone."""
+        """Map segment `number` of the daemon.
+
+        Raises:
+            FileNotFoundError: the daemon has closed it, or is gone.
+        """
         serial, fd = number >> FD_BITS, number & ((1 << FD_BITS) - 1)
         opened = open_shared_memory(daemon_pid, fd, f"shoal-segment-{serial}", writable)
         try:
@@ -110,7 +113,11 @@ class Segment:
         punch_hole(self.fd, offset, length_bytes)
 
     def populate(self, offset: int, length_bytes: int) -> None:
-        """Make pages present, in steps that let other threads run. Raises MemoryError when the system has none left."""
+        """Make pages present, in steps that let other threads run.
+
+        Raises:
+            MemoryError: the system has none left.
+        """
         end = offset + length_bytes
         while offset < end:
             self.mapping.populate(offset, min(POPULATE_STEP_BYTES, end - offset))

@@ -182,12 +182,7 @@ def send_signal(pid: int, number: int) -> bool:
 
 def kill_group(pid: int) -> None:
     """Kill a worker together with what it started (workers lead a process group of their own)."""
-    if pid <= 0:
-        return
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+    kill_orphans_of(pid)
     send_signal(pid, signal.SIGKILL)
 
 

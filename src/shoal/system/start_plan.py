@@ -19,8 +19,6 @@ from typing import Any
 
 #: in the environment of every process of a session, and so of all that these start: its folder. Strays are found by it.
 SESSION_VARIABLE = "SHOAL_SESSION_DIR"
-
-
 #: in the session's folder of a head with TLS: where connections to its GCS server arrive from the gateway
 TLS_GCS_SOCKET = "tls-gcs.in"
 

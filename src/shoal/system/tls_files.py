@@ -38,6 +38,10 @@ def tls_folder() -> str:
     return os.environ.get("SHOAL_TLS_FOLDER") or os.path.join(os.path.expanduser("~"), ".shoal", "tls")
 
 
+def _files_in(folder: str) -> TlsFiles:
+    return TlsFiles(*(os.path.join(folder, name) for name in (CA_NAME, CERTIFICATE_NAME, KEY_NAME)))
+
+
 def find_tls_files(folder: str) -> TlsFiles:
     """The files in `folder`.
 
@@ -45,7 +49,7 @@ def find_tls_files(folder: str) -> TlsFiles:
         FileNotFoundError: one is missing; says how to get it.
         PermissionError: others may read the key.
     """
-    files = TlsFiles(*(os.path.join(folder, name) for name in (CA_NAME, CERTIFICATE_NAME, KEY_NAME)))
+    files = _files_in(folder)
     for path in (files.ca, files.certificate, files.key):
         if not os.path.exists(path):
             raise FileNotFoundError(
@@ -68,7 +72,7 @@ def make_tls_files(folder: str) -> TlsFiles:
         FileExistsError: there are some.
         RuntimeError: the openssl command is missing, or fails.
     """
-    files = TlsFiles(*(os.path.join(folder, name) for name in (CA_NAME, CERTIFICATE_NAME, KEY_NAME)))
+    files = _files_in(folder)
     there = [path for path in (files.ca, files.certificate, files.key) if os.path.exists(path)]
     if there:
         raise FileExistsError(

@@ -15,7 +15,7 @@ from typing import Any
 
 from shoal.tune.experiment import Rules
 from shoal.tune.space import flattened
-from shoal.tune.trial import ERROR, RUNNING, Trial
+from shoal.tune.trial import ERROR, RUNNING, Trial, is_finite
 
 ROWS_MAX = 20
 COLUMNS_MAX = 5  #: of the configuration
@@ -41,10 +41,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= TEXT_MAX else f"{text[: TEXT_MAX - 3]}..."
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def board_of(trials: Iterable[Trial], rules: Rules, elapsed_s: float | None = None) -> Board:
     """The table of `trials`."""
     trials = list(trials)
@@ -56,7 +52,7 @@ def board_of(trials: Iterable[Trial], rules: Rules, elapsed_s: float | None = No
 
     def rank(trial: Trial) -> tuple[bool, float]:
         value = trial.last_result.get(rules.metric or "")
-        return trial.status != RUNNING, -sign * value if _is_finite(value) and value is not None else math.inf
+        return trial.status != RUNNING, -sign * value if is_finite(value) and value is not None else math.inf
 
     shown = sorted(trials, key=rank)[:ROWS_MAX]
     names = list(dict.fromkeys(name for trial in shown for name in flattened(trial.config)))[:COLUMNS_MAX]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.tune.results import ResultGrid
 from shoal.tune.space import flattened
+from shoal.tune.trial import is_finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,15 +63,11 @@ def _metric_of(grid: ResultGrid, metric: str | None, mode: str | None) -> tuple[
     return name, 1 if mode == "max" else -1
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _points(grid: ResultGrid, metric: str, sign: int) -> tuple[list[dict[str, Any]], list[float]]:
     """Flat configurations of the trials, the best last, and each trial's best value."""
     points = []
     for result in grid:
-        values = [row[metric] for row in result.history if _is_finite(row.get(metric))]
+        values = [row[metric] for row in result.history if is_finite(row.get(metric))]
         if values:
             points.append((max(values, key=lambda value: sign * value), flattened(result.config)))
     if not points:
@@ -92,7 +89,7 @@ def learning_curves(
     name, sign = _metric_of(grid, metric, mode)
     curves = []
     for result in grid:
-        rows = [row for row in result.history if _is_finite(row.get(name)) and _is_finite(row.get(time_attr))]
+        rows = [row for row in result.history if is_finite(row.get(name)) and is_finite(row.get(time_attr))]
         if rows:
             best = max(sign * row[name] for row in rows)
             curves.append((best, result.trial_id, [row[time_attr] for row in rows], [row[name] for row in rows]))
@@ -135,7 +132,7 @@ class _Axis:
     def __init__(self, name: str, values: list[Any]) -> None:
         self.name = name
         known = [value for value in values if value is not None]
-        numbers = [value for value in known if _is_finite(value) and not isinstance(value, bool)]
+        numbers = [value for value in known if is_finite(value) and not isinstance(value, bool)]
         self.is_number = len(numbers) == len(values) and len(set(numbers)) > 1
         self.is_log = self.is_number and min(numbers) > 0 and max(numbers) / min(numbers) >= 100
         if self.is_number:
@@ -226,7 +223,7 @@ def importances(grid: ResultGrid, metric: str | None = None, mode: str | None = 
 def _groups(column: list[Any]) -> list[Any]:
     """A group's name for each value."""
     distinct = {str(value) for value in column}
-    numbers = all(_is_finite(value) and not isinstance(value, bool) for value in column)
+    numbers = all(is_finite(value) and not isinstance(value, bool) for value in column)
     if not numbers or len(distinct) <= BINS:
         return [str(value) for value in column]
     order = sorted(range(len(column)), key=lambda position: column[position])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from shoal.tune.checkpoint import Checkpoint
 from shoal.tune.experiment import Experiment
 from shoal.tune.space import flattened
 from shoal.tune.storage import Storage
-from shoal.tune.trial import TERMINATED, Trial
+from shoal.tune.trial import TERMINATED, Trial, is_finite
 
 
 class TrialError(RuntimeError):
@@ -49,7 +48,7 @@ class Result:
     def get_best_checkpoint(self, metric: str, mode: str) -> Checkpoint | None:
         """Of those that still exist, the one reported with the best `metric`."""
         sign = _sign(mode)
-        usable = [(sign * row[metric], one) for one, row in self.best_checkpoints if _is_number(row.get(metric))]
+        usable = [(sign * row[metric], one) for one, row in self.best_checkpoints if is_finite(row.get(metric))]
         return max(usable, key=lambda pair: pair[0])[1] if usable else None
 
 
@@ -57,10 +56,6 @@ def _sign(mode: str | None) -> int:
     if mode not in ("min", "max"):
         raise ValueError(f'mode must be "min" or "max", not {mode!r}: give it here or in TuneConfig')
     return 1 if mode == "max" else -1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def result_of(trial: Trial, storage: Storage) -> Result:
@@ -151,9 +146,9 @@ class ResultGrid:
             raise ValueError(f"unknown scope {scope!r}: last, all, avg, last-5-avg or last-10-avg")
         best: tuple[float, Result] | None = None
         for one in self._results:
-            values = [sign * row[name] for row in one.history if _is_number(row.get(name))]
+            values = [sign * row[name] for row in one.history if is_finite(row.get(name))]
             if scope == "last":
-                values = values[-1:] if one.history and _is_number(one.history[-1].get(name)) else []
+                values = values[-1:] if one.history and is_finite(one.history[-1].get(name)) else []
             if not values:
                 continue
             if scope.startswith("last-"):
@@ -181,7 +176,7 @@ class ResultGrid:
             row = one.history[-1]
             if filter_metric is not None:
                 name = filter_metric
-                usable = [each for each in one.history if _is_number(each.get(name))]
+                usable = [each for each in one.history if is_finite(each.get(name))]
                 row = max(usable, key=lambda each: sign * each[name], default=row)
             rows.append({**flattened(row), **flattened(one.config, "config/")})
         return _pandas().DataFrame(rows)

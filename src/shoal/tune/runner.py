@@ -108,7 +108,8 @@ class Runner:
     def release(self, save: bool = False) -> tuple[bool, str | None]:
         """End the trial here. `save`: a class trainable goes on later, elsewhere.
 
-        Returns: whether the process can run another trial (False: the function does not end), and the path of the checkpoint, if one was made.
+        Returns:
+            Whether the process can run another trial (False: the function does not end), and the path of the checkpoint, if one was made.
         """
         path = self._save() if save and self._object is not None and self._saved_at != self._object.iteration else None
         if self._object is not None and not _becomes_others(self._object):
@@ -169,9 +170,8 @@ class Runner:
             try:
                 with reported_files(checkpoint) as folder:
                     path = self._store(folder)
-            except (
-                Exception
-            ) as error:  # `report` raises it: the function's own traceback says where, and its thread ends
+            except Exception as error:
+                # `report` raises it: the function's own traceback says where, and its thread ends.
                 self._steps -= 1  # it was no step
                 self._resumed = time.perf_counter()
                 self._session.failure = error

@@ -8,6 +8,7 @@ pending --> running --> terminated | errored
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,11 @@ TERMINATED = "TERMINATED"
 ERROR = "ERROR"
 
 UNFINISHED = (PENDING, RUNNING, PAUSED)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a metric's value can be compared and drawn: a number, neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @dataclass(slots=True)

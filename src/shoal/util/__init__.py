@@ -2,8 +2,9 @@
 
 Purpose: the names that programs expect under `shoal.util`: pools, queues, executors, iteration over results as they come.
 
-Design: nothing here knows the engine; everything is written as a user would write it, with `import shoal`. Names load when first used, so
-that `import shoal` pays for none of them.
+Design: the tools know nothing of the engine: they are written as a user would write them, with `import shoal`. `placement_group`,
+`scheduling_strategies`, `serialization` and `placement` give names to what the engine has. Names load when first used, so that
+`import shoal` pays for none of them.
 
 How to extend: write a module that imports only `shoal`, add its name to `_HOMES`, a test to tests/util.
 """

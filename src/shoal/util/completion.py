@@ -17,6 +17,7 @@ def as_completed(refs: Iterable[Any], *, chunk_size: int = 10, yield_obj_refs: b
         yield_obj_refs: give the refs themselves, so that a failed one does not end the loop.
 
     Raises:
+        ValueError: `chunk_size` is less than 1.
         Whatever a task raised, when its turn comes.
     """
     if chunk_size < 1:
@@ -48,6 +49,11 @@ def map_unordered(
         backpressure_size: how many calls may be in flight; None submits everything at once.
         chunk_size: how many ready results are fetched in one go.
         yield_obj_refs: give refs instead of values.
+
+    Raises:
+        TypeError: `fn` is not remote.
+        ValueError: a size is less than 1, or `backpressure_size` than `chunk_size`.
+        Whatever a call raised, when its turn comes.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")

@@ -40,7 +40,8 @@ def shoal_dask_get(graph: Any, keys: Any, **options: Any) -> Any:
         options: Dask's; `resources` may be options for the tasks ({"num_cpus": 2}).
 
     Raises:
-        whatever a task of the graph raises.
+        ImportError: Dask is not installed, or too old.
+        Whatever a task of the graph raises.
     """
     dask = _dask()
     spec = dask._task_spec

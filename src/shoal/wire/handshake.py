@@ -1,6 +1,6 @@
 """Mutual proof that both ends of a TCP connection know the cluster's token, before anything else is read.
 
-Purpose: a peer without the token learns nothing and is read no further than a record of fixed length (DESIGN section 8).
+Purpose: a peer without the token learns nothing and is read no further than a record of fixed length.
 
 Design: a byte machine for each side, without I/O. Records have fixed lengths, so nothing of what follows is taken for part of the proof.
 
