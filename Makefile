@@ -8,7 +8,7 @@ RAY_VENV ?= .venv-ray
 STAMP = $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo test chaos lint format bench bench-quick bench-learning venv clean
+.PHONY: help venv demo test chaos soak lint format bench bench-quick bench-learning clean
 
 help:
 	@echo "make demo         evolution strategies on CartPole: one page of user code"
@@ -18,8 +18,9 @@ help:
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"
 	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
+	@echo "make bench-quick  the same without Ray and Dask: ours and the stdlib pools, shorter"
 	@echo "make bench-learning  figures of learning, training, search and the compared systems, into docs/benchmarks.md (35 minutes at most)"
-	@echo "make bench-quick  the same, ours and the stdlib pools only, shorter"
+	@echo "make clean        remove the environments, and what builds and runs have left here"
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11+ with venv found; install one or run: make PYTHON=/path/to/python"; exit 1; }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shoal
-from shoal.testing import Cluster
+from shoal.testing import Cluster, ClusterNode
 
 
 @pytest.fixture
@@ -30,3 +30,12 @@ def start_cluster() -> Iterator[Callable[..., Cluster]]:
         cluster.shutdown()
     shoal.shutdown()
     assert [folder for folder in folders if os.path.exists(folder)] == []
+
+
+@pytest.fixture
+def two(start_cluster: Callable[..., Cluster]) -> tuple[Cluster, ClusterNode]:
+    """A head with 1 CPU, where the driver is, and a node of 2 CPUs with the resource "two"."""
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(num_cpus=2, resources={"two": 2})
+    cluster.connect(log_to_driver=False)
+    return cluster, node

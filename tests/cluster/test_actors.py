@@ -46,15 +46,6 @@ class Counter:
         return [shoal.get(where.options(resources={"two": 0.1}).remote()), shoal.get(where.remote())]
 
 
-@pytest.fixture
-def two(start_cluster: StartCluster) -> tuple[Cluster, ClusterNode]:
-    """A head with 1 CPU, where the driver is, and a node of 2 CPUs with the resource "two"."""
-    cluster = start_cluster(num_cpus=1)
-    node = cluster.add_node(num_cpus=2, resources={"two": 2})
-    cluster.connect(log_to_driver=False)
-    return cluster, node
-
-
 def test_an_actor_on_the_other_node(two: tuple[Cluster, ClusterNode]) -> None:
     _, node = two
     counter = Counter.options(resources={"two": 0.1}).remote(10)

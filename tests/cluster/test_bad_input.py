@@ -19,7 +19,7 @@ from shoal.wire import handshake
 StartCluster = Callable[..., Cluster]
 
 
-def test_other_versions(start_cluster: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_named_to_who_dials(start_cluster: StartCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = start_cluster()
     options = NodeOptions(token_path=cluster.token_path)
     protocol, major, minor = handshake._VERSIONS

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.engine.needy_actors import LARGE, Needy, value_of
 from tests.engine.node_counts import pid_of
 
 import shoal
@@ -16,24 +17,6 @@ from shoal.testing import Cluster
 from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SOON_S = 60.0
-LARGE = bytes(200_000)
-
-
-@shoal.remote(num_cpus=0)
-def value_of(number: int) -> list[Any]:
-    return [number, LARGE]
-
-
-@shoal.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Needy:
-    """Keeps what its constructor got."""
-
-    def __init__(self, direct: list[Any], inside: list[Any], by_value: bytes) -> None:
-        self.direct, self.inside, self.by_value = direct, inside, by_value
-
-    def all(self) -> list[Any]:
-        inside = [value[0] for value in shoal.get(self.inside)]
-        return [self.direct[0], *inside, len(self.by_value)]
 
 
 @shoal.remote(num_cpus=0)

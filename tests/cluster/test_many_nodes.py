@@ -25,7 +25,7 @@ def many_nodes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_six_nodes(many_nodes: ModuleType) -> None:
+def test_six_nodes_share_tasks_and_actors_and_leave_nothing(many_nodes: ModuleType) -> None:
     # Leaves that take a while: short ones a quick node may well serve alone.
     found = many_nodes.measure(nodes=6, tasks=880, actors=12, leaf_s=0.03)
     assert found["tasks"] == 880

@@ -25,15 +25,6 @@ def where(*_inputs: Any) -> str:
     return here()
 
 
-@pytest.fixture
-def two(start_cluster: StartCluster) -> tuple[Cluster, ClusterNode]:
-    """A head with 1 CPU, where the driver is, and a node of 2 CPUs with the resource "two"."""
-    cluster = start_cluster(num_cpus=1)
-    node = cluster.add_node(num_cpus=2, resources={"two": 2})
-    cluster.connect(log_to_driver=False)
-    return cluster, node
-
-
 def test_a_task_runs_where_its_resource_is(two: tuple[Cluster, ClusterNode]) -> None:
     cluster, node = two
     on_two = where.options(resources={"two": 0.1})

@@ -192,7 +192,7 @@ def test_next_with_a_timeout_and_next_ready(tmp_path: Path) -> None:
     assert fetch(items._next_sync(60)) == 0
 
 
-def test_completed() -> None:
+def test_completed_is_ready_when_the_stream_has_ended() -> None:
     items = numbers.remote(3)
     assert fetch(items.completed()) is None
     assert [fetch(ref) for ref in items] == [0, 1, 2]

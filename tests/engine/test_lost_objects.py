@@ -278,7 +278,7 @@ def test_results_of_actor_methods(tmp_path: Path, retries: int) -> None:
             shoal.get(ref, timeout=60)
 
 
-def test_why_not(tmp_path: Path) -> None:
+def test_what_cannot_be_made_again_says_why(tmp_path: Path) -> None:
     path = str(tmp_path / "runs")
     put = shoal.put(np.zeros(ITEM))
     once = made.options(max_retries=0).remote(path, "once", 1.0)

@@ -1,4 +1,4 @@
-"""What a review found: waits that nobody ended, tables that only grew, user code that broke the runtime's own."""
+"""Programs that do odd things: waits that nobody would end, tables that would only grow, user code that could break the runtime's own."""
 
 from __future__ import annotations
 

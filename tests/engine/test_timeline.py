@@ -85,7 +85,7 @@ def test_many_tasks_are_traced(session: ModuleType) -> None:
     assert len(traced(session, "quick", 300)) == 300
 
 
-def test_nodes(session: ModuleType) -> None:
+def test_a_node_has_the_fields_that_programs_know(session: ModuleType) -> None:
     (node,) = session.nodes()
     assert node["Alive"] is True and node["alive"] is True
     assert node["NodeID"] == session.get_runtime_context().get_node_id()
@@ -94,7 +94,7 @@ def test_nodes(session: ModuleType) -> None:
     assert node["Labels"]["zone"] == "a"
 
 
-def test_resources(session: ModuleType) -> None:
+def test_resources_are_free_again_when_their_holder_is_dead(session: ModuleType) -> None:
     total = session.cluster_resources()
     assert total["CPU"] == 2 and total["special"] == 3 and total["object_store_memory"] == 100 << 20
     assert total["memory"] > 0 and total["node:__internal_head__"] == 1 and total["node:127.0.0.1"] == 1

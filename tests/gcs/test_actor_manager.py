@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.gcs.actor_specs import actor_spec
 
 from shoal.gcs import actor_manager
 from shoal.gcs.actor_manager import (
@@ -43,22 +44,6 @@ def actor(number: int = 1) -> bytes:
     return number.to_bytes(16, "big")
 
 
-def spec(number: int = 1, **changes: Any) -> ActorSpec:
-    fields: dict[str, Any] = {
-        "actor_id": actor(number),
-        "class_id": b"c" * 16,
-        "class_name": "Counter",
-        "job_id": JOB,
-        "name": "",
-        "namespace": "space",
-        "demand": {},
-        "placement": {"CPU": 10_000},
-        "arguments": b"args",
-        "dependencies": None,
-    }
-    return ActorSpec(**{**fields, **changes})
-
-
 class Machine:
     """A manager with one node, and short names for events."""
 
@@ -68,7 +53,7 @@ class Machine:
         self.manager = ActorManager(self.where)
         self.now = 0.0
         self.do(NodeJoined(NODE))
-        self.spec = spec(**changes)
+        self.spec = actor_spec(**changes)
         self.first = self.do(ActorRequested(self.spec, NODE))
 
     def where(self, spec: ActorSpec, near: bytes, stay: bool, now: float) -> tuple[bytes, str]:
@@ -334,8 +319,8 @@ def test_detached_actors_outlive_handles_and_jobs() -> None:
 
 def test_the_end_of_a_job_is_the_end_of_its_actors() -> None:
     machine = Machine(name="bob").live()
-    machine.do(ActorRequested(spec(2), NODE))
-    machine.do(ActorRequested(spec(3, job_id=b"\0\0\0\2"), NODE))
+    machine.do(ActorRequested(actor_spec(2), NODE))
+    machine.do(ActorRequested(actor_spec(3, job_id=b"\0\0\0\2"), NODE))
     effects = machine.do(JobEnded(JOB, "the driver left"))
     assert [(stop.actor_id, stop.kill) for stop in messages(effects)] == [(actor(1), True), (actor(2), True)]
     assert [record.state for record in machine.manager.records()] == ["dead", "dead", "pending"]
@@ -357,17 +342,17 @@ def test_news_of_a_former_life_is_noted_and_ignored() -> None:
 
 def test_names_are_kept_apart_by_namespace() -> None:
     machine = Machine(name="bob")
-    machine.do(ActorRequested(spec(2, name="bob", namespace="other"), NODE))
+    machine.do(ActorRequested(actor_spec(2, name="bob", namespace="other"), NODE))
     assert machine.manager.find("other", "bob").spec.actor_id == actor(2)  # type: ignore[union-attr]
     assert machine.manager.names() == [("space", "bob", actor(1)), ("other", "bob", actor(2))]
     with pytest.raises(AssertionError, match="taken"):
-        machine.do(ActorRequested(spec(3, name="bob"), NODE))
+        machine.do(ActorRequested(actor_spec(3, name="bob"), NODE))
 
 
 def test_the_death_of_a_node_moves_its_actors() -> None:
     machine = Machine(max_restarts=1).live()
-    machine.do(ActorRequested(spec(2), NODE))
-    machine.do(ActorRequested(spec(3), NODE))
+    machine.do(ActorRequested(actor_spec(2), NODE))
+    machine.do(ActorRequested(actor_spec(3), NODE))
     machine.do(ActorWorkerStarted(actor(3), 1, b"v" * 16, "", 1, 1))
     machine.do(NodeJoined(OTHER))
     effects = machine.do(NodeLost(NODE, "unplugged"))
@@ -391,7 +376,7 @@ def test_the_dead_are_remembered_for_a_while_without_their_arguments(monkeypatch
     machine = Machine()
     for number in range(1, 7):
         if number > 1:
-            machine.do(ActorRequested(spec(number), NODE))
+            machine.do(ActorRequested(actor_spec(number), NODE))
         effects = machine.manager.handle(ActorKillAsked(actor(number), True), 0.0)
         forgotten = [effect.actor_id for effect in effects if type(effect) is StoreActor and effect.record is None]
         assert forgotten == ([actor(number - 3)] if number > 3 else [])
@@ -435,8 +420,8 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=40))
 def test_what_is_always_true(events: list[Any]) -> None:
     machine = Machine(name="one", max_restarts=2)
-    machine.do(ActorRequested(spec(2, name="two", detached=True, max_restarts=-1), NODE))
-    machine.do(ActorRequested(spec(3), NODE))
+    machine.do(ActorRequested(actor_spec(2, name="two", detached=True, max_restarts=-1), NODE))
+    machine.do(ActorRequested(actor_spec(3), NODE))
     versions: dict[bytes, int] = {}
     finals: set[bytes] = set()
     nodes = {NODE}

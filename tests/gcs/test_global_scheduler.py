@@ -85,7 +85,7 @@ def test_what_fits_is_placed_the_rest_waits_in_order(nodes: Nodes) -> None:
     assert nodes.machine.next_deadline() is None
 
 
-def test_repeats_replace(nodes: Nodes) -> None:
+def test_a_repeated_request_replaces_the_former(nodes: Nodes) -> None:
     nodes.want(8)
     nodes.want(5)
     assert nodes.waiting() == 5
@@ -182,7 +182,7 @@ def test_an_actor_that_may_not_begin_yet_is_not_stuck_and_hides_nobody_who_is() 
     assert look() == [ActorPlaced(b"flaky", B)]
 
 
-def test_refusals(nodes: Nodes) -> None:
+def test_what_no_node_can_ever_give_is_refused_with_the_reason(nodes: Nodes) -> None:
     [(asker, reason)] = nodes.want(1, cpus=5)
     assert asker == A and "asks for 5 CPU" in reason and nodes.waiting() == 0
     [(_, reason)] = nodes.want(1, strategy=strategies.node_affinity(b"x" * 16, False))

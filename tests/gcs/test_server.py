@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from tests.gcs.actor_specs import actor_spec
 
 from shoal.gcs.client import GcsCallError, GcsClient, GcsLostError
 from shoal.gcs.io.server import GcsServer
@@ -32,26 +33,9 @@ from shoal.protocol.gcs_messages import (
     StartActor,
     SubscribeKey,
 )
-from shoal.protocol.messages import ActorSpec
 from shoal.wire.framing import encode_frame
 
 NODE = b"n" * 16
-
-
-def actor_spec(number: int = 1, **changes: Any) -> ActorSpec:
-    fields: dict[str, Any] = {
-        "actor_id": number.to_bytes(16, "big"),
-        "class_id": b"c" * 16,
-        "class_name": "Counter",
-        "job_id": b"\0\0\0\1",
-        "name": "",
-        "namespace": "space",
-        "demand": {},
-        "placement": {"CPU": 10_000},
-        "arguments": b"args",
-        "dependencies": None,
-    }
-    return ActorSpec(**{**fields, **changes})
 
 
 def serving(tmp_path: Path, body: Callable[[GcsServer, str], Coroutine[Any, Any, None]], backend: Any = None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.gcs.actor_specs import actor_spec
 
 from shoal.gcs.node_table import LOOKS
 from shoal.gcs.node_views import REPLACED_WITHIN_S
@@ -46,19 +47,8 @@ NOW = 1000.0
 
 
 def spec(number: int = 1, **changes: Any) -> ActorSpec:
-    fields: dict[str, Any] = {
-        "actor_id": number.to_bytes(16, "big"),
-        "class_id": b"c" * 16,
-        "class_name": "Counter",
-        "job_id": b"\0\0\0\1",
-        "name": "",
-        "namespace": "space",
-        "demand": {},
-        "placement": {"CPU": 10_000},
-        "arguments": Containing(b"args", [b"r" * 20]),
-        "dependencies": [("key", b"value"), (1, b"other")],
-    }
-    return ActorSpec(**{**fields, **changes})
+    needs = {"arguments": Containing(b"args", [b"r" * 20]), "dependencies": [("key", b"value"), (1, b"other")]}
+    return actor_spec(number, **{**needs, **changes})
 
 
 class Gcs:

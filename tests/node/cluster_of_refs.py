@@ -325,7 +325,13 @@ class Node:
         self.links = PlayedLinks(self)
         self.machine = WatchedDirectory(lambda error: str(error).encode(), self.node_id)
         self.machine.world = world
-        self.shell = Objects(
+        self.shell = self.make_shell()
+        #: processes of other nodes that are known to be dead
+        self.gone: set[bytes] = set()
+
+    def make_shell(self) -> Objects:
+        """The daemon's own shell, over what is played here."""
+        return Objects(
             self.machine,
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
@@ -336,8 +342,6 @@ class Node:
             self.node_id,
             self.node_of,
         )
-        #: processes of other nodes that are known to be dead
-        self.gone: set[bytes] = set()
 
     def node_of(self, process: bytes) -> bytes | None:
         if process in self.gone or process[:4] == self.node_id[:4]:

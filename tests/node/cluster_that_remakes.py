@@ -18,7 +18,6 @@ from typing import Any
 
 from tests.node.cluster_of_refs import Node, PlayedLinks, PlayedLoop, Process, World, _Gone, sent
 
-from shoal.node.io.objects import Objects
 from shoal.protocol import messages
 from shoal.protocol.errors import ObjectLostError
 from shoal.protocol.messages import (
@@ -324,17 +323,7 @@ class MakerNode(Node):
         self.blocks: dict[bytes, int] = {}
         self.owners: dict[bytes, bytes] = {}
         self.links = PlayedLinks(self)
-        self.shell = Objects(
-            self.machine,
-            self,  # type: ignore[arg-type]
-            self,  # type: ignore[arg-type]
-            self.loop,  # type: ignore[arg-type]
-            lambda: [process.queue for process in self.processes if process.alive],  # type: ignore[misc]
-            lambda actor_id: None,
-            self.links,  # type: ignore[arg-type]
-            self.node_id,
-            self.node_of,
-        )
+        self.shell = self.make_shell()
         self.shell.inherit(self.call_gcs, self.fetch)
         self.links.handlers[_Gone] = lambda sender, message: self.world.hear_of_death(self, message.process)
         self.to_gcs: deque[tuple[str, dict[str, Any], Callable[[Any, Any], None]]] = deque()

@@ -97,7 +97,7 @@ def test_bases():
     assert exceptions.RayTaskError is TaskError and exceptions.RayError is ShoalError
 
 
-def test_facts_survive():
+def test_facts_of_errors_survive_pickling():
     error = travel(
         errors.ActorDiedError(
             "gone", actor_id="ab", actor_init_failed=True, cause=make_task_error(caught(ValueError("x")), "f")

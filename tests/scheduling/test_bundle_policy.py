@@ -118,7 +118,7 @@ def test_nodes_that_are_away_or_drain_take_nothing() -> None:
     assert place_bundles([to_units({"CPU": 1})], PACK, views) is None
 
 
-def test_reasons() -> None:
+def test_reasons_name_what_lacks() -> None:
     views = [view("a", {"CPU": 1}, {"CPU": 4}), view("b", {"CPU": 0}, {"CPU": 4})]
     assert "bundle 1 asks for 8 CPU, and no node has that: a has 4 CPU; b has 4 CPU" in why_never(
         [to_units({"CPU": 1}), to_units({"CPU": 8})], PACK, views

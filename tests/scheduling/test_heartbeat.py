@@ -10,7 +10,7 @@ from shoal.scheduling.heartbeat import LOAD_SOON_S, LOADS_MAX_S, RAREST_S, inter
 
 
 @given(st.integers(1, 1_000_000))
-def test_pace(nodes: int) -> None:
+def test_loads_are_told_soon_and_in_bounded_number_on_any_cluster(nodes: int) -> None:
     assert LOAD_SOON_S <= soon_s(nodes) <= interval_s(nodes) <= RAREST_S < HEARTBEATS_MISSED_S / 2
     assert nodes / soon_s(nodes) <= max(LOADS_MAX_S, nodes / RAREST_S) * 1.2
     if nodes <= 90:

@@ -202,7 +202,7 @@ def test_slices_grow_until_a_class_far_away_has_used_one() -> None:
     assert revoked(node.ticks(5 * LEASE_SLICE_S)) == [lease_id], "it was used, so the next one is shorter again"
 
 
-def test_time_slice() -> None:
+def test_a_lease_ends_after_its_slice_when_others_wait() -> None:
     node = Node(CPU=2)
     node.ask(D, 1, 100)
     assert node.ask(P, 1, 100) == []
@@ -498,7 +498,7 @@ def test_many_actors_start_a_few_workers_at_a_time() -> None:
 # ---------------------------------------------------------------- questions
 
 
-def test_explanations() -> None:
+def test_explanations_say_what_a_class_waits_for() -> None:
     node = Node(auto=False, CPU=1)
     node.ask(D, 1, 5, name="f")
     assert "workers for it are starting" in node.machine.explain(D, 1)
