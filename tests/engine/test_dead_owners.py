@@ -19,7 +19,7 @@ from tests.engine.node_counts import counts, eventually, settled_counts, wait_fo
 from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
-from shoal.exceptions import ObjectReconstructionFailedError, OwnerDiedError, ShoalError
+from shoal.exceptions import ObjectReconstructionFailedError, OwnerDiedError, ShoalError, TaskCancelledError
 
 BIG = 200_000
 STORE_BYTES = 24 << 20
@@ -112,6 +112,19 @@ def test_a_running_task_goes_on(tmp_path: Path, freed: None) -> None:
     kill(owner)
     assert shoal.get(ref, timeout=60) == "a"
     assert runs(path, "a") == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_its_owner_left_running_is_cancelled(tmp_path: Path, force: bool, freed: None) -> None:
+    path = tmp_path / "runs"
+    owner = Owner.remote()
+    [ref] = shoal.get(owner.submit.remote(work, str(path), "a", 60.0), timeout=60)
+    until(path, "a")
+    kill(owner)
+    shoal.cancel(ref, force=force)
+    with pytest.raises(TaskCancelledError):
+        shoal.get(ref, timeout=60)
+    assert runs(path, "a") == 1 and not runs(path, "a-done")
 
 
 def test_a_running_task_with_a_large_result(tmp_path: Path, freed: None) -> None:

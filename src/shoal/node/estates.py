@@ -113,6 +113,11 @@ class Estates:
         claim = self.claims.get(oid[:TASK_ID_BYTES])
         return claim is not None and oid in claim.values
 
+    def claimant_of(self, oid: bytes) -> bytes:
+        """Who runs the task that makes a result; empty when nobody does."""
+        claim = self.claims.get(oid[:TASK_ID_BYTES])
+        return b"" if claim is None else claim.worker
+
     # ------------------------------------------------------------ what there is
 
     def on_died(self, event: ForeignProcessDied, effects: list[Effect]) -> None:

@@ -178,6 +178,10 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return b"" if row is None else row.owner
 
+    def claimant_of(self, oid: bytes) -> bytes:
+        """The worker of this node that runs the task of a dead process of another one; empty when none does."""
+        return self._estates.claimant_of(oid)
+
     def is_made_anew(self, oid: bytes) -> bool:
         """Whether a process owes the object that was told to run its task: nobody claims to run it already."""
         owner = self.owner_of(oid)

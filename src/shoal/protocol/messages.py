@@ -344,7 +344,8 @@ class Notice(Message, tag=40):
 
 
 class CancelObject(Message, tag=41):
-    """Cancel the task that makes an object: from whoever holds its ref to the daemon, on to that of its `home`, and to the object's owner."""
+    """Cancel the task that makes an object: from whoever holds its ref to the daemon, on to that of its `home`, and to the object's owner,
+    or who has claimed the task of a dead one."""
 
     oid: bytes
     force: bool

@@ -44,9 +44,11 @@ def cancel(runtime: Runtime, ref: ObjectRef | ObjectRefGenerator, force: bool, r
 
 
 def on_cancel_object(runtime: Runtime, connection: Connection, message: CancelObject) -> None:
-    """Another process cancels a task of ours."""
+    """Another process cancels a task of ours, or one of a dead process that runs here."""
     for task in runtime.submitter.tasks_of(message.oid[: ids.TASK_ID_BYTES]):
         runtime.cancel_task(task, message.force and task.queue is None, message.recursive)
+    if runtime.executor is not None:
+        runtime.executor.orphans.cancel(message)
 
 
 def cancel_task(runtime: Runtime, task: PendingTask, force: bool, recursive: bool) -> None:

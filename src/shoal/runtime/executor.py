@@ -131,7 +131,7 @@ class Executor:
         handlers[TaskTemplate] = self._on_template
         handlers[PushTasks] = self._on_push
         handlers[RecallTasks] = self._on_recall
-        handlers[CancelTask] = self._on_cancel
+        handlers[CancelTask] = self.on_cancel
         handlers[StreamCredit] = self._on_credit
         handlers[LeaseStarted] = self._on_lease_started
         handlers[RevokeLease] = self._on_revoke
@@ -251,7 +251,8 @@ class Executor:
         if daemon is not None:
             daemon.send_now(LeaseFinished(held.lease_id, exiting))
 
-    def _on_cancel(self, connection: Connection, message: CancelTask) -> None:
+    def on_cancel(self, connection: Connection, message: CancelTask) -> None:
+        """A task is to end. Caller holds the lock."""
         running = self.running
         if running is not None and running.seq == message.seq and running.connection is connection:
             if self.host.exact is not None:
@@ -283,10 +284,10 @@ class Executor:
         self.reactor.flush_dirty()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def answer_cancelled(self, job: Job) -> None:
-        """Answer a task that was cancelled before it began. Caller holds the lock."""
+    def answer_cancelled(self, job: Job, how: str = "before it ran") -> None:
+        """Answer a task that was cancelled, and will not do so itself. Caller holds the lock."""
         job.cancelled = True
-        error = errors.TaskCancelledError(f"{job.template.wire.name} was cancelled before it ran")
+        error = errors.TaskCancelledError(f"{job.template.wire.name} was cancelled {how}")
         self.add_reply(job, Failed(serialization.dumps_error(error)), 0.0, perf_counter())
         self._flush_replies_of(job.connection)
 

@@ -10,6 +10,8 @@ answers:
     runs, or is queued  claimed (calls of an actor are kept, queued tasks are not): what they make is published when they have ended
     streams             not claimed: they stop, as their consumer is gone
 
+What is claimed is cancelled here, too: the daemon knows of the claim (`Objects.on_cancel`).
+
 An actor that must be silent (`node/io/leash.py`) does all this when it may speak again.
 
 What it does not do: decide what happens to the rest (`node.succession`).
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING
 
 from shoal.protocol import ids
 from shoal.protocol.messages import (
+    CancelObject,
+    CancelTask,
     Claims,
     Containing,
     Many,
@@ -84,6 +88,18 @@ class OrphanTasks:
                 self.publish(process, replies, task_ids, told=True)
             peer.unread.clear()
         daemon.send_now(Claims(process, claims, begun))
+
+    def cancel(self, message: CancelObject) -> None:
+        """Somebody cancels a task whose submitter is dead: there is nobody else to be told. Caller holds the lock."""
+        executor = self._executor
+        for job in self._jobs():
+            if job.task_id != message.oid[: ids.TASK_ID_BYTES] or not job.connection.closed or job.cancelled:
+                continue
+            force = message.force and not job.held_lease.is_actor
+            if force and job is executor.running:
+                executor.answer_cancelled(job, "by killing its process")  # before it is: or it would be run again
+            cancel = CancelTask(job.held_lease.lease_id, job.seq, message.recursive, force)
+            executor.on_cancel(job.connection, cancel)
 
     def _jobs(self) -> list[Job]:
         """What runs or is queued here."""

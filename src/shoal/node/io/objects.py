@@ -37,6 +37,7 @@ log = logging.getLogger("shoal.node")
 
 ORPHANED_S = 15.0  #: what is kept for a home that is dead waits so long for its heir, from when the GCS can tell of it
 CLAIMS_WAIT_S = 60.0  #: a living node that does not say what it has of a dead owner is waited for so long
+CANCEL_AGAIN_S = (RELEASE_SWEEP_S, 0.1, 0.3, 1.0)  #: after a cancellation for which nobody was found
 HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
 SETTLED_OWNERS_MAX = 10_000
 
@@ -189,23 +190,33 @@ class Objects:
         )
 
     def on_cancel(self, process: Process, message: messages.CancelObject) -> None:
-        """Somebody cancels the task that makes an object: only its owner can, whom the object's home knows."""
+        """Somebody cancels the task that makes an object: only its owner can, whom the object's home knows. When the home is dead, who runs the task
+        can, or has taken it over: any node may have either."""
         home = message.home or self.machine.home_of(message.oid)
-        if home and home != self._node_id and not self._links.alone:
+        if home and self._links.is_dead(home):
+            for node in list(self._links.nodes):
+                self._links.send(node, message)
+            self._cancel_here(message)
+        elif home and home != self._node_id and not self._links.alone:
             self._links.send(home, messages.CancelObject(message.oid, message.force, message.recursive, home))
         else:
             self._cancel_here(message)
 
     def _cancel_here(self, message: messages.CancelObject) -> None:
         if not self._cancel(message):
-            # Its Escape may still stand in the owner's socket (see "Causality"); it is read by then.
-            self._loop.call_later(RELEASE_SWEEP_S, self._cancel, message)
+            # Its Escape may still stand in the owner's socket (see "Causality"), or its owner is dead and it is not known yet who runs it.
+            for pause_s in CANCEL_AGAIN_S:
+                self._loop.call_later(pause_s, self._cancel, message)
 
     def _cancel(self, message: messages.CancelObject) -> bool:
-        owner = self._table.by_id.get(self.machine.owner_of(message.oid))
-        if owner is not None:
-            owner.send(message)
-        return owner is not None
+        """Tell who can cancel it, if it is known; those who have done so already do nothing."""
+        owner, claimant = self.machine.owner_of(message.oid), self.machine.claimant_of(message.oid)
+        process = self._table.by_id.get(owner) or self._table.by_id.get(claimant)
+        if process is not None:
+            process.send(message)
+        elif owner in self._links.nodes:
+            self._links.send(owner, message)  # it has claimed the task of a dead process
+        return process is not None or owner in self._links.nodes
 
     def recorded(self, process: bytes, oids: list[bytes]) -> dict[str, Any]:
         """Whether others know all of these results of a task that is repeated, and how it was made. Who asks holds what is known, from now on:
