@@ -12,13 +12,9 @@ RECEIVE_BUFFER_BYTES = 256 << 10
 
 # --- values
 INLINE_ARGUMENT_BYTES_MAX = 16 << 10  #: larger arguments go through the store (measured: 32 kB 24 us against 101)
-INLINE_TASK_BYTES_MAX = (
-    64 << 20
-)  #: all values of one task together, in a frame: arguments that are small results, several returns
 INLINE_RESULT_BYTES_MAX = 100 << 10  #: larger results are sealed in the store
-INLINE_TASK_BYTES_MAX = (
-    64 << 20
-)  #: all inline values of one task, which go in one frame: its dependencies, or its returns
+#: all inline values of one task, which go in one frame: its dependencies, or its returns
+INLINE_TASK_BYTES_MAX = 64 << 20
 INLINE_CROWDED_BYTES_MAX = 1 << 10  #: of several returns, those beyond that are stored unless they are tiny
 INLINE_FEW = 8  #: a task with more dependencies is not gathered with others
 
@@ -72,47 +68,40 @@ PUT_COPIES_WAIT_S = 120.0  #: `put(copies=n)` waits so long for the other nodes
 # --- the GCS
 TASK_EVENTS_MAX = 100_000  #: trace events kept; the oldest are dropped and counted
 TASK_EVENT_SENDERS_MAX = 4096  #: processes whose last batch number is remembered
-RESTART_DELAY_S = (
-    0.1  #: before the second restart in a row of an actor whose process dies in its constructor; then doubled
-)
+#: before the second restart in a row of an actor whose process dies in its constructor; then doubled
+RESTART_DELAY_S = 0.1
 RESTART_DELAY_MAX_S = 10.0
 ACTORS_DEAD_MAX = 1000  #: dead actors remembered, without their arguments
 JOBS_ENDED_MAX = 1000
 NODES_DEAD_MAX = 1000  #: dead nodes remembered
 STORY_LINES_MAX = 64
-GCS_REFUSED_EXIT = (
-    3  #: the exit code of a GCS server whose tables are another head's: none started after it would fare better
-)
+#: the exit code of a GCS server whose tables are another head's: none started after it would fare better
+GCS_REFUSED_EXIT = 3
 GCS_STORAGE_AWAY_EXIT = 4  #: that of one whose storage does not answer: the next one may find it there
 TAKEN_OVER_AWAY_S = 30.0  #: nodes have so long to find a head that has taken over
 NODE_AWAY_S = 5.0  #: a node whose connection ended is declared dead when it has not come back after this
 HEARTBEAT_S = 0.5
-ANSWERS_WITHHELD_AFTER_S = (
-    3.0  #: an actor that could be restarted elsewhere says nothing so long after its node was heard
-)
+#: an actor that could be restarted elsewhere says nothing so long after its node was heard
+ANSWERS_WITHHELD_AFTER_S = 3.0
 LEASE_NUMBER_BITS = 40  #: a lease's number is the number of its node, then so many bits of its own
 ALL_STARTED = 1 << 62  #: in WorkerDied of a node that died: nobody knows what had begun, so everything may have
 HEARTBEATS_MISSED_S = 5.0  #: a node that says nothing for so long is declared dead
-GCS_SILENT_S = (
-    20.0  #: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started
-)
-GCS_QUEUE_MAX = (
-    100_000  #: what may wait for a GCS server that is away: calls beyond it are refused, trace events dropped
-)
+#: a GCS server that says nothing for so long to a node that waits for it is ended, and another one started
+GCS_SILENT_S = 20.0
+#: what may wait for a GCS server that is away: calls beyond it are refused, trace events dropped
+GCS_QUEUE_MAX = 100_000
 GCS_DEATHS_MAX = 30  #: so many deaths of the GCS server within GCS_DEATHS_WITHIN_S end the node
 GCS_DEATHS_WITHIN_S = 60.0
 GCS_AWAY_S = 30.0  #: a node that wants to join ends when the GCS server cannot be reached for so long
-GCS_RECONNECT_TIMEOUT_S = (
-    60.0  #: a node of a cluster ends when its head, which nobody can replace, is silent for so long
-)
+#: a node of a cluster ends when its head, which nobody can replace, is silent for so long
+GCS_RECONNECT_TIMEOUT_S = 60.0
 GCS_RETURN_TIMEOUT_S = 600.0  #: for so long when that may be started again with its tables
 GCS_STILLBIRTHS_MAX = 3  #: so many in a row that never answered, too
 
 # --- actors with checkpoints
 RECORD_ARGUMENT_BYTES_MAX = 1 << 20  #: larger arguments are recorded as objects in the store
-CLUSTER_LOG_BYTES_MAX = (
-    16 << 20
-)  #: in a cluster both, and checkpoints, go to the GCS up to this; larger ones have a copy on another node
+#: in a cluster both, and checkpoints, go to the GCS up to this; larger ones have a copy on another node
+CLUSTER_LOG_BYTES_MAX = 16 << 20
 RECORDS_BYTES_MAX = 16 << 20  #: arguments recorded since the last checkpoint: then there is another one
 REPLIES_KEPT_MAX = 100_000  #: answers that callers may ask for again; the oldest are let go beyond it
 REPLIES_KEPT_BYTES_MAX = 64 << 20
