@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from shoal.gcs.node_table import LOOK_S, LOOKS, NodeTable
@@ -511,6 +512,23 @@ def test_a_replica_places_and_acknowledges_no_heartbeats(world: World) -> None:
     assert replica.disk == {} and replica.shard.nodes.records() == []
     replica.sleep(1000)
     assert not replica.closed
+
+
+def test_a_replica_that_is_told_of_a_death_names_that_node_no_more(world: World) -> None:
+    """A node that is cut off keeps its connection for minutes, and shard 0 does not speak with the others."""
+    replica = World()
+    replica.shard = GcsShard(42, lambda below: 0, shard=1, shards=2)
+    for number in range(3):
+        replica.join(number, node_no=number)
+    replica.beat(0, 0)
+    replica.beat(1)
+    ask = PlaceLeases(b"p", 3, b"job1", {"CPU": CPU}, 4)
+    assert replica.say(0, ask) == [LeasesPlaced(b"p", 3, [(node_id(1), 4)])]
+    assert replica.say(0, msgspec.structs.replace(ask, dead=[node_id(1)])) == []
+    replica.beat(1)  # sent before it died
+    replica.told[0].clear()
+    replica.beat(2)
+    assert replica.told[0] == [LeasesPlaced(b"p", 3, [(node_id(2), 4)])]
 
 
 def test_keys_of_heirs_go_with_them(world: World) -> None:

@@ -86,6 +86,20 @@ def test_a_node_that_dies_ends_its_leases_and_is_asked_for_elsewhere() -> None:
     ]
 
 
+def test_a_replica_that_names_a_dead_node_is_told_and_asked_again() -> None:
+    """Nobody tells the shards beyond the first of deaths. What is sent to a dead node is dropped: its tasks waited for good."""
+    made = machine()
+    made.handle(fw.NodeDied(OTHER, "killed"))
+    made.handle(fw.Requested(P, request(10)))
+    made.handle(fw.Overdue(P, 0, 8))
+    assert made.handle(fw.Placed(P, 0, [(OTHER, 5), (THIRD, 3)])) == [
+        fw.AskNode(THIRD, P, request(10), 3),
+        fw.AskGlobal(P, request(10), 5, dead=[OTHER]),
+    ]
+    assert made.handle(fw.Placed(P, 0, [(OTHER, 1)], queued=True)) == [fw.AskGlobal(P, request(10), 5, dead=[OTHER])]
+    assert made.handle(fw.Placed(P, 0, [(THIRD, 5)])) == [fw.AskNode(THIRD, P, request(10), 8)]
+
+
 def test_a_dead_process_is_told_of_and_its_late_leases_given_back() -> None:
     made = machine()
     made.handle(fw.Requested(P, request(10)))
@@ -193,6 +207,7 @@ class World:
             self.free[full] = 0  # others run there without end
         self.anywhere = False  #: inputs were not to be looked at when the global scheduler was asked last
         self.now = 0.0
+        self.named = set(self.alive)  #: by the global scheduler, which hears of deaths from who asks it
         self.asked = 0  #: of the global scheduler
         self.abroad = dict.fromkeys((OTHER, THIRD), 0)
         self.channels: dict[Any, deque[Any]] = {
@@ -233,7 +248,7 @@ class World:
             if isinstance(effect, fw.RequestHere):
                 self.here = self.here + effect.more if effect.more else effect.request.backlog
             elif isinstance(effect, fw.AskGlobal):
-                self.channels["gcs"].append(effect.backlog)
+                self.channels["gcs"].append((effect.backlog, effect.dead))
                 self.anywhere = effect.anywhere
             elif isinstance(effect, fw.AskNode):
                 self.channels[effect.node_id, "to"].append(effect.backlog)
@@ -283,12 +298,12 @@ class World:
             self.grant(where)
         elif what == "place":
             inputs = self.strategy.get("locality", {}) if not self.anywhere else {}
-            node = self.dice.choice(sorted(self.alive & set(inputs) or self.alive))
+            node = self.dice.choice(sorted(self.named & set(inputs) or self.named))
             count = self.dice.randint(1, self.asked)
             self.asked -= count
             self.channels["placed"].append(([(node, count)], False))
         elif what == "queue":
-            self.channels["placed"].append(([(self.dice.choice(sorted(self.alive)), 1)], True))
+            self.channels["placed"].append(([(self.dice.choice(sorted(self.named)), 1)], True))
         elif what == "overdue":
             self.feed(fw.Overdue(P, 0, self.here))
         elif what == "look":
@@ -303,7 +318,7 @@ class World:
         abroad = self.machine.waits_abroad(P, 0)
         if abroad is not None:
             underway = sum(count for items, queued in self.channels["placed"] if not queued for _, count in items)
-            asked = (self.channels["gcs"] or [self.asked])[-1]
+            asked, _ = (self.channels["gcs"] or [(self.asked, [])])[-1]
             assert asked + underway >= abroad.asked
             assert abroad.asked or not abroad.queued
 
@@ -315,13 +330,11 @@ class World:
             if isinstance(item, LeaseGranted):
                 self.granted(item.lease_id)
         elif where == "gcs":
-            self.asked = item
+            self.asked, dead = item
+            self.named.difference_update(dead)
         elif where == "placed":
             placements, queued = item
-            lost = [(node, count) for node, count in placements if node not in self.alive]
             self.feed(fw.Placed(P, 0, placements, queued=queued))
-            for node, _ in lost:
-                self.feed(fw.NodeDied(node, "killed"))
         elif where[1] == "to":
             self.abroad[where[0]] = item
         else:

@@ -16,9 +16,12 @@ from shoal.gcs import actor_manager
 from shoal.gcs.actor_logs import StoredLogs
 from shoal.gcs.shard import ACTORS_TABLE
 from shoal.gcs.storage.backend import Write
+from shoal.gcs.tables import Answers, KeyValues
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
 from shoal.protocol.messages import ActorSpec
+from shoal.protocol.sharding import shard_of
 from shoal.protocol.strategies import node_affinity
+from shoal.scheduling import forwarding
 from shoal.scheduling.forwarding import Forwarding, GcsReturned, GrantedHere
 from shoal.scheduling.local_scheduler import LocalScheduler
 from shoal.simulator.actors import Actor, Call, Leash, TwoLivesError
@@ -151,6 +154,43 @@ def test_campaigns_find_a_machine_that_overlooks_something(
     with pytest.raises(Violation, match=r"seed \d+: (.|\n)*python -m shoal.simulator campaign --seed"):
         for seed in range(first, 600):
             run_seed(seed)
+
+
+def test_tasks_do_not_wait_at_a_dead_node_that_a_shard_takes_for_living(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node is cut off and declared dead by shard 0. Its connection to the other shard ends minutes later: until then that one names it."""
+
+    def ended() -> bool:
+        cluster = Cluster(1, 2, 2, shards=2)
+        cluster.settle()
+        (head, other), world = list(cluster.nodes.values()), cluster.world
+        driver = cluster.add_driver(head)
+        while shard_of(driver.process_id, 2) != 1:
+            driver = cluster.add_driver(head)
+        cluster.submit(driver, [Task(100.0) for _ in range(2)])
+        world.run(world.now + 1.0)
+        world.cut_off(other.place, 60.0)
+        world.run(world.now + HEARTBEATS_MISSED_S + 2.0)
+        assert other.node_id in head.dead_nodes
+        waiting = [Task(0.1, demand={"CPU": 5_000}) for _ in range(2)]
+        cluster.submit(driver, waiting)
+        world.run(world.now + 10.0)  # asked again after longer and longer times, it would be named again and again
+        cluster.add_node(2)
+        world.run(world.now + 1.0)
+        return all(task.end for task in waiting)
+
+    assert ended()
+    monkeypatch.setattr(forwarding, "DEAD_MAX", 0)  # no death is remembered
+    assert not ended()
+
+
+@pytest.mark.parametrize(("what", "broken", "seed"), [(Answers, "find", 74), (KeyValues, "restore", 8)])
+def test_campaigns_find_a_shard_that_forgets(
+    what: type, broken: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(what, broken, lambda *about: (False, None))
+    with pytest.raises(Violation):
+        for each in range(seed, 600):
+            run_seed(each)
 
 
 def test_campaigns_find_lost_resources(monkeypatch: pytest.MonkeyPatch) -> None:

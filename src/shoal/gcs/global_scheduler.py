@@ -334,6 +334,8 @@ class GlobalScheduler:
 
     def _on_wanted(self, event: Wanted, now: float, effects: list[Effect]) -> None:
         message = event.message
+        for dead in message.dead:  # only shard 0 hears of deaths otherwise
+            self._on_gone(NodeGone(dead), now, effects)
         key = (event.node_id, message.process, message.class_no)
         if message.backlog <= 0:
             self._forget(key)

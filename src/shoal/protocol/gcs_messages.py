@@ -322,7 +322,8 @@ class ClusterNodes(Message, tag=119):
 
 class PlaceLeases(Message, tag=120):
     """From a node: `backlog` tasks of a class of its process `process` are to run somewhere. Repeats replace what was said before; 0 takes it back.
-    `locality` gives the bytes of its inputs by NodeID. Answered by LeasesPlaced, now or when there is room."""
+    `locality` gives the bytes of its inputs by NodeID. Answered by LeasesPlaced, now or when there is room. A shard other than 0, which nobody tells
+    of deaths, may have named nodes that are `dead`."""
 
     process: bytes
     class_no: int
@@ -332,6 +333,7 @@ class PlaceLeases(Message, tag=120):
     strategy: dict[str, Any] = {}
     locality: dict[bytes, int] = {}
     name: str = ""
+    dead: list[bytes] = []
 
 
 class LeasesPlaced(Message, tag=121):

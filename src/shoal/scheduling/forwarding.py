@@ -22,7 +22,7 @@ The number that a submitter believes to be asked for is therefore never more tha
 too, and when it has come down to zero, what is still asked of others is taken back.
 
 When a node dies its leases end (WorkerDied to their holders: what ran there may have begun, and is charged a retry), and what was asked of it
-is asked of the global scheduler again.
+is asked of the global scheduler again. One that does not know yet that a node is dead, and names it, is told so and asked again.
 
 How to extend: an event gets a row in `_HANDLERS`.
 
@@ -58,6 +58,7 @@ REFUSALS_MAX = 5
 #: what was placed on a node with room is granted sooner, if a worker need not be started there; doubled each time that it was not
 PLACED_WAIT_S = 0.5
 PLACED_WAIT_DOUBLED_MAX = 6
+DEAD_MAX = 1000  #: nodes that are remembered to be dead
 #: inputs of which another node has so much more than this one may be worth a question where to run
 MOVE_BYTES_MIN = 1 << 20
 
@@ -216,12 +217,13 @@ class RequestHere:
 
 @dataclass(slots=True)
 class AskGlobal:
-    """Ask the global scheduler for `backlog` leases in all; 0 takes it back."""
+    """Ask the global scheduler for `backlog` leases in all; 0 takes it back. It has named nodes that are `dead`, as a replica may."""
 
     process: bytes
     request: RequestLeases
     backlog: int
     anywhere: bool = False  #: wherever there is room, be the inputs where they may
+    dead: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -302,7 +304,17 @@ class LeaseAbroad:
 class Forwarding:
     """The machine of one node."""
 
-    __slots__ = ("_abroad", "_believed", "_dealt", "_gcs_away", "_in_cluster", "_leases", "_node_id", "_requests")
+    __slots__ = (
+        "_abroad",
+        "_believed",
+        "_dead",
+        "_dealt",
+        "_gcs_away",
+        "_in_cluster",
+        "_leases",
+        "_node_id",
+        "_requests",
+    )
 
     def __init__(self, node_id: bytes) -> None:
         self._node_id = node_id
@@ -317,6 +329,8 @@ class Forwarding:
         self._leases: dict[int, LeaseAbroad] = {}
         #: process -> nodes that know it
         self._dealt: dict[bytes, dict[bytes, None]] = {}
+        #: the nodes that died last; none of them ever answers
+        self._dead: dict[bytes, None] = {}
 
     def join_cluster(self) -> None:
         """From now on there is a global scheduler that knows more than this node."""
@@ -467,7 +481,10 @@ class Forwarding:
             effects.append(AskGlobal(event.process, request, 0))  # it answers what was said before
             return
         told: dict[bytes, None] = {}
+        dead = [node_id for node_id, _ in event.placements if node_id in self._dead]
         for node_id, count in event.placements:
+            if node_id in dead:
+                continue
             if not event.queued:
                 abroad.crossed = abroad.crossed or count > abroad.asked
                 abroad.asked = max(0, abroad.asked - count)
@@ -486,6 +503,8 @@ class Forwarding:
         told.update(self._unqueue(abroad))
         for node_id in told:
             effects.append(AskNode(node_id, event.process, request, abroad.asked_of(node_id)))
+        if dead and abroad.asked:
+            effects.append(AskGlobal(event.process, request, abroad.asked, dead=dead))
         self._forget_served(key, abroad, effects)
 
     @staticmethod
@@ -569,6 +588,9 @@ class Forwarding:
 
     def _on_node_died(self, event: NodeDied, effects: list[Effect]) -> None:
         node_id = event.node_id
+        self._dead[node_id] = None
+        if len(self._dead) > DEAD_MAX:
+            del self._dead[next(iter(self._dead))]
         for nodes in self._dealt.values():
             nodes.pop(node_id, None)
         for lease_id, lease in list(self._leases.items()):

@@ -37,6 +37,7 @@ from shoal.protocol.gcs_messages import (
     StartActor,
     StopActor,
     SubscribeKey,
+    TaskEventBatch,
 )
 from shoal.protocol.limits import ALL_STARTED
 from shoal.protocol.messages import ActorSpec, ActorState, WorkerDied
@@ -46,6 +47,7 @@ from shoal.simulator.world import Channel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shoal.node.shard_lines import ShardLines, Then
     from shoal.simulator.node import Node
     from shoal.simulator.process import Process, Worker
 
@@ -121,28 +123,40 @@ class Actor:
 
 
 class GcsLine:
-    """What a node says to the GCS and must be heard: kept until it is answered or acknowledged, said again on each new connection."""
+    """What a node says to a shard of the GCS and must be heard: kept until it is answered or acknowledged, said again on each new connection."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        self._write = write
         self._kept: dict[int, Any] = {}
         self._last = 0
         self._unacknowledged: deque[int] = deque()
         self._acknowledged = 0
         self.open = False
+        #: what belongs to other shards goes there; None while this is the only one
+        self.elsewhere: ShardLines[GcsLine] | None = None
 
     def report(self, message: Any) -> None:
         """News."""
-        self._keep(message)
+        if self.elsewhere is None or type(message) is not TaskEventBatch or not self.elsewhere.take_events(message):
+            self._keep(message)
 
-    def call(self, method: str, body: dict[str, Any], then: Callable[[Any], None] | None = None) -> None:
-        """A question; `then` gets the body of the answer, None for an error."""
+    def call(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
+        """A question; `then` gets the body of the answer and the error, as a node's line does."""
+        if self.elsewhere is None or not self.elsewhere.take_call(method, body, then):
+            self.call_here(method, body, then)
+
+    def call_here(self, method: str, body: dict[str, Any], then: Then | None = None) -> None:
+        """A question of this shard."""
         self._keep((method, body, then))
+
+    def is_connected(self) -> bool:
+        """Whether what is told now arrives."""
+        return self.open
 
     def tell(self, message: Any) -> None:
         """What is told anew at every connection."""
         if self.open:
-            self._node.to_gcs(message)
+            self._write(message)
 
     def _keep(self, said: Any) -> None:
         self._last += 1
@@ -152,10 +166,10 @@ class GcsLine:
 
     def _transmit(self, number: int, said: Any) -> None:
         if type(said) is tuple:
-            self._node.to_gcs(GcsCall(number, said[0], said[1], next(iter(self._kept)) - 1))
+            self._write(GcsCall(number, said[0], said[1], next(iter(self._kept)) - 1))
         else:
             self._unacknowledged.append(number)
-            self._node.to_gcs(said)
+            self._write(said)
 
     def begin(self) -> None:
         """A connection is registered."""
@@ -171,11 +185,11 @@ class GcsLine:
             self._acknowledged += 1
             self._kept.pop(self._unacknowledged.popleft(), None)
 
-    def on_answer(self, number: int, body: Any) -> None:
+    def on_answer(self, number: int, body: Any, error: list[str]) -> None:
         """A call is answered."""
         said = self._kept.pop(number, None)
         if said is not None and said[2] is not None:
-            said[2](body)
+            said[2](body, error)
 
     def left(self) -> int:
         """How much is not confirmed."""
@@ -241,7 +255,7 @@ class ActorShell:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.line = GcsLine(node)
+        self.line = GcsLine(node.to_gcs)
         self.leash = Leash(node)
         self._placed: dict[bytes, Placed] = {}
         self._followed: dict[bytes, Followed] = {}
@@ -252,9 +266,9 @@ class ActorShell:
 
     # ---------------------------------------------------------------- from processes
 
-    def create(self, spec: ActorSpec, then: Callable[[Any], None]) -> None:
+    def create(self, spec: ActorSpec, then: Callable[[], None]) -> None:
         """A process wants an actor; `then` when the GCS knows it."""
-        self.line.call("gcs.actor_create", {"spec": spec, "get_if_exists": False}, then)
+        self.line.call("gcs.actor_create", {"spec": spec, "get_if_exists": False}, lambda body, error: then())
 
     def subscribe(self, queue: CallQueue) -> None:
         """A process wants to know an actor's state."""

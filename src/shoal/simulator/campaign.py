@@ -29,11 +29,13 @@ from shoal.protocol.strategies import node_affinity
 from shoal.simulator.actors import Actor, Call, Life
 from shoal.simulator.cluster import DRIVER_DIED, Cluster, Violation
 from shoal.simulator.exact import ExactLife, Seen
+from shoal.simulator.gcs import Gcs
 from shoal.simulator.group_work import BUNDLES_MAX, GroupWork
+from shoal.simulator.keys import KeyWork
 from shoal.simulator.node import Node
 from shoal.simulator.process import Process, Worker
 from shoal.simulator.tasks import Task, tree
-from shoal.simulator.world import GCS, Costs
+from shoal.simulator.world import Costs
 
 FAULT_PHASE_S = 6.0
 CALLS_S = 12.0  #: for so long an actor is called: also after its node was given up
@@ -139,7 +141,9 @@ class Campaign:
         dice = self._dice = random.Random(seed)
         costs = Costs(network_s=dice.choice([20e-6, 200e-6, 5e-3]), network_spread=dice.choice([0.0, 0.5, 20.0]))
         nodes, cpus = dice.randrange(1, 7), dice.randrange(2, 5)
-        self.cluster = Cluster(seed, nodes, cpus, costs)
+        # Dice of their own: seeds of a GCS of one shard are what they were before there were several.
+        self._shard_dice = random.Random(~seed)
+        self.cluster = Cluster(seed, nodes, cpus, costs, shards=self._shard_dice.choice([1, 1, 1, 1, 1, 1, 2, 3]))
         self.faults: dict[str, int] = {}
         self._cpus = cpus
         self._dropped: set[bytes] = set()
@@ -147,6 +151,7 @@ class Campaign:
         self._exact = dice.random() < 0.15  #: it is about actors with checkpoints
         self._late = 0  #: place of the first node that came when faults were over
         self._groups = GroupWork(self.cluster, dice, cpus, self._make_actor_in)
+        self._keys = KeyWork(self.cluster, self._shard_dice)
 
     def run(self) -> Outcome:
         """Both phases.
@@ -167,6 +172,8 @@ class Campaign:
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._make_actor, driver)
             for _ in range(dice.choice([0, 0, 1, 2])):
                 world.at(begin + dice.uniform(0, FAULT_PHASE_S / 2), self._groups.make, driver)
+        if len(cluster.shards) > 1:
+            self._keys.begin()
         rate = 4.0 if self._exact else dice.choice([0.0, 0.5, 2.0, 6.0])
         for _ in range(int(rate * FAULT_PHASE_S)):
             world.at(begin + dice.uniform(0, FAULT_PHASE_S), self._fault)
@@ -265,7 +272,8 @@ class Campaign:
         world.run(world.now + DRAIN_S)
         cluster.check_drained()
         self._groups.check_drained()
-        cluster.check_replica()
+        self._keys.check_drained()
+        cluster.check_replica(again=True)
         self._check_calls()
         failed = [task for task in cluster.tasks if task.end != "done" and not self._groups.was_removed(task)]
         gentle = set(self.faults) <= GENTLE and not any(group.early for group in self._groups.groups)
@@ -356,9 +364,17 @@ class Campaign:
             self.cluster.kill_worker(self._dice.choice(workers))
         return bool(workers)
 
+    def _server(self) -> Gcs:
+        """One of the GCS's shards."""
+        return self._shard_dice.choice(self.cluster.shards)
+
+    def _can_go(self, node: Node) -> bool:
+        """With several shards the head is not declared dead: it has them, and so goes with the GCS."""
+        return not node.dead and (node.place > 0 or len(self.cluster.shards) == 1)
+
     def _without_drivers(self) -> list[Node]:
         homes = {driver.node.place for driver in self.cluster.drivers}
-        return [node for node in self.cluster.nodes.values() if not node.dead and node.place not in homes]
+        return [node for node in self.cluster.nodes.values() if self._can_go(node) and node.place not in homes]
 
     def _kill_node(self) -> bool:
         nodes = self._without_drivers()
@@ -381,9 +397,10 @@ class Campaign:
         return True
 
     def _kill_gcs(self) -> bool:
-        if self.cluster.gcs.shard is None:
+        server = self._server()
+        if server.shard is None:
             return False
-        self.cluster.kill_gcs(self._dice.uniform(0.05, 2.0))
+        self.cluster.kill_gcs(self._dice.uniform(0.05, 2.0), server.number)
         return True
 
     def _cut_off_node(self) -> bool:
@@ -394,14 +411,14 @@ class Campaign:
 
     def _cut_off_for_long(self) -> bool:
         # Longer than a node may be silent: it is declared dead while it lives, and must find that out.
-        nodes = [node for node in self.cluster.nodes.values() if not node.dead]
-        if len(nodes) < 2:
+        nodes = [node for node in self.cluster.nodes.values() if self._can_go(node)]
+        if sum(not node.dead for node in self.cluster.nodes.values()) < 2 or not nodes:
             return False
         self.cluster.world.cut_off(self._dice.choice(nodes).place, HEARTBEATS_MISSED_S + self._dice.uniform(0.5, 3.0))
         return True
 
     def _cut_off_gcs(self) -> bool:
-        self.cluster.world.cut_off(GCS, self._dice.uniform(0.01, 3.0))
+        self.cluster.world.cut_off(self._server().place, self._dice.uniform(0.01, 3.0))
         return True
 
     def _join(self) -> bool:
@@ -409,15 +426,16 @@ class Campaign:
         return True
 
     def _slow_down(self) -> bool:
-        places = [GCS, *(node.place for node in self.cluster.nodes.values())]
+        places = [self._server().place, *(node.place for node in self.cluster.nodes.values())]
         self.cluster.world.slow_down(
             self._dice.choice(places), self._dice.uniform(0.1, 2.0), self._dice.choice([0.005, 0.05, 0.5])
         )
         return True
 
     def _fail_storage(self) -> bool:
-        self.cluster.gcs.commits_fail = self.cluster.gcs.shard is not None
-        return self.cluster.gcs.commits_fail
+        server = self._server()
+        server.commits_fail = server.shard is not None
+        return server.commits_fail
 
     def _youngest_lives(self) -> list[Life]:
         lives = [actor.lives[-1] for actor in self.cluster.actors.values() if actor.lives]
@@ -445,8 +463,9 @@ class Campaign:
 
     def _lose_answer(self) -> bool:
         # The commit is done, but nobody hears of it: the server dies just then.
-        self.cluster.gcs.answers_lost = self.cluster.gcs.shard is not None
-        return self.cluster.gcs.answers_lost
+        server = self._server()
+        server.answers_lost = server.shard is not None
+        return server.answers_lost
 
     def _kill_actor(self) -> bool:
         # kill(actor) by a process of some node, which may be another one than it lives on.

@@ -35,6 +35,8 @@ def _known(shard: GcsShard) -> dict[str, dict[bytes, tuple[Any, ...]]]:
             row.spec.actor_id: (row.state, row.incarnation, row.moves, row.node_id, row.worker_id, row.lease_id)
             for row in shard.actors.records()
         },
+        "key": {key: (shard.hashed.kv.get(key),) for key in shard.hashed.kv.keys(b"")},
+        "trace events": {b"": (len(shard.hashed.task_events),)},
     }
 
 
@@ -64,15 +66,22 @@ class Cluster:
         costs: what things take.
         joined: the nodes of the beginning are not told of each other (with thousands of them that alone takes long); they live as long as
             the run.
+        shards: of the GCS.
     """
 
-    def __init__(self, seed: int, nodes: int, cpus: int, costs: Costs | None = None, *, joined: bool = False) -> None:
+    def __init__(
+        self, seed: int, nodes: int, cpus: int, costs: Costs | None = None, *, joined: bool = False, shards: int = 1
+    ) -> None:
         self.world = World(seed, costs or Costs())
-        self.gcs = Gcs(self.world)
+        #: of the GCS, by number
+        self.shards = [Gcs(self.world, number, shards) for number in range(shards)]
+        self.gcs = self.shards[0]
         self.gcs.tells_nodes = not joined
         self.nodes: dict[bytes, Node] = {}
         self.processes: dict[bytes, Process] = {}
         self._ids = 0
+        #: shard -> how much was stored when it was looked at last
+        self._checked: dict[int, int] = {}
         self.tasks: list[Task] = []
         self._tasks_of: dict[bytes, list[Task]] = {}
         self._calls_of: dict[bytes, list[Call]] = {}
@@ -81,6 +90,10 @@ class Cluster:
         self._queues: dict[tuple[bytes, bytes], CallQueue] = {}
         for place in range(nodes):
             self._add_node(place, cpus)
+
+    def shard_addresses(self) -> list[str]:
+        """Where the shards beyond the first listen."""
+        return [f"tcp:shard{gcs.number}" for gcs in self.shards[1:]]
 
     def new_id(self) -> bytes:
         """An id that nobody has."""
@@ -125,7 +138,7 @@ class Cluster:
     def create_actor(self, driver: Process, actor: Actor, then: Callable[[], None] = lambda: None) -> None:
         """A driver makes an actor; `then` when the GCS knows it."""
         self.actors[actor.spec.actor_id] = actor
-        driver.node.actors.create(actor.spec, lambda body: then())
+        driver.node.actors.create(actor.spec, then)
 
     def call(self, caller: Process, actor: Actor, calls: list[Call]) -> None:
         """A process calls an actor."""
@@ -164,6 +177,10 @@ class Cluster:
         node.die()
         if connection:
             self.world.after(self.world.costs.network_s, self.gcs.lose, connection, cause)
+        for line in node.shards.others if node.shards is not None else ():
+            if line.connection:
+                shard = self.shards[line.number]
+                self.world.after(self.world.costs.network_s, shard.lose, line.connection, cause)
 
     def abandon(self, driver: Process) -> None:
         """kill -9 of a driver: its job is over, what it submitted is nobody's any more."""
@@ -179,11 +196,12 @@ class Cluster:
             if not call.end:
                 call.end = DRIVER_DIED
 
-    def kill_gcs(self, away_s: float) -> None:
-        """kill -9 of the GCS; another one begins after a while."""
-        if self.gcs.shard is not None:
-            self.gcs.kill()
-            self.world.after(away_s, self.gcs.start)
+    def kill_gcs(self, away_s: float, number: int = 0) -> None:
+        """kill -9 of a shard of the GCS; another one begins after a while."""
+        gcs = self.shards[number]
+        if gcs.shard is not None:
+            gcs.kill()
+            self.world.after(away_s, gcs.start)
 
     # ---------------------------------------------------------------- what must hold
 
@@ -241,12 +259,16 @@ class Cluster:
                 raise Violation(f"{what}: of {node.machine.total()} only {node.machine.available()} is free")
             left = node.forwarding.statistics()
             left.update(node.actors.left())
+            left["said and not confirmed by other shards"] = node.shards.left() if node.shards is not None else 0
             if any(left.values()):
                 raise Violation(f"{what}: {left} are left")
         assert self.gcs.shard is not None
-        scheduler = self.gcs.shard.scheduler.statistics()
-        if scheduler["waiting"]:
-            raise Violation(f"the global scheduler: {scheduler['waiting']} leases are waited for by nobody")
+        for gcs in self.shards:
+            assert gcs.shard is not None
+            scheduler = gcs.shard.scheduler.statistics()
+            if scheduler["waiting"]:
+                what = f"the global scheduler of shard {gcs.number}"
+                raise Violation(f"{what}: {scheduler['waiting']} leases are waited for by nobody")
         living = [record for record in self.gcs.shard.actors.records() if record.state != "dead"]
         if living:
             story = "; ".join(self.gcs.shard.actors.story(living[0].spec.actor_id))
@@ -259,16 +281,22 @@ class Cluster:
             if not node.dead and (wrong := node.dead_nodes & alive):
                 raise Violation(f"node {node.place} takes {len(wrong)} living nodes for dead")
 
-    def check_replica(self) -> None:
+    def check_replica(self, again: bool = False) -> None:
         """A server that begins with what is stored knows what the one that runs knows.
+
+        Args:
+            again: also if nothing was stored since it was looked at last.
 
         Raises:
             Violation: it does not.
         """
-        shard = self.gcs.shard
-        if shard is None:
-            return
-        replica = _known(self.gcs.replica())
+        for gcs in self.shards:
+            if gcs.shard is not None and (self._checked.get(gcs.number) != gcs.writes or again):
+                self._checked[gcs.number] = gcs.writes
+                self._check_replica(gcs.shard, gcs.replica())
+
+    def _check_replica(self, shard: GcsShard, begun: GcsShard) -> None:
+        replica = _known(begun)
         for what, rows in _known(shard).items():
             for key in {**rows, **replica[what]}:
                 if rows.get(key) != replica[what].get(key):

@@ -118,18 +118,6 @@ class Promises:
         return next(reversed(self._owed.get(process, {})), 0)
 
 
-class _Line:
-    """The node's line to the GCS, as `Recoveries` asks by it."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def call(self, method: str, body: dict[str, Any], then: Callable[[Any, list[str]], None]) -> None:
-        """A question."""
-        refused = ["refused", "the GCS refused it"]
-        self._node.actors.line.call(method, body, lambda found: then(found, [] if found is not None else refused))
-
-
 class Keeper:
     """The logs of one node."""
 
@@ -137,7 +125,7 @@ class Keeper:
         self._node = node
         self.promises = Promises(self._kept)
         directory: Any = self.promises
-        line: Any = _Line(node)
+        line: Any = node.actors.line
         loop: Any = clock
         self.recoveries = Recoveries(directory, lambda oids: None, line, loop)
 

@@ -1,8 +1,11 @@
-"""The GCS: the production shard (tables, actor manager, global scheduler), with connections and a storage that outlives it."""
+"""The GCS: the production shard (tables, actor manager, global scheduler), with connections and a storage that outlives it.
+
+There may be several, as in production: shard 0 has what is changed together, the others the hashed tables and replicas of the global scheduler.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from shoal.gcs import shard_events as shards
 from shoal.gcs.shard import GcsShard
@@ -10,27 +13,48 @@ from shoal.gcs.storage.backend import Write
 from shoal.protocol.gcs_messages import ClusterNodes, LeasesPlaced
 from shoal.simulator.world import GCS, Channel, Station, World
 
-if TYPE_CHECKING:
-    from shoal.simulator.node import Node
-
-
 RESTART_S = 0.2
 LOOKED_AT_MAX = 64  #: nodes, by the global scheduler, for one placement
 
 
-class Gcs:
-    """One server, which may be killed and started again from its storage."""
+class Peer(Protocol):
+    """Who has a connection: a node, or its line to another shard."""
 
-    def __init__(self, world: World) -> None:
+    place: int
+    node_id: bytes
+    station: Station
+
+    @property
+    def is_gone(self) -> bool:
+        """Nobody listens there any more."""
+
+    def on_gcs_message(self, connection: int, message: Any) -> None:
+        """What is sent to it."""
+
+    def on_gcs_lost(self, connection: int) -> None:
+        """The connection ended."""
+
+
+class Gcs:
+    """One server, which may be killed and started again from its storage.
+
+    Args:
+        number, shards: which shard this is, of how many.
+    """
+
+    def __init__(self, world: World, number: int = 0, shards: int = 1) -> None:
         self.world = world
-        self.station = Station(world, GCS, "GCS")
+        self.number, self._shards = number, shards
+        self.place = GCS - number
+        self.station = Station(world, self.place, "GCS")
         self.tells_nodes = True  #: of each other
         self.stored: dict[str, dict[bytes, bytes]] = {}
+        self.writes = 0
         self.shard: GcsShard | None = None
         self._lives = 0
         self._last_connection = 0
         #: connection -> (node, to the GCS, to the node)
-        self._connections: dict[int, tuple[Node, Channel, Channel]] = {}
+        self._connections: dict[int, tuple[Peer, Channel, Channel]] = {}
         self._due: float | None = None
         self.commits_fail = False  #: the storage: the next commit, which ends the server
         self.answers_lost = False  #: what is committed next is stored, but the server ends before it says so
@@ -47,7 +71,7 @@ class Gcs:
 
     def replica(self) -> GcsShard:
         """Another server, begun with what is stored now."""
-        shard = GcsShard(self._lives, self.world.dice.randrange)
+        shard = GcsShard(self._lives, self.world.dice.randrange, self.number, self._shards)
         for table, rows in self.stored.items():
             for key, value in rows.items():
                 shard.restore(table, key, value)
@@ -59,13 +83,13 @@ class Gcs:
         for number in list(self._connections):
             self._close(number)
 
-    def accept(self, node: Node) -> int:
+    def accept(self, node: Peer) -> int:
         """A node connects: the connection's number, 0 while nobody listens."""
         if self.shard is None:
             return 0
         self._last_connection += 1
-        towards = Channel(self.world, node.place, GCS)
-        back = Channel(self.world, GCS, node.place)
+        towards = Channel(self.world, node.place, self.place)
+        back = Channel(self.world, self.place, node.place)
         self._connections[self._last_connection] = (node, towards, back)
         return self._last_connection
 
@@ -131,13 +155,14 @@ class Gcs:
                     self._close(effect.connection)
                     self._handle(shards.ConnectionLost(effect.connection, effect.reason))
             elif kind is shards.ProbeNode:
-                if all(node.dead or node.node_id != effect.node_id for node, *_ in self._known(effect.node_id)):
+                if all(node.is_gone or node.node_id != effect.node_id for node, *_ in self._known(effect.node_id)):
                     self.world.after(2 * self.world.costs.network_s, self._refused, effect.node_id)
         if sends > 2:  # one answer is in the cost of a message; a broadcast costs each receiver
             self.station.spend(self.world.costs.gcs_message_s / 5 * sends)
         self._watch_time()
 
     def _store(self, write: Write) -> None:
+        self.writes += 1
         rows = self.stored.setdefault(write.table, {})
         if write.value is None:
             rows.pop(write.key, None)
@@ -150,7 +175,7 @@ class Gcs:
         nodes = len(self._connections)
         return nodes if nodes <= LOOKED_AT_MAX else min(LOOKED_AT_MAX, 8 + 2 * count)
 
-    def _known(self, node_id: bytes) -> list[tuple[Node, Channel, Channel]]:
+    def _known(self, node_id: bytes) -> list[tuple[Peer, Channel, Channel]]:
         return [each for each in self._connections.values() if each[0].node_id == node_id]
 
     def _refused(self, node_id: bytes) -> None:

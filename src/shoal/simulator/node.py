@@ -58,6 +58,7 @@ from shoal.scheduling.offers import Offers
 from shoal.simulator.actors import ActorShell, CallQueue, Life
 from shoal.simulator.exact import Keeper
 from shoal.simulator.process import Process, Worker
+from shoal.simulator.shards import NodeShards
 from shoal.simulator.shells import Clock, Surroundings, draining_of, groups_of
 from shoal.simulator.world import Channel, Station, World
 
@@ -82,6 +83,8 @@ class Node:
         self.forwarding.join_cluster()
         self.actors = ActorShell(self)
         self.dead = False
+        #: lines to the other shards of the GCS; None while they are not known, or there are none
+        self.shards: NodeShards | None = None
         self.node_no = 0
         self.processes: dict[bytes, Process] = {}
         self.executed = 0
@@ -108,8 +111,15 @@ class Node:
 
     # ---------------------------------------------------------------- begin
 
+    @property
+    def is_gone(self) -> bool:
+        """It is dead."""
+        return self.dead
+
     def begin(self) -> None:
         """Connect to the GCS, start the first workers."""
+        if self.place == 0:  # the head has started the shards
+            self._use_shards(len(self.cluster.shards) - 1)
         self.connect()
         self.feed(events.Tick())
 
@@ -124,7 +134,7 @@ class Node:
         self.to_gcs(Hello(PROTOCOL_VERSION, self.node_id, b"", 1))
         register = RegisterNode(
             self.node_id, 1, "host", f"tcp:{self.place}", self.resources, node_no=self.node_no, is_head=self.place == 0,
-            name=f"node{self.place}",
+            name=f"node{self.place}", shards=self.cluster.shard_addresses() if self.place == 0 else [],
         )  # fmt: skip
         self.actors.leash.registered_at = self.world.now
         self.to_gcs(register)
@@ -134,7 +144,8 @@ class Node:
         if connection == self.gcs_connection and not self.dead:
             self.gcs_connection = 0
             self.actors.line.open = False
-            self._beat_at = math.inf
+            if self.shards is None:
+                self._beat_at = math.inf
             self.world.after(RECONNECT_S, self.connect)
 
     def to_gcs(self, message: Any) -> None:
@@ -152,21 +163,13 @@ class Node:
         elif kind is ClusterNodes:
             self._on_cluster(message)
         elif kind is LeasesPlaced:
-            placements = [(node, count) for node, count in message.placements]
-            if placements and not message.queued:
-                self.offers.placed((message.process, message.class_no))
-            placed = forwarding.Placed(
-                message.process, message.class_no, placements, message.refused, queued=message.queued
-            )
-            self.forward(placed)
-            if self.forwarding.awaits_nodes():
-                self._look_later()
+            self.on_placed(message)
         elif kind is HeartbeatAcknowledged:
             self.actors.leash.acknowledged(message.count)
         elif kind is Acknowledged:
             self.actors.line.on_acknowledged(message.count)
         elif kind is GcsAnswer:
-            self.actors.line.on_answer(message.request, message.body)
+            self.actors.line.on_answer(message.request, message.body, message.error)
         elif kind is StartActor:
             self.actors.on_start(message)
         elif kind is StopActor:
@@ -180,10 +183,32 @@ class Node:
         elif kind is DrainNode:
             self.draining.begin(message.reason, message.deadline_s)
 
+    def on_placed(self, message: LeasesPlaced) -> None:
+        """A global scheduler names nodes."""
+        placements = [(node, count) for node, count in message.placements]
+        if placements and not message.queued:
+            self.offers.placed((message.process, message.class_no))
+        placed = forwarding.Placed(
+            message.process, message.class_no, placements, message.refused, queued=message.queued
+        )
+        self.forward(placed)
+        if self.forwarding.awaits_nodes():
+            self._look_later()
+
+    def on_replica_lost(self, number: int) -> None:
+        """The line to a shard beyond the first ended."""
+        if self.shards is not None and self.shards.lost(number):
+            self.forward(forwarding.GcsReturned())
+
+    def _use_shards(self, others: int) -> None:
+        if others and self.shards is None:
+            self.shards = self.actors.line.elsewhere = NodeShards(self, 1 + others)
+
     def _on_registered(self, message: NodeRegistered) -> None:
         if message.refused:
             self.cluster.kill_node(self, f"refused: {message.refused}")
             return
+        self._use_shards(len(message.shards))
         if not self.node_no:
             self.node_no = message.node_no
             if self.node_no and not self.machine.granted_total():
@@ -438,12 +463,18 @@ class Node:
                 if request.strategy.get(KIND) == PLACEMENT_GROUP:
                     self.groups.request(effect.process, request, effect.backlog)
                     continue
-                self.to_gcs(
-                    PlaceLeases(
-                        effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
-                        request.strategy, {} if effect.anywhere else request.strategy.get(LOCALITY) or {}, request.name,
-                    )
+                message = PlaceLeases(
+                    effect.process, request.class_no, request.job_id, request.demand, effect.backlog,
+                    request.strategy, {} if effect.anywhere else request.strategy.get(LOCALITY) or {}, request.name, effect.dead,
                 )  # fmt: skip
+                if self.shards is None:
+                    self.to_gcs(message)
+                else:
+                    self.shards.place(
+                        effect,
+                        message,
+                        PlaceLeases(effect.process, request.class_no, request.job_id, request.demand, 0),
+                    )
             elif kind is forwarding.AskNode:
                 request = effect.request
                 self.send(
@@ -509,17 +540,20 @@ class Node:
         return self._beat_number
 
     def _beat(self, number: int) -> None:
-        if self.dead or number != self._beat_number or not self.gcs_connection:
+        if self.dead or number != self._beat_number or (not self.gcs_connection and self.shards is None):
             return
         machine = self.machine
         self._heartbeats += 1
         self.actors.leash.sent(self._heartbeats)
-        self.to_gcs(
-            NodeLoad(
-                self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
-                machine.lease_time_s, draining=bool(self.draining.reason), actors=machine.actors(),
-            )
+        load = NodeLoad(
+            self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
+            machine.lease_time_s, draining=bool(self.draining.reason), actors=machine.actors(),
         )  # fmt: skip
+        if self.shards is None:
+            self.to_gcs(load)
+        else:
+            self.actors.line.tell(load)
+            self.shards.tell_replicas(load)
         self._arm_beat(interval_s(len(self.cluster.nodes)))
 
     # ---------------------------------------------------------------- processes
@@ -591,7 +625,7 @@ class Node:
         if self.left or self.dead:
             return
         self.left = reason
-        self.actors.line.call("gcs.leave", {"reason": f"it left: {reason}"}, lambda body: self._end())
+        self.actors.line.call("gcs.leave", {"reason": f"it left: {reason}"}, lambda body, error: self._end())
         self.world.after(LEAVE_S, self._end)
 
     def _end(self) -> None:

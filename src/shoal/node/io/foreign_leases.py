@@ -34,16 +34,14 @@ from shoal.protocol.messages import (
 )
 from shoal.protocol.node_messages import ForeignLeases as ForeignLeasesMessage
 from shoal.protocol.node_messages import ForeignProcessDied, ForProcess
-from shoal.protocol.resources import fits
-from shoal.protocol.strategies import GLOBAL_KINDS, KIND, LOCALITY, PLACEMENT_GROUP
+from shoal.protocol.strategies import KIND, LOCALITY, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.offers import Offers
+from shoal.scheduling.replicas import Replicas
 
 if TYPE_CHECKING:
     import asyncio
-
-    from shoal.node.io.gcs_shards import GcsShards
 
 log = logging.getLogger("shoal.node")
 
@@ -80,8 +78,7 @@ class ForeignLeases:
         self._kill = kill
         #: processes of other nodes that have to do with this one
         self._node_of: dict[bytes, bytes] = {}
-        #: classes that a replica of the global scheduler was asked about -> its shard
-        self._replica_of: dict[tuple[bytes, int], int] = {}
+        self._replicas = Replicas()
         self._looking = False
         #: requests that came before the GCS had answered, which numbers this node's leases apart from others'; None from then on
         self._early: list[tuple[bytes, ForeignLeasesMessage]] | None = []
@@ -94,6 +91,7 @@ class ForeignLeases:
         handlers[KillWorker] = lambda node_id, message: leases.kill_soon(message)
         handlers[SignalWorker] = lambda node_id, message: leases.signal(message)
         links.on_died.append(self._on_node_died)
+        links.on_died_before.append(lambda node_id: self._feed(forwarding.NodeDied(node_id, "it had died before")))
         self.machine.join_cluster()
         leases.foreign = self
         leases.groups.answer = self._on_group_placed
@@ -220,10 +218,7 @@ class ForeignLeases:
 
     def on_replica_lost(self, number: int) -> None:
         """A replica of the global scheduler is away: what was asked of it is asked of others."""
-        lost = [key for key, asked_of in self._replica_of.items() if asked_of == number]
-        for key in lost:
-            del self._replica_of[key]
-        if lost:
+        if self._replicas.lost(number):
             self._feed(forwarding.GcsReturned())
 
     def on_gcs_lost(self) -> None:
@@ -316,29 +311,17 @@ class ForeignLeases:
             request.strategy,
             {} if effect.anywhere else request.strategy.get(LOCALITY) or {},
             request.name,
+            effect.dead,
         )
         shards = self._gcs.elsewhere
-        number = 0 if shards is None else self._replica(shards, effect)
-        if shards is not None and number:
-            shards.tell(number, message)
-        else:
+        if shards is None:
             self._gcs.tell(message)
-
-    def _replica(self, shards: GcsShards, effect: forwarding.AskGlobal) -> int:
-        """Which shard's global scheduler is asked: the same for all that is said of a class. A replica for what this node could serve itself, so
-        that it never has to say that nobody could: shard 0 knows who lives."""
-        request = effect.request
-        key = (effect.process, request.class_no)
-        if effect.backlog <= 0:
-            return self._replica_of.pop(key, 0)
-        number = self._replica_of.get(key, 0)
-        if not number and request.strategy.get(KIND) not in GLOBAL_KINDS:
-            if fits(request.demand, self._leases.machine.total()):
-                number = shards.replica_of(effect.process)
-            if number:
-                self._gcs.tell(PlaceLeases(effect.process, request.class_no, request.job_id, request.demand, 0))
-                self._replica_of[key] = number
-        return number
+            return
+        total = self._leases.machine.total()
+        number, leaves_first = self._replicas.choose(effect.process, request, effect.backlog, total, shards.replica_of)
+        if leaves_first:
+            self._gcs.tell(PlaceLeases(effect.process, request.class_no, request.job_id, request.demand, 0))
+        shards.tell(number, message)
 
     def _ask_node(self, effect: forwarding.AskNode) -> None:
         request = effect.request

@@ -35,6 +35,7 @@ from shoal.protocol.limits import CONNECT_TIMEOUT_S, GCS_QUEUE_MAX, GCS_SILENT_S
 
 if TYPE_CHECKING:
     from shoal.node.io.gcs_shards import GcsShards
+    from shoal.node.shard_lines import Then
 
 log = logging.getLogger("shoal.node")
 
@@ -46,8 +47,6 @@ ADDRESS_WAIT_S = 1.0
 REFUSED_PAUSE_S = 0.005
 REFUSALS_MAX = 100
 CLOCK_SKEW_WARNED_S = 1.0
-
-Then = Callable[[Any, list[str]], None]  #: (body, error): error is empty or [kind, text]
 
 
 @dataclass(slots=True)

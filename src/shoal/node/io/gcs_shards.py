@@ -1,6 +1,6 @@
 """The shards of the GCS beyond the first, as a node sees them: one more line each, and on the head one more process.
 
-Purpose: whoever calls the GCS speaks with `GcsLink`, as if there were one server; what belongs to another shard (`protocol.sharding`) is taken here.
+Purpose: whoever calls the GCS speaks with `GcsLink`, as if there were one server; what belongs to another shard is taken by `node.shard_lines`.
 
 Design: each shard has a `GcsLink` of its own, with its own reconnects and repeats. The head starts the processes (after it listens: they are not
 in the path of its start), keeps their TCP sockets, so that they have the same ports when they are started again, and tells shard 0 their addresses
@@ -20,22 +20,21 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import msgspec
 
-from shoal.node.io.gcs_link import GcsLink, Then
+from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsProcess
 from shoal.node.io.processes import WatchTable
-from shoal.protocol.gcs_messages import GcsPush, RegisterNode, TaskEventBatch
-from shoal.protocol.sharding import merge_answers, shard_of, shards_of_call
+from shoal.node.shard_lines import ShardLines
+from shoal.protocol.gcs_messages import GcsPush, RegisterNode
 from shoal.system.gcs_process import shard_socket
 from shoal.system.start_plan import DaemonStart
 
 log = logging.getLogger("shoal.node")
 
 
-class GcsShards:
+class GcsShards(ShardLines[GcsLink]):
     """Shards 1 to N - 1.
 
     Args:
@@ -51,6 +50,7 @@ class GcsShards:
         on_push: Callable[[GcsPush], None],
         on_failed: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self._loop = loop
         self._first = first
         self._on_push = on_push
@@ -58,8 +58,6 @@ class GcsShards:
         #: called with the number of a shard when its line is there (again), or ends
         self.on_connected: Callable[[int], None] = lambda number: None
         self.on_lost: Callable[[int], None] = lambda number: None
-        #: by number, shard 0 too; empty until it is known how many there are
-        self._links: list[GcsLink] = []
         #: of shards 1 to N - 1; empty but on the head
         self.processes: list[GcsProcess] = []
 
@@ -121,57 +119,7 @@ class GcsShards:
             return self.processes[number - 1].end
         return lambda reason: log.warning("shard %d of the GCS is away: %s; trying again", number, reason)
 
-    # ---------------------------------------------------------------- what belongs to whom
-
-    def take_call(self, method: str, body: dict[str, Any], then: Then | None) -> bool:
-        """Ask the shards that know, unless that is shard 0 alone."""
-        numbers = shards_of_call(method, body, len(self._links))
-        if len(numbers) == 1:
-            if numbers[0] == 0:
-                return False
-            self._links[numbers[0]].call(method, body, then)
-            return True
-        answers: dict[int, Any] = {}
-        failed: list[str] = []
-
-        def answered(number: int, answer: Any, error: list[str]) -> None:
-            if failed:
-                return
-            if error:
-                failed.extend(error)
-                if then is not None:
-                    then(None, error)
-                return
-            answers[number] = answer
-            if len(answers) == len(numbers) and then is not None:
-                then(merge_answers(method, body, [answers[each] for each in numbers]), [])
-
-        for number in numbers:
-            self._links[number].call_here(method, body, partial(answered, number))
-        return True
-
-    def take_events(self, message: TaskEventBatch) -> bool:
-        """Report trace events to the shard of their process, unless that is shard 0."""
-        number = shard_of(message.sender, len(self._links))
-        if number:
-            self._links[number].report(message)
-        return number != 0
-
-    # ---------------------------------------------------------------- replicas of the global scheduler
-
-    def replica_of(self, process: bytes) -> int:
-        """The shard whose global scheduler places for a process: 0 if that one is away."""
-        number = shard_of(process, len(self._links))
-        return number if self._links[number].is_connected() else 0
-
-    def tell(self, number: int, message: Any) -> None:
-        """Tell a shard what is told anew at every connection."""
-        self._links[number].tell(message)
-
-    def tell_replicas(self, message: Any) -> None:
-        """Tell all shards but 0."""
-        for link in self._links[1:]:
-            link.tell(message)
+    # ---------------------------------------------------------------- a look from outside
 
     def statistics(self) -> list[dict[str, int]]:
         """How the lines to shards 1 to N - 1 are."""
