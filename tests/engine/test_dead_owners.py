@@ -343,7 +343,7 @@ def test_owners_killed_at_any_moment(tmp_path: Path, seed: int, freed: None) -> 
         del ref
 
 
-def test_children_of_a_repeated_task_are_not_run_again(tmp_path: Path) -> None:
+def test_children_of_a_repeated_task_are_not_run_again(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
 
     @shoal.remote
@@ -359,7 +359,7 @@ def test_children_of_a_repeated_task_are_not_run_again(tmp_path: Path) -> None:
     assert runs(path, "parent") == 2 and runs(path, "child") == 1
 
 
-def test_a_task_that_branches_differently_the_second_time(tmp_path: Path) -> None:
+def test_a_task_that_branches_differently_the_second_time(tmp_path: Path, freed: None) -> None:
     path = tmp_path / "runs"
 
     @shoal.remote

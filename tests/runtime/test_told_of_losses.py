@@ -7,11 +7,13 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+from shoal.node.object_directory import ObjectDirectory
+from shoal.node.object_events import Escaped, ProcessJoined, Released
 from shoal.protocol.messages import Answer, Escape, NeedLineage, NotMade, Pull, Release, Remake, Stored
 from shoal.runtime.lineage import LineageTable, Record
-from shoal.runtime.objects import ObjectEntry, ObjectTable, SharedState
+from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState
 from shoal.runtime.pulling import Pulling
-from shoal.runtime.remaking import Remaker
+from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.tasks import SchedulingClass
 
 OID, NEED = b"t" * 16 + b"\x00\x00\x00\x01", b"n" * 16 + b"\x00\x00\x00\x01"
@@ -68,6 +70,33 @@ def test_what_was_let_go_is_not_told() -> None:
     owner = Owner()
     owner.remaker.on_remake(owner.daemon, LOST)
     assert [type(each) for each in owner.sent] == [NotMade]
+
+
+def test_an_input_that_was_just_freed_is_counted_as_ours_once_more() -> None:
+    """The end of the former hold is written first: the daemon takes what it counts for escaped. It was left with -1 of it, for ever."""
+    owner = Owner()
+    entry = ObjectEntry(NEED)
+    entry.value = b"value"
+    owner.table.escape([ObjectRef(entry)])
+    owner.table.unuse([entry])
+    owner.table.drain_dropped()
+    directory = ObjectDirectory(lambda error: repr(error).encode())
+    directory.handle(ProcessJoined(b"owner"), 0.0)
+    record: Any = SimpleNamespace()
+    run = Rerun(record, "lost")
+    owner.remaker._use(run, entry, direct=False, nested=True)
+    owner.table._write_notes()
+    for message in owner.sent:
+        if type(message) is Escape:
+            directory.handle(Escaped(b"owner", message.oids), 0.0)
+        elif type(message) is Release:
+            directory.handle(Released(b"owner", message.oids), 0.0)
+    assert directory.holders(NEED) == {b"owner": 1}
+    owner.sent.clear()
+    owner.table.unuse(run.used)
+    owner.table.drain_dropped()
+    owner.table._write_notes()
+    assert owner.sent == [Release([NEED])]
 
 
 # ---------------------------------------------------------------- what is lost together

@@ -19,11 +19,12 @@ import msgspec
 
 from shoal import serialization
 from shoal.protocol import errors, ids
-from shoal.protocol.limits import MAX_RETRIES_DEFAULT
+from shoal.protocol.limits import CALL_TIMEOUT_S, MAX_RETRIES_DEFAULT
 from shoal.protocol.lineage_pattern import ARGUMENTS_BYTES_MAX, fill
 from shoal.protocol.messages import (
     KIND_TASK,
     Adopt,
+    Call,
     Failed,
     LineageCode,
     NotMade,
@@ -34,6 +35,7 @@ from shoal.protocol.messages import (
 )
 from shoal.runtime.lineage import Record
 from shoal.runtime.objects import ObjectEntry, ObjectRef, SharedState
+from shoal.runtime.reactor import Waiter
 from shoal.runtime.tasks import PendingTask, Template
 
 if TYPE_CHECKING:
@@ -219,7 +221,28 @@ class Closures:
             return None
         runtime = self.runtime
         oids = [ids.result_id(task_id, index + 1) for index in range(count)]
-        answer = runtime.call("node.recorded", {"oids": oids})
+        question = _Recorded(runtime, oids)
+        try:
+            answer = question.ask()
+            self._check_same(answer, template, args, deps)
+            if not answer["known"]:
+                return None
+            with runtime.reactor.lock:
+                refs = [runtime.objects.borrow(oid, runtime.node_id) for oid in oids]
+                held, used = None, held or ()
+                runtime.objects.unuse(used)
+        except BaseException:
+            with runtime.reactor.lock:
+                runtime.objects.unuse(held or ())
+            raise
+        finally:
+            question.close()
+        return refs[0] if count == 1 else refs
+
+    def _check_same(
+        self, answer: dict[str, Any], template: Template, args: Value, deps: list[tuple[int | str, ObjectEntry]] | None
+    ) -> None:
+        """See that the child of a name is the one that it was."""
         if answer["lineage"]:
             before = msgspec.msgpack.decode(answer["lineage"], type=TaskLineage)
             then = _outline(before.template, before.arguments, [oid for _, oid, _ in before.dependencies or ()])
@@ -229,15 +252,8 @@ class Closures:
                     f"the task that runs again to make a lost object takes another way than before: where it submitted {then[0]}, it now "
                     f"submits {now[0]} with other arguments. Objects of one name must not get two values: make what the task "
                     "does depend on its arguments only, not on random numbers, the time of day, or what other tasks have changed.",
-                    object_id=ids.result_id(task_id, 1).hex(),
+                    object_id=ids.result_id(before.task_id, 1).hex(),
                 )
-        if not answer["known"]:
-            return None
-        with runtime.reactor.lock:
-            entries = runtime.objects.adopt_held(oids)
-            refs = [runtime.objects.borrow(oid, runtime.node_id) for oid in oids]
-            runtime.objects.unuse([*entries, *(held or ())])
-        return refs[0] if count == 1 else refs
 
     # ------------------------------------------------------------ adopting
 
@@ -327,6 +343,48 @@ class Closures:
                 record.argument.count += 1
         record.bytes += len(task.args) if type(task.args) is bytes else 0
         return record
+
+
+class _Recorded(Waiter):
+    """The question whether others know results. The node holds them in our name when it answers that they do: what reads the answer takes note of
+    that, be whoever has asked interrupted meanwhile."""
+
+    __slots__ = ("_answer", "_closed", "_entries", "_oids", "_runtime")
+
+    def __init__(self, runtime: Runtime, oids: list[bytes]) -> None:
+        super().__init__()
+        self._runtime = runtime
+        self._oids = oids
+        self._answer: list[Any] = []
+        self._entries: list[ObjectEntry] = []
+        self._closed = False
+
+    def ask(self) -> dict[str, Any]:
+        """What the node says; what it holds for us is counted once until `close`."""
+        runtime = self._runtime
+        runtime.ask(lambda number: Call(number, "node.recorded", {"oids": self._oids}), self, self._answer)
+        answered: dict[str, Any] = runtime.unpack(runtime.await_answer(self, self._answer, CALL_TIMEOUT_S))
+        return answered
+
+    def arrived(self) -> None:
+        """The answer was read. Caller holds the lock."""
+        [answer] = self._answer
+        self._runtime.forget_question(answer.request)
+        if not answer.error and answer.body["known"]:
+            self._entries = self._runtime.objects.adopt_held(self._oids)
+            if self._closed:
+                self._let_go()
+        super().arrived()
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        with self._runtime.reactor.lock:
+            self._closed = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        entries, self._entries = self._entries, []
+        self._runtime.objects.unuse(entries)
 
 
 def _outline(template: TaskTemplate, args: Value, deps: list[bytes]) -> tuple[str, str, int, int, list[bytes]]:

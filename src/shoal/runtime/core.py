@@ -641,21 +641,34 @@ class Runtime:
         """Send the daemon a numbered message and wait for its answer."""
         waiter = Waiter()
         answer: list[Any] = []
+        number = self.ask(make, waiter, answer)
+        try:
+            return self.await_answer(waiter, answer, timeout_s)
+        finally:
+            self.forget_question(number)
+
+    def ask(self, make: Callable[[int], Any], waiter: Waiter, answer: list[Any]) -> int:
+        """Send the daemon a numbered message. What it says is put into `answer`, and `waiter` told, until `forget_question`."""
         with self.reactor.lock:
             daemon = self.reactor.causal
-            if daemon is None or self.lost is not None:  # lost, and still connected: nobody would end this wait
+            if daemon is None or self.lost is not None:  # lost, and still connected: nobody would end the wait
                 raise self.lost or errors.NodeDaemonDiedError("the node daemon is gone")
             self._requests += 1
             number = self._requests
             self._answers[number] = (waiter, answer)
             daemon.send_now(make(number))
-        try:
-            wait_for_answer(self, waiter, timeout_s)
-        finally:
-            self._answers.pop(number, None)
+        return number
+
+    def await_answer(self, waiter: Waiter, answer: list[Any], timeout_s: float | None) -> Any:
+        """Wait for the answer to a question."""
+        wait_for_answer(self, waiter, timeout_s)
         if not answer:
             raise self.lost or errors.NodeDaemonDiedError("the node daemon is gone")
         return answer[0]
+
+    def forget_question(self, number: int) -> None:
+        """Nobody waits for this answer, or it is there."""
+        self._answers.pop(number, None)
 
     def _on_answer(self, connection: Connection, message: Answer | SegmentBudget) -> None:
         slot = self._answers.get(message.request)

@@ -530,6 +530,14 @@ class ObjectTable:
             self._gathered = made
             daemon.grow(made)
 
+    def unescape(self, entry: ObjectEntry) -> None:
+        """A freed entry will escape once more. The daemon must have counted the end of its hold before: it takes what it counts for escaped, and
+        counts it once. Caller holds the lock."""
+        if entry.shared is not None and entry.shared.escaped:
+            entry.shared.escaped = False
+            if entry.oid in self._releases and self.daemon is not None:
+                self._write_notes()
+
     def escape_held(self, entry: ObjectEntry) -> None:
         """The daemon knows of an object that had not left this process, and counts it as held by us: it was lost. Others will hear of it from
         there on without another word of ours, so now is the time to say how it is made. Caller holds the lock."""

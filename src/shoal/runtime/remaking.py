@@ -323,8 +323,7 @@ class Remaker:
         elif freed and owned and (nested or (shared is not None and shared.escaped)):
             # The worker asks the daemon for it, or the daemon knows it as an input that nobody holds: it must be known as ours again, or what
             # is made anew would be freed as soon as it is published.
-            if shared is not None:
-                shared.escaped = False
+            objects.unescape(entry)
             ref = ObjectRef(entry)
             entry.count += 1
             objects.unuse(objects.escape([ref]))
