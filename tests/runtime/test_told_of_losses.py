@@ -9,7 +9,7 @@ from typing import Any
 
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import Escaped, ProcessJoined, Released
-from shoal.protocol.messages import Answer, Escape, NeedLineage, NotMade, Pull, Release, Remake, Stored
+from shoal.protocol.messages import Answer, Escape, NeedLineage, NotMade, Publish, Pull, Release, Remake, Stored
 from shoal.runtime.lineage import LineageTable, Record
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, SharedState
 from shoal.runtime.pulling import Pulling
@@ -97,6 +97,17 @@ def test_an_input_that_was_just_freed_is_counted_as_ours_once_more() -> None:
     owner.table.drain_dropped()
     owner.table._write_notes()
     assert owner.sent == [Release([NEED])]
+
+
+def test_what_is_known_to_its_record_only_is_let_go_when_it_was_told() -> None:
+    owner = Owner()
+    entry = ObjectEntry(OID)
+    entry.value, entry.count = b"value", 0
+    owner.remaker.runtime.lineage.records[OID[:16]] = SimpleNamespace(entries={OID: entry})  # type: ignore[assignment]
+    owner.remaker.on_remake(owner.daemon, LOST)
+    owner.table._write_notes()
+    assert [type(each) for each in owner.sent] == [Escape, Escape, Publish, Release]
+    assert owner.sent[-1] == Release([OID]) and OID not in owner.table.table
 
 
 # ---------------------------------------------------------------- what is lost together

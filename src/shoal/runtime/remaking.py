@@ -121,6 +121,8 @@ class Remaker:
             self.request(entry, message.reason)
         else:
             objects.publish(entry)
+            if entry.count <= 0:  # only its record knew it
+                objects.free(entry)
 
     def _known(self, oid: bytes) -> tuple[Record | None, ObjectEntry | None]:
         """What this process knows of an object that it owns or has owned."""
@@ -210,7 +212,7 @@ class Remaker:
         record = self.runtime.lineage.records.get(oid[: ids.TASK_ID_BYTES])
         run: Rerun | None = record.run if record is not None else None
         if run is not None:
-            if run.pushed and oid not in run.wanted:
+            if run.pushed and run.wanted.get(oid) is not entry:  # one that was freed is known anew
                 run.later[oid] = reason
             elif not run.pushed:
                 run.wanted[oid] = entry
