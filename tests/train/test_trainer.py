@@ -49,7 +49,8 @@ def fit_line(config: dict[str, Any]) -> None:
             os._exit(7)
         if step == config.get("raise_at") and rank == 1:
             raise ValueError("the data are spoilt")
-        time.sleep(config.get("pause_s", 0.0))
+        if train.get_context().get_world_size() == 1:
+            time.sleep(config.get("pause_alone_s", 0.0))
         loss = (model(x) - y).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -144,12 +145,18 @@ def test_a_small_gang_grows_when_there_is_room(shoal_shared: ModuleType, tmp_pat
 
     blocker = shoal_shared.remote(num_cpus=3)(Blocker).options(num_cpus=3).remote()
     shoal_shared.get(blocker.__shoal_ready__.remote())
-    threading.Timer(2.0, shoal_shared.kill, [blocker]).start()
+
+    def make_room() -> None:
+        while not list(tmp_path.glob("own-*")):  # until the small gang trains
+            time.sleep(0.01)
+        shoal_shared.kill(blocker)
+
+    threading.Thread(target=make_room, daemon=True).start()
     scaling = train.ScalingConfig(num_workers=2, min_workers=1, place_timeout_s=30)
-    result = trainer(tmp_path, scaling, steps=400, pause_s=0.02).fit()
+    result = trainer(tmp_path, scaling, steps=200, pause_alone_s=0.05).fit()
     worlds = [row["world"] for row in result.history]
     assert worlds[0] == 1 and worlds[-1] == 2 and result.restarts == 1
-    assert [row["step"] for row in result.history] == list(range(400)), "nothing is done twice or left out"
+    assert [row["step"] for row in result.history] == list(range(200)), "nothing is done twice or left out"
 
 
 def test_gangs_that_were_ended_to_grow_and_did_not_are_ended_ever_more_seldom(
