@@ -18,7 +18,7 @@ help:
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"
 	@echo "make bench        the engine's benchmark beside Ray, Dask and the stdlib pools (installs Ray into $(RAY_VENV))"
-	@echo "make bench-quick  the same without Ray and Dask: ours and the stdlib pools, shorter"
+	@echo "make bench-quick  the same without Ray and Dask: ours and the stdlib pools, shorter; fails when a target is missed, as on a busy machine"
 	@echo "make bench-learning  figures of learning, training, search and the compared systems, into docs/benchmarks.md (35 minutes at most)"
 	@echo "make clean        remove the environments, and what builds and runs have left here"
 

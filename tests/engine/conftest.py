@@ -1,10 +1,12 @@
-"""One session for all tests of a module: starting a node costs more than most tests."""
+"""One session for all tests of a module: starting a node costs more than most tests. And what a test makes is freed in the end."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
+from tests.engine.node_counts import settled_counts, wait_for_counts
 
 import shoal
 
@@ -16,3 +18,12 @@ def shoal_session() -> Iterator[None]:
     shoal.init(num_cpus=2, log_to_driver=False)
     yield
     shoal.shutdown()
+
+
+@pytest.fixture
+def freed() -> Iterator[None]:
+    """Everything that the test has made is soon freed after it."""
+    before = settled_counts()
+    yield
+    gc.collect()
+    wait_for_counts(before)

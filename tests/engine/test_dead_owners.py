@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.node_counts import counts, eventually, settled_counts, wait_for_counts
+from tests.engine.node_counts import counts, eventually
 from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
@@ -85,16 +85,6 @@ def kill(owner: Any) -> None:
     os.kill(shoal.get(owner.pid.remote(), timeout=60), signal.SIGKILL)
     with pytest.raises(ShoalError):
         shoal.get(owner.pid.remote(), timeout=60)
-
-
-@pytest.fixture
-def freed() -> Iterator[None]:
-    before = settled_counts()
-    yield
-    import gc
-
-    gc.collect()
-    wait_for_counts(before)
 
 
 def until(path: Path, name: str, count: int = 1) -> None:

@@ -5,12 +5,10 @@ Measured by the node's own statistics: its directory of escaped objects and its 
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +84,6 @@ class Keeper:
 def slow(value: Any, seconds: float) -> Any:
     time.sleep(seconds)
     return value
-
-
-@pytest.fixture
-def freed() -> Iterator[None]:
-    """At its end, everything that the test made must be freed within a second."""
-    before = settled_counts()
-    yield
-    gc.collect()
-    wait_for_counts(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,3 +42,13 @@ def run_example(name: str) -> Run:
         check=False,
     )
     return Run(done.stdout, done.stderr, done.returncode, time.monotonic() - begin)
+
+
+def check_output(run: Run, expected: str) -> None:
+    """Fail unless the run ended well and printed lines that match those of `expected` (regular expressions), and no others."""
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    patterns = expected.strip().splitlines()
+    printed = run.stdout.strip().splitlines()
+    assert len(printed) == len(patterns), run.stdout
+    for line, pattern in zip(printed, patterns, strict=True):
+        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 
 import pytest
-from tests.examples.example_runs import EXAMPLES, RUN_TIMEOUT_S, run_example
+from tests.examples.example_runs import EXAMPLES, RUN_TIMEOUT_S, check_output, run_example
 
 NAMES = sorted(path.name for path in EXAMPLES.glob("[0-9][0-9]_*.py"))
 
@@ -176,10 +175,5 @@ def test_example(name: str) -> None:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"needs {module}")
     run = run_example(name)
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
-    expected = EXPECTED[name].strip().splitlines()
-    printed = run.stdout.strip().splitlines()
-    assert len(printed) == len(expected), run.stdout
-    for line, pattern in zip(printed, expected, strict=True):
-        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+    check_output(run, EXPECTED[name])
     assert run.stderr == "", run.stderr

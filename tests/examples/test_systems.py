@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.examples.example_runs import EXAMPLES, ROOT, RUN_TIMEOUT_S, run_example
+from tests.examples.example_runs import EXAMPLES, ROOT, RUN_TIMEOUT_S, check_output, run_example
 
 #: what each prints, line by line; the last line is its figure
 EXPECTED = {
@@ -106,9 +106,4 @@ def test_system(name: str) -> None:
     if name == "dask_graphs" and importlib.util.find_spec("dask") is None:
         pytest.skip("needs dask")
     run = run_example(f"systems/{name}.py")
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
-    expected = EXPECTED[name].strip().splitlines()
-    printed = run.stdout.strip().splitlines()
-    assert len(printed) == len(expected), run.stdout
-    for line, pattern in zip(printed, expected, strict=True):
-        assert re.fullmatch(pattern, line), f"{line!r} is not {pattern!r}"
+    check_output(run, EXPECTED[name])

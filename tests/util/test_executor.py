@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.util.files import wait_for
 
 from shoal.util import Executor
 
@@ -41,15 +42,6 @@ def test_errors_are_the_users_own(shoal_shared: ModuleType) -> None:
         assert type(caught.value) is KeyError
         assert type(future.exception()) is KeyError
         assert "missing" in str(caught.value.__cause__)
-
-
-def wait_for(path: Path) -> bool:
-    """Whether the file came."""
-    for _ in range(6000):
-        if path.exists():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_time_out(shoal_shared: ModuleType, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.util.files import wait_for
 
 from shoal.util.multiprocessing import Pool
 
@@ -42,15 +43,6 @@ def get_state(_: Any = None) -> Any:
 
 def get_pid(_: Any = None) -> int:
     return os.getpid()
-
-
-def wait_for(path: Path) -> bool:
-    """Whether the file came."""
-    for _ in range(6000):
-        if path.exists():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def sleep_and_return(x: float) -> float:
