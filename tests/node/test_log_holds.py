@@ -65,6 +65,14 @@ def test_what_the_actor_that_lives_elsewhere_had_is_forgotten_here_alone() -> No
     assert not holds.told(ACTOR, ask.number) and holds.covered(ACTOR, 9) == [] and holds.node_gone(THERE) == []
 
 
+def test_what_another_home_counts_by_now_is_held_there_too() -> None:
+    kept = KeptHolds()
+    assert kept.hold(ACTOR, 2, [X, Y], HERE) == ([X, Y], [])
+    assert kept.hold(ACTOR, 4, [X, Z], THERE) == ([Z], [X]), "it may have been lost with HERE, and made anew"
+    assert kept.hold(ACTOR, 5, [X], THERE) == ([], [])
+    assert kept.free(ACTOR, 5) == [Y, Z]
+
+
 class World:
     """An actor's node, the GCS, and two keepers; messages come in their order, whenever."""
 
@@ -106,7 +114,7 @@ class World:
             return
         message = self.links[node].popleft()
         if isinstance(message, AskHold):
-            _, fresh = self.kept[node].hold(ACTOR, message.position, message.oids)
+            fresh, _ = self.kept[node].hold(ACTOR, message.position, message.oids, message.home)
             assert not self.held[node] & set(fresh)
             self.held[node] |= set(fresh)
             self.holds.told(ACTOR, message.number)

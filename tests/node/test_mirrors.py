@@ -8,7 +8,7 @@ from typing import Any
 from tests.node.cluster_of_refs import PlayedLoop
 from tests.node.test_object_directory import stored
 
-from shoal.node.foreign_holds import ConfirmHolds
+from shoal.node.foreign_holds import ConfirmHolds, SendNodeHold, SendNodeRelease
 from shoal.node.io.objects import Objects
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
@@ -22,6 +22,7 @@ from shoal.node.object_events import (
     EstateExpired,
     ExpireLater,
     ForgetHeir,
+    FreeStored,
     HeirTold,
     Held,
     MirrorItem,
@@ -29,6 +30,7 @@ from shoal.node.object_events import (
     MirrorsDropped,
     NodeDied,
     NodeHoldArrived,
+    NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
     ProcessDied,
@@ -301,3 +303,44 @@ def test_who_asks_for_the_heir_and_is_not_answered_is_none_and_asks_again() -> N
     shell._ask_heir(AskHeir(X, True))
     answer("gcs.kv_put", {"added": True}, [])
     assert told == [HeirTold(X, HERE)]
+
+
+def test_a_ref_from_a_living_home_brings_back_what_was_lost_with_a_dead_one() -> None:
+    """An actor's replay on another node has made it once more."""
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), NodeDied(THERE, "killed"))
+    [failed] = node.tell(HeirTold(X, b""), ResolveAsked(A, [X], home=THERE))
+    assert isinstance(failed.value, Failed)
+    assert SendNodeHold(THIRD, 2, [X]) in node.tell(Held(B, [X], home=THIRD))
+    assert node.tell(ResolveAsked(B, [X], home=THIRD)) == [SendResolveFor(THIRD, [X])]
+    assert node.tell(ResolvedAbroad(THIRD, X, b"again")) == [SendResolved(B, X, b"again")]
+    node.tell(NodeHoldConfirmed(THIRD, 2), Released(A, [X]), Released(B, [X]))
+    assert node.settle() == [SendNodeRelease(THIRD, [(X, 1)])]
+
+
+def test_it_waits_until_it_is_known_that_there_is_no_heir() -> None:
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE), NodeDied(THERE, "killed"))
+    node.tell(Held(B, [X], home=THIRD))
+    assert node.tell(HeirTold(X, b"")) == [SendNodeHold(THIRD, 2, [X]), SendResolveFor(THIRD, [X])]
+
+
+def test_what_an_owner_here_makes_once_more_is_this_nodes_own() -> None:
+    node = Node(A, B)
+    node.tell(Held(B, [X], home=THERE), NodeHoldConfirmed(THERE, 1))
+    node.tell(Escaped(A, [X], b"task"), Published(A, X, stored(X)))
+    assert node.directory.home_of(X) == b""
+    assert node.settle() == [SendNodeRelease(THERE, [(X, 1)])]
+    assert node.tell(ResolveAsked(B, [X], home=THERE))[0].value.oid == X
+    node.tell(Released(A, [X]), Released(B, [X]))
+    assert node.settle() == [FreeStored(X)], "its block does not stay behind"
+    assert node.directory.statistics()["objects"] == 0
+
+
+def test_what_is_made_here_while_its_heir_is_asked_for_is_not_forgotten() -> None:
+    node = Node(A, B)
+    node.tell(Held(B, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task")]), NodeDied(THERE, "killed"))
+    node.tell(Escaped(A, [X], b"task"))
+    assert node.tell(HeirTold(X, HERE)) == [], "nobody else is to be the heir, and it is not made twice"
+    node.tell(Published(A, X, b"small"), Released(A, [X]), Released(B, [X]))
+    assert ForgetHeir(X) in node.settle()

@@ -18,7 +18,14 @@ from shoal.api.scheduling_strategies import inherited_strategy
 from shoal.api.signatures import SignatureChecker, constructor_checker
 from shoal.protocol import errors, ids
 from shoal.protocol.limits import ASYNC_CONCURRENCY_DEFAULT
-from shoal.protocol.messages import CHECKPOINT_INTERVAL, CHECKPOINT_SECONDS, KIND_ACTOR_CALL, READ_ONLY, ActorSpec
+from shoal.protocol.messages import (
+    CHECKPOINT_INTERVAL,
+    CHECKPOINT_SECONDS,
+    KIND_ACTOR_CALL,
+    READ_ONLY,
+    REPLAYS,
+    ActorSpec,
+)
 from shoal.runtime import core
 from shoal.runtime.actor_calls import ActorQueue
 from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of
@@ -337,6 +344,16 @@ def _handle_of_spec(spec: ActorSpec, strong: bool) -> ActorHandle:
     return _restore_handle(spec.actor_id, serialization.loads(spec.methods), spec.home if strong else None)
 
 
+def _options_of_calls(runtime: core.Runtime, read_only: bool, is_exact: bool) -> dict[str, Any]:
+    """What a method's calls say of themselves; `is_exact`: to an actor with checkpoints."""
+    names = runtime.call_names
+    if (
+        names is not None
+    ):  # a replayed caller must be told the same again, so what it is told is recorded, also by methods that change nothing
+        return {REPLAYS: [names.actor_id, runtime.node_id]} if is_exact else {}
+    return {READ_ONLY: True} if read_only else {}
+
+
 class ActorMethod:
     """A method of one actor, seen through a handle."""
 
@@ -411,8 +428,7 @@ class ActorMethod:
             method=name,
             concurrency_group=group,
             backpressure=options.backpressure,
-            # A replayed caller must be told the same again, so what it is told is recorded.
-            options={READ_ONLY: True} if options.read_only and runtime.call_names is None else {},
+            options=_options_of_calls(runtime, options.read_only, about["exact"]),
         )
         home = home_of(self._ref) if self._ref is not None else b""
         with runtime.reactor.lock:

@@ -184,22 +184,31 @@ class KeptHolds:
     """What this node holds for the logs of actors of other nodes."""
 
     def __init__(self) -> None:
-        #: actor -> object -> the last position that named it
-        self._kept: dict[bytes, dict[bytes, int]] = {}
+        #: actor -> object -> (the last position that named it, its home by then)
+        self._kept: dict[bytes, dict[bytes, tuple[int, bytes]]] = {}
 
-    def hold(self, actor_id: bytes, position: int, oids: list[bytes]) -> tuple[bool, list[bytes]]:
-        """Returns whether the actor is a new one here, and which of the objects were not held for it yet."""
-        is_new = actor_id not in self._kept
+    def hold(self, actor_id: bytes, position: int, oids: list[bytes], home: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Objects of this home are to be held. Returns which of them were not held for the actor yet, and which were, but of another home: it may be
+        that they were lost there, and made anew."""
         rows = self._kept.setdefault(actor_id, {})
-        fresh = [oid for oid in dict.fromkeys(oids) if oid not in rows]
-        for oid in oids:
-            rows[oid] = max(position, rows.get(oid, 0))
-        return is_new, fresh
+        fresh, moved = [], []
+        for oid in dict.fromkeys(oids):
+            known = rows.get(oid)
+            if known is None:
+                fresh.append(oid)
+            elif known[1] != home:
+                moved.append(oid)
+            rows[oid] = (max(position, known[0]) if known else position, home)
+        return fresh, moved
+
+    def knows(self, actor_id: bytes) -> bool:
+        """Whether anything was ever held for the actor."""
+        return actor_id in self._kept
 
     def free(self, actor_id: bytes, below: int) -> list[bytes]:
         """What only positions before this one named: it is to be let go."""
         rows = self._kept.get(actor_id, {})
-        gone = [oid for oid, position in rows.items() if position < below]
+        gone = [oid for oid, (position, _) in rows.items() if position < below]
         for oid in gone:
             del rows[oid]
         return gone

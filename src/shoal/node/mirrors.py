@@ -182,6 +182,10 @@ class Mirrors:
         """Whether it is not known yet of all results of a task who is their home now: those that are this node's are made by one run."""
         return task_id in self._tasks
 
+    def asks_for(self, oid: bytes) -> bool:
+        """Whether it is not known yet who is the home of an object now."""
+        return oid in self._asking
+
     def forget_dead(self) -> None:
         """What dead homes had told is of no use once their objects have heirs: who comes later asks those. Unless something may be made from it."""
         if not self._asking:
@@ -197,13 +201,19 @@ class Mirrors:
         has_other = row is not None and row.value is not None and type(row.value) is not bytes
         if row is None or row.abroad is None or has_other or (not row.rows and row.waiters is None):
             if event.home == directory._node_id and oid not in self._inherited:
-                effects.append(ForgetHeir(oid))  # nobody here wants it any more
+                if row is not None and row.abroad is None and row.known:
+                    self._inherited[oid] = None  # it was made here meanwhile
+                else:
+                    effects.append(ForgetHeir(oid))  # nobody here wants it any more
             if row is not None and row.abroad is not None:
                 row.abroad.asked = False
                 directory._drop_if_idle(oid, row)
             return
         row.abroad.asked = False
         former = row.abroad.home
+        heir = event.home
+        if not heir or self._dead_heirs.get(oid) == heir:
+            heir = row.abroad.instead or heir
         if event.home == directory._node_id:
             self._inherited[oid] = None
             row.abroad = None
@@ -212,13 +222,16 @@ class Mirrors:
                 row.stamp = directory._issued
                 directory._candidates[oid] = None
             self._take_over(former, oid, row, effects)
-        elif event.home and directory._holds_abroad.cause_of_death(event.home) is None:
-            row.abroad = Abroad(event.home)
+        elif heir == directory._node_id:
+            row.abroad = None
+            directory._asked[oid] = directory._issued  # its owner's word may still be to be read
+        elif heir and directory._holds_abroad.cause_of_death(heir) is None:
+            row.abroad = Abroad(heir)
             if row.rows:
-                directory._take(event.home, [oid], effects)
+                directory._take(heir, [oid], effects)
             if row.waiters is not None:
                 row.abroad.asked = True
-                effects.append(SendResolveFor(event.home, [oid]))
+                effects.append(SendResolveFor(heir, [oid]))
         elif event.home and self._dead_heirs.get(oid) != event.home:
             self._dead_heirs[oid] = event.home
             self.ask_heir(oid, row, effects)

@@ -288,9 +288,20 @@ class ObjectDirectory:
             row.owner = sender
             self._succession.ghosts.pop(oid, None)
             self._asked.pop(oid, None)
+            if row.abroad is not None:
+                self._bring_home(oid, row, row.abroad)
             if row.value is None:
                 owed[oid] = None
         self._count(held, fresh, 1)
+
+    def _bring_home(self, oid: bytes, row: ObjectRow, abroad: Abroad) -> None:
+        """What another node is, or was, the home of is made once more by an owner here (an actor's replay): this node's own from now on."""
+        row.abroad = None
+        if type(row.value) is Failed:
+            row.value = None
+        if abroad.taken:
+            self._holds_abroad.release(abroad.home, oid, abroad.taken)
+            self._candidates[oid] = None  # after the next sweep, as whatever is let go abroad
 
     def _on_held(self, event: Held, effects: list[Effect]) -> None:
         if event.sender in self._held:
@@ -410,6 +421,8 @@ class ObjectDirectory:
             row = self._objects.get(oid)
             if row is None:
                 row = self._objects[oid] = ObjectRow()
+            if row.abroad is not None and event.home:
+                self._move_home(oid, row, row.abroad, event.home)
             value = row.value
             if row.abroad is not None and (event.stale_node or not event.stale_generation):
                 self._resolve_abroad(
@@ -568,7 +581,21 @@ class ObjectDirectory:
             cause = self._holds_abroad.cause_of_death(home)
             if cause is not None and not self._mirrors.ask_heir(oid, row, effects):
                 self._fail_homeless(oid, row, cause, effects)
+        elif row.abroad.home != home and self._holds_abroad.cause_of_death(home) is None:
+            self._move_home(oid, row, row.abroad, home)
         return row.abroad
+
+    def _move_home(self, oid: bytes, row: ObjectRow, abroad: Abroad, home: bytes) -> None:
+        """A ref comes from a living home, while the one that is known here is dead: there it was made once more (an actor's replay)."""
+        if self._holds_abroad.cause_of_death(abroad.home) is None:
+            return
+        if self._mirrors.asks_for(oid):
+            abroad.instead = home  # if it has no heir
+        elif type(row.value) is Failed:
+            row.value = None
+            row.abroad = (
+                None if home == self._node_id else Abroad(home)
+            )  # here its owner's word may still be to be read
 
     def _take(self, home: bytes, oids: list[bytes], effects: list[Effect]) -> int:
         """See that this node holds objects at their home; returns the number of the NodeHold that brings it, 0 for none."""

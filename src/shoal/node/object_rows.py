@@ -11,10 +11,12 @@ from shoal.protocol.messages import Containing, Stored, Value
 class Abroad:
     """What an object's row has more when its home is another node."""
 
-    __slots__ = ("asked", "home", "number", "stale", "taken")
+    __slots__ = ("asked", "home", "instead", "number", "stale", "taken")
 
     def __init__(self, home: bytes) -> None:
         self.home = home
+        #: a living node that refs name as its home, while the heir of a dead one is asked for
+        self.instead = b""
         #: holds that this node has there
         self.taken = 0
         #: the NodeHold that asked for the first of them

@@ -536,6 +536,8 @@ CHECKPOINT_INTERVAL = "checkpoint_interval"
 CHECKPOINT_SECONDS = "checkpoint_seconds"
 #: key of TaskTemplate.options, of a method that changes nothing
 READ_ONLY = "read_only"
+#: another one, of calls from one actor with checkpoints to another: the caller, which may be replayed and ask again, and its node
+REPLAYS = "replays"
 
 
 class ActorSpec(Message, tag=70):

@@ -54,6 +54,7 @@ from shoal.protocol.messages import (
     Value,
 )
 from shoal.runtime import replay
+from shoal.runtime.coming_again import ComingAgain
 from shoal.runtime.jobs import BoundTemplate, Job
 from shoal.runtime.objects import ObjectRef, home_of
 from shoal.runtime.replay import AWAITED, FORGOTTEN, KNOWN, CallLedger, KeptReply, Record, ReplayGap
@@ -80,12 +81,15 @@ class ExactActor:
         self.runtime = host.runtime
         self.reactor = host.reactor
         self.ledger = CallLedger()
-        self.names = self.runtime.call_names = CallNames(ids.child_prefix(host.actor_id, 0))
+        self.names = self.runtime.call_names = CallNames(ids.child_prefix(host.actor_id, 0), host.actor_id)
+        self.coming = ComingAgain(self.runtime, self._read_arguments)
+        self.names.brings_back = self.coming.brings_back
         self.in_cluster = "cluster_token" in self.runtime.config
         options = host.spec.options
         self._interval: int = options.get(CHECKPOINT_INTERVAL, 0)
         self._seconds: float = options.get(CHECKPOINT_SECONDS, 0)
         self._calls = 0  #: recorded since the last checkpoint
+        self._owes = False  #: one of them is not to be replayed
         self._bytes = 0  #: of arguments, likewise
         self._checkpointed_at = 0.0
         self._told_failure = ""
@@ -198,6 +202,7 @@ class ExactActor:
             if not job.template.recorded:
                 queue.append(job)
                 continue
+            self.coming.came(job)
             verdict = self.ledger.arrive(job.task_id)
             if verdict is KNOWN:
                 self._answer(job, self.ledger.answer(job.task_id))
@@ -217,6 +222,8 @@ class ExactActor:
         """Run one call on the main thread: in place of `Executor.run_task`."""
         if not job.template.recorded:
             return self.executor.run_task(job)
+        last = self._again.get(job.task_id, [job])[-1]
+        job.args, job.deps = last.args, last.deps  # where what is in them is counted by now
         try:
             arguments, dependencies, refs, stored = self._recordable(job)
         except (
@@ -255,16 +262,26 @@ class ExactActor:
                     self._leave_page(daemon)
                     oids = self._hold(daemon, refs) if refs else []
                     self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+            if refs:
+                self.coming.begins(job, [ref.binary() for ref in refs], last, self._again.get(job.task_id, [last])[-1])
         value = self._run(job)
+        self.coming.ends()
         self._calls += 1
         self._bytes += len(encoded)
         self._finish(job.task_id, value)
         # Nobody knows what a call would meet with in a replay that has met with a loss; and one that made an actor would make it again on another
         # node, which would count handles beside the first. So these are not to be replayed.
         overdue = bool(self.names.loss) or (self.names.creates and self.in_cluster)
-        if (overdue or self._is_due()) and not self.executor.exit_reason:
+        self._owes = self._owes or overdue
+        if (self._owes or self._is_due()) and not self.executor.exit_reason:
             self._checkpoint_or_tell(last=overdue)
         return value
+
+    def _read_arguments(self, job: Job) -> None:
+        """See what a call brings: the refs inside become known, with their homes."""
+        for value in (job.args, *(value for _, value in job.deps or ())):
+            if type(value) is not Failed:
+                self.executor.load_value(value)
 
     def _leave_page(self, daemon: Connection) -> None:
         """From now on, until a checkpoint, records are sent: those in the page come first. Caller holds the lock."""
@@ -464,6 +481,7 @@ class ExactActor:
                 if self._page is not None:
                     self._page.clear()
         self._calls = self._bytes = 0
+        self._owes = False
         self._checkpointed_at = perf_counter()
 
 

@@ -564,6 +564,11 @@ class ObjectTable:
                 assert shared is not None, "entries in the table are shared"
                 if not shared.home and not shared.owned:
                     shared.home = home
+                elif home and home != shared.home and not shared.owned and type(entry.value) is Failed:
+                    # It was lost with its home, perhaps, and made anew elsewhere: the daemon is told of that home, and asked again.
+                    shared.home, entry.value, shared.resolving = home, None, False
+                    shared.holds += 1
+                    self._note_hold(oid, home)
                 handle = shared.handle
                 ref = handle() if handle is not None else None
                 if ref is None:

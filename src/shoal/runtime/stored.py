@@ -78,12 +78,16 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
     Raises:
         the error that stands in its place.
     """
-    try:
-        return _load(runtime, entry, until)
-    except errors.ShoalError as error:
-        if runtime.call_names is not None:
-            runtime.call_names.note_loss(error)
-        raise
+    while True:
+        try:
+            return _load(runtime, entry, until)
+        except errors.ShoalError as error:
+            names = runtime.call_names
+            if names is None:
+                raise
+            if not names.is_made_anew(entry, error, until):
+                names.note_loss(error)
+                raise
 
 
 def _load(runtime: Runtime, entry: ObjectEntry, until: float | None) -> Any:

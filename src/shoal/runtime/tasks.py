@@ -7,6 +7,7 @@ and no defaults that cost.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -269,10 +270,13 @@ class CallNames:
     """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike; and what its calls could not
     have. Written by `exact_actor`; counted under the reactor's lock."""
 
-    __slots__ = ("active", "creates", "loss", "made", "prefix", "settled")
+    __slots__ = ("active", "actor_id", "brings_back", "creates", "loss", "made", "prefix", "settled")
 
-    def __init__(self, prefix: bytes) -> None:
+    def __init__(self, prefix: bytes, actor_id: bytes = b"") -> None:
         self.prefix = prefix
+        self.actor_id = actor_id
+        #: asked of a lost object whether it was made anew meanwhile (`coming_again`)
+        self.brings_back: Callable[[ObjectEntry, float | None], bool] = lambda entry, until: False
         self.made = 0  #: calls named so far
         self.active = False  #: a recorded call runs now
         self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
@@ -282,9 +286,17 @@ class CallNames:
     def note_loss(self, error: BaseException) -> None:
         """A value that was asked for has an error in its place."""
         if self.active and not self.loss:
-            cause = error.cause if isinstance(error, errors.TaskError) else error
+            cause = _cause(error)
             if isinstance(cause, _LOSSES):
                 self.loss = f"{type(cause).__name__}: {cause}"
+
+    def is_made_anew(self, entry: ObjectEntry, error: BaseException, until: float | None) -> bool:
+        """Whether what is lost, says the error, is to be looked at again; may wait for that."""
+        return self.active and isinstance(_cause(error), _LOSSES) and self.brings_back(entry, until)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.cause if isinstance(error, errors.TaskError) else error
 
 
 def started_under(death: WorkerDied | None, lease_id: int, caller: int | None = None) -> int:

@@ -130,16 +130,19 @@ class LogHolding:
 
     def _on_hold(self, node: bytes, message: HoldForLog) -> None:
         process = KEEPER + message.actor_id
-        is_new, fresh = self._kept.hold(message.actor_id, message.position, message.oids)
+        is_new = not self._kept.knows(message.actor_id)
+        fresh, moved = self._kept.hold(message.actor_id, message.position, message.oids, message.home)
         if is_new:
             self._objects.handle(events.ProcessJoined(process, runs=False))
             self._unconfirmed[process] = deque()
             self._confirmed[process] = 0
         held = HeldForLog(message.number, message.actor_id)
         waiting = self._unconfirmed[process]
-        if fresh or waiting:  # what is held already may not be counted yet: a hold of nothing comes after it
+        if fresh or moved or waiting:  # what is held already may not be counted yet: a hold of nothing comes after it
             waiting.append((node, held))
-            self._objects.hold_as(process, fresh, message.home)
+            self._objects.hold_as(process, [*fresh, *moved], message.home)
+            if moved:
+                self._objects.handle(events.Released(process, moved))  # one hold is enough
         else:
             self._links.send(node, held)
         if is_new:
