@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,12 @@ class Sums:
             self.total += 1000
         return self.total
 
+    def look_when(self, begun: Path, go: Path, refs: list[Any]) -> int:
+        begun.touch()
+        while not go.exists():
+            time.sleep(0.01)
+        return self.look(refs)
+
     @shoal.method(read_only=True)
     def process(self) -> int:
         return os.getpid()
@@ -85,6 +92,9 @@ class Bank:
         self.refs.append(made.remote(number))
         self.accounts.append(Account.remote())
         assert int(shoal.get(self.refs[-1])[0]) == number
+
+    def hand(self, sums: Any, begun: Path, go: Path) -> None:
+        sums.look_when.remote(begun, go, [shoal.put(np.full(30_000, 50))])
 
     def book(self, amount: int) -> list[int]:
         return list(shoal.get([account.book.remote(amount) for account in self.accounts]))
@@ -155,8 +165,8 @@ def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
         get(sums.add.remote([1]))
 
 
-def test_what_only_an_actor_refers_to_outlives_its_node(start_cluster: StartCluster) -> None:
-    """Killed with records since the checkpoint, then drained; in the end nothing is held by anybody."""
+def test_what_only_an_actor_refers_to_outlives_its_node(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """Killed with records since the checkpoint, then drained; in the end nothing is held. A call that it has made waits for what it had put."""
     cluster = start_cluster(num_cpus=1, resources={"far": 1, "here": 1})
     cluster.add_nodes(2, num_cpus=1, resources={"out": 1})
     cluster.connect(log_to_driver=False)
@@ -164,7 +174,12 @@ def test_what_only_an_actor_refers_to_outlives_its_node(start_cluster: StartClus
     get(bank.take.remote([made.remote(3)], [Account.options(resources={"here": 0.1}).remote()]))
     get(bank.make.remote(4))
     assert get([bank.book.remote(1) for _ in range(2)])[-1] == [2, 2]
+    sums, begun, go = Sums.remote(), tmp_path / "begun", tmp_path / "go"
+    get(bank.hand.remote(sums, begun, go))
+    wait_until(begun.exists)
     cluster.remove_node(node_of(cluster, bank), kill=True)
+    go.touch()
+    assert get(sums.add.remote([1])) == 51
     assert get(bank.book.remote(1)) == [3, 3]
     assert get(bank.values.remote()) == [3, 4]
 
@@ -174,6 +189,6 @@ def test_what_only_an_actor_refers_to_outlives_its_node(start_cluster: StartClus
     assert get(bank.values.remote()) == [3, 4]
 
     assert held_for_logs(cluster) > 0
-    del bank
+    del bank, sums
     wait_until(lambda: held_for_logs(cluster) == 0)
     wait_until(lambda: not any(node.call("node.objects")["objects"] for node in cluster.nodes))

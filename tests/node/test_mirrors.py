@@ -344,3 +344,19 @@ def test_what_is_made_here_while_its_heir_is_asked_for_is_not_forgotten() -> Non
     assert node.tell(HeirTold(X, HERE)) == [], "nobody else is to be the heir, and it is not made twice"
     node.tell(Published(A, X, b"small"), Released(A, [X]), Released(B, [X]))
     assert ForgetHeir(X) in node.settle()
+
+
+def test_a_ref_that_says_that_it_is_at_home_here_waits_for_its_owners_word() -> None:
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), NodeDied(THERE, "killed"), HeirTold(X, b""))
+    assert node.tell(Held(A, [X]), ResolveAsked(A, [X], home=HERE)) == [], "which may stand in another socket"
+    assert node.tell(Escaped(B, [X]), Published(B, X, b"again")) == [SendResolved(A, X, b"again")]
+
+
+def test_it_may_be_that_nobody_makes_it() -> None:
+    node = Node(A, B)
+    node.tell(Held(A, [X], home=THERE), ResolveAsked(A, [X], home=THERE), NodeDied(THERE, "killed"))
+    node.tell(ResolveAsked(A, [X], home=HERE))
+    assert node.tell(HeirTold(X, b"")) == []
+    [told] = node.settle()
+    assert isinstance(told, SendResolved) and isinstance(told.value, Failed)
