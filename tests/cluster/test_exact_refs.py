@@ -54,6 +54,13 @@ class Sums:
             self.total += 1000
         return self.total
 
+    def look_and_die(self, refs: list[Any], died: Path) -> int:
+        self.look_if_there(refs)
+        if not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.total
+
     def look_when(self, begun: Path, go: Path, refs: list[Any]) -> int:
         begun.touch()
         while not go.exists():
@@ -130,7 +137,7 @@ def replaced(cluster: Cluster, node: ClusterNode, **options: Any) -> ClusterNode
     return cluster.add_node(num_cpus=1, **options)
 
 
-def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
+def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster, tmp_path: Path) -> None:
     cluster = start_cluster(num_cpus=1, resources={"here": 1})
     options: dict[str, Any] = {"resources": {"far": 1}}
     far = cluster.add_node(num_cpus=1, **options)
@@ -152,11 +159,12 @@ def test_what_is_lost_is_made_anew_or_said(start_cluster: StartCluster) -> None:
     assert get(sums.look_if_there.remote([lost])) == 1322
     os.kill(get(sums.process.remote()), signal.SIGKILL)
     assert get(sums.add.remote([1])) == 1323
+    assert get(sums.look_and_die.remote([lost], tmp_path / "died")) == 2323, "also when it was killed within that call"
 
     # One that it had not met with ends the actor: its state cannot be had again.
     lost, beside = made.options(max_retries=0).remote(7), made.options(max_retries=0).remote(8)
     shoal.wait([beside], fetch_local=False)
-    assert get(sums.look_if_there.remote([lost])) == 1330
+    assert get(sums.look_if_there.remote([lost])) == 2330
     replaced(cluster, far, **options)
     with pytest.raises(ObjectLostError):
         get(beside)  # until the death is known here there is a copy of the other one

@@ -366,6 +366,9 @@ class Node:
     def owned_by(self, process_id: bytes) -> list[bytes]:
         return [oid for oid, owner in self.stored.items() if owner == process_id]
 
+    def written_by(self, process_id: bytes) -> list[Any]:
+        return []  # here processes that die have told what they stored
+
     def on_free_objects(self, process_id: bytes, message: messages.FreeObjects) -> None:
         self.free(message.oids)
 

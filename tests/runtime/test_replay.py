@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal import serialization
 from shoal.node.actor_logs import ActorLogs
 from shoal.protocol import errors
 from shoal.protocol.limits import RECOVERIES_MAX
@@ -101,6 +105,37 @@ def test_what_a_recorded_call_could_not_have_is_noted() -> None:
     names.note_loss(errors.dependency_error(errors.OwnerDiedError("gone"), "f"))
     names.note_loss(errors.ObjectLostError("another"))
     assert names.loss == "OwnerDiedError: gone"
+
+
+def test_a_replay_is_told_of_the_losses_that_the_call_had_met_with() -> None:
+    noted: list[tuple[bytes, str]] = []
+    names = CallNames(b"a" * 12)
+    names.on_loss = lambda oid, error: noted.append((oid, str(error)))
+    names.note_loss(errors.ObjectLostError("outside of a call"), b"w")
+    names.active = True
+    for oid in (b"x", b"y"):
+        names.note_loss(errors.ObjectLostError("gone"), oid)
+    names.note_loss(errors.TaskError("f", "", ValueError("its own doing")), b"z")
+    assert noted == [(b"x", "gone"), (b"y", "gone")]
+
+    ref: Any = SimpleNamespace(binary=lambda: b"x")
+    names.lose_again([ref])
+    names.lost_before = {b"x": serialization.dumps_error(errors.OwnerDiedError("gone"))}
+    with pytest.raises(errors.OwnerDiedError, match="gone"):
+        names.lose_again([ref])
+
+
+def test_losses_stand_behind_their_call_in_its_record() -> None:
+    ledger = CallLedger()
+    index = ledger.begin(name(1, 1))
+    lost = Record(ledger.lose(), b"", "", "", 0, b"", loss=(b"x", b"error"))
+    ledger.finish(KeptReply(name(1, 1), b"v"))
+    following = CallLedger()
+    records = [Record(index, name(1, 1), "m", "A.m", 1, b""), decode_record(encode(lost))]
+    following.restore(None, [*records, Record(ledger.begin(name(1, 2)), name(1, 2), "m", "A.m", 1, b"")])
+    assert [record.loss for record in following.plan] == [None, (b"x", b"error"), None]
+    assert following.statistics()["awaited"] == 2
+    assert following.arrive(name(1, 1)) is AWAITED
 
 
 def test_settling_below_a_number() -> None:

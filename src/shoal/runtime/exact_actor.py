@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -84,12 +85,14 @@ class ExactActor:
         self.names = self.runtime.call_names = CallNames(ids.child_prefix(host.actor_id, 0), host.actor_id)
         self.coming = ComingAgain(self.runtime, self._read_arguments)
         self.names.brings_back = self.coming.brings_back
+        self.names.on_loss = self._record_loss
         self.in_cluster = "cluster_token" in self.runtime.config
         options = host.spec.options
         self._interval: int = options.get(CHECKPOINT_INTERVAL, 0)
         self._seconds: float = options.get(CHECKPOINT_SECONDS, 0)
         self._calls = 0  #: recorded since the last checkpoint
         self._owes = False  #: one of them is not to be replayed
+        self._lost: set[bytes] = set()  #: what the call that runs could not have
         self._bytes = 0  #: of arguments, likewise
         self._checkpointed_at = 0.0
         self._told_failure = ""
@@ -154,9 +157,15 @@ class ExactActor:
         plan = self.ledger.plan
         self._results.recovers = True
         try:
-            for record in plan:
+            for number, record in enumerate(plan):
+                if record.loss is not None:
+                    continue
+                losses = [each.loss for each in takewhile(lambda each: each.loss is not None, plan[number + 1 :])]
+                self.names.lost_before = dict(loss for loss in losses if loss is not None)
                 with self.reactor.lock:
                     self.ledger.begin(record.task_id, record.postponed)
+                    for _ in losses:
+                        self.ledger.lose()
                 self._finish(record.task_id, self._run(self._job_of(record)))
                 if self.names.loss:
                     raise ReplayGap(
@@ -167,6 +176,7 @@ class ExactActor:
                     )
         finally:
             self._results.recovers = False
+            self.names.lost_before = {}
         self._calls = len(plan)
         plan.clear()
         self._places.clear()
@@ -241,7 +251,6 @@ class ExactActor:
                     self._answer(again, KeptReply(job.task_id, failed))
             return failed
         wire = job.template.wire
-        host = self.host
         record = Record(
             self.ledger.index + 1,
             job.task_id,
@@ -258,10 +267,7 @@ class ExactActor:
             index = self.ledger.begin(job.task_id)
             daemon = self.reactor.causal
             if daemon is not None:
-                if self._page is None or refs or stored or not self._page.append(index, encoded):
-                    self._leave_page(daemon)
-                    oids = self._hold(daemon, refs) if refs else []
-                    self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+                self._record(daemon, index, encoded, refs, stored)
             if refs:
                 self.coming.begins(job, [ref.binary() for ref in refs], last, self._again.get(job.task_id, [last])[-1])
         value = self._run(job)
@@ -276,6 +282,29 @@ class ExactActor:
         if (self._owes or self._is_due()) and not self.executor.exit_reason:
             self._checkpoint_or_tell(last=overdue)
         return value
+
+    def _record(
+        self, daemon: Connection, index: int, encoded: bytes, refs: list[ObjectRef], stored: list[bytes]
+    ) -> None:
+        """Write a record. Caller holds the lock."""
+        if self._page is None or refs or stored or not self._page.append(index, encoded):
+            self._leave_page(daemon)
+            oids = self._hold(daemon, refs) if refs else []
+            host = self.host
+            self._write(daemon, RecordCall(host.actor_id, host.incarnation, index, encoded, oids, stored))
+
+    def _record_loss(self, oid: bytes, error: BaseException) -> None:
+        """The call that runs is told that it cannot have a value: so is its replay, whatever can be had by then."""
+        if self._results.recovers or oid in self._lost:
+            return  # the replay ends; or it is known
+        self._lost.add(oid)
+        dumped = serialization.dumps_error(error)
+        with self.reactor.lock:
+            daemon = self.reactor.causal
+            if daemon is not None:
+                index = self.ledger.lose()
+                record = Record(index, b"", "", "", 0, b"", loss=(oid, dumped))
+                self._record(daemon, index, replay.encode(record), [], [])
 
     def _read_arguments(self, job: Job) -> None:
         """See what a call brings: the refs inside become known, with their homes."""
@@ -294,6 +323,7 @@ class ExactActor:
         names = self.names
         names.active, names.creates, names.loss = True, False, ""
         self._results.handed = []
+        self._lost.clear()
         try:
             return self.executor.run_task(job)
         finally:

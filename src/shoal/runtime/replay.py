@@ -11,6 +11,9 @@ arguments are its *record*, which stands in the daemon's socket before anything 
                KNOWN      it ran: answer from `kept`
                FORGOTTEN  it ran, and its answer was given and let go (or was too much to keep): an error, never a second effect
 
+A value that a call asks for and cannot have is recorded behind the call, before anything that follows from it: a replay is told the same. One that
+meets with a loss of its own is wrong, and ends.
+
 A call that did not begin because an argument was lost is *postponed*: its caller has that made anew and sends it again, when later calls may have
 begun. So the calls that are postponed stand beside the marks, and in the record of each call that begins meanwhile.
 
@@ -56,6 +59,8 @@ class Record(msgspec.Struct, array_like=True):
     arguments: Value
     dependencies: list[tuple[int | str, Value]] | None = None
     postponed: list[bytes] = []  #: calls that came before it, and are to come again
+    #: not a call but a loss, which the call before it has met with: the object, and the error that was raised
+    loss: tuple[bytes, bytes] | None = None
 
 
 class KeptReply(msgspec.Struct, array_like=True):
@@ -140,7 +145,8 @@ class CallLedger:
             if record.index != following:
                 raise ReplayGap(f"call {following} is missing in its record, which goes on with call {record.index}")
             self.plan.append(record)
-            self._awaited.add(record.task_id)
+            if record.loss is None:
+                self._awaited.add(record.task_id)
 
     def snapshot(self, calls_made: int) -> Snapshot:
         """What a checkpoint taken now must have beside the state."""
@@ -185,6 +191,11 @@ class CallLedger:
         self._postponed.pop(task_id, None)
         if len(self._marks) > CALLERS_MARKED_MAX:
             del self._marks[next(iter(self._marks))]
+        self.index += 1
+        return self.index
+
+    def lose(self) -> int:
+        """The call that runs has met with a loss, in life or in replay: the index of its record."""
         self.index += 1
         return self.index
 

@@ -86,7 +86,7 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
             if names is None:
                 raise
             if not names.is_made_anew(entry, error, until):
-                names.note_loss(error)
+                names.note_loss(error, entry.oid)
                 raise
 
 

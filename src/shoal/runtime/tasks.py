@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from shoal import serialization
 from shoal.protocol import errors
 from shoal.protocol.limits import QUEUED_WORK_S
 from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
@@ -21,7 +22,7 @@ from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
 if TYPE_CHECKING:
     from shoal.runtime.actor_calls import ActorQueue
     from shoal.runtime.arguments import Room
-    from shoal.runtime.objects import ObjectEntry
+    from shoal.runtime.objects import ObjectEntry, ObjectRef
     from shoal.runtime.reactor import Connection
 
 
@@ -270,25 +271,48 @@ class CallNames:
     """How an actor with checkpoints names its calls to others with checkpoints: its replay must name them alike; and what its calls could not
     have. Written by `exact_actor`; counted under the reactor's lock."""
 
-    __slots__ = ("active", "actor_id", "brings_back", "creates", "loss", "made", "prefix", "settled")
+    __slots__ = (
+        "active",
+        "actor_id",
+        "brings_back",
+        "creates",
+        "loss",
+        "lost_before",
+        "made",
+        "on_loss",
+        "prefix",
+        "settled",
+    )
 
     def __init__(self, prefix: bytes, actor_id: bytes = b"") -> None:
         self.prefix = prefix
         self.actor_id = actor_id
         #: asked of a lost object whether it was made anew meanwhile (`coming_again`)
         self.brings_back: Callable[[ObjectEntry, float | None], bool] = lambda entry, until: False
+        #: told of what the recorded call that runs could not have: a replay must be told the same
+        self.on_loss: Callable[[bytes, BaseException], None] = lambda oid, error: None
+        #: in a replay: what the call could not have when it ran, and the error of each
+        self.lost_before: dict[bytes, bytes] = {}
         self.made = 0  #: calls named so far
         self.active = False  #: a recorded call runs now
         self.settled = 0  #: calls that the last checkpoint covers: no replay will make them again
         self.creates = False  #: the recorded call that runs has made an actor
         self.loss = ""  #: what the recorded call that runs has asked for and could not have, the first of it
 
-    def note_loss(self, error: BaseException) -> None:
+    def note_loss(self, error: BaseException, oid: bytes = b"") -> None:
         """A value that was asked for has an error in its place."""
-        if self.active and not self.loss:
+        if self.active:
             cause = _cause(error)
             if isinstance(cause, _LOSSES):
-                self.loss = f"{type(cause).__name__}: {cause}"
+                self.loss = self.loss or f"{type(cause).__name__}: {cause}"
+                self.on_loss(oid, error)
+
+    def lose_again(self, refs: list[ObjectRef]) -> None:
+        """Values are asked for in a replay: raises what the first run was told, if it could not have one of them."""
+        for ref in refs:
+            error = self.lost_before.get(ref.binary())
+            if error is not None:
+                raise serialization.loads_error(error)
 
     def is_made_anew(self, entry: ObjectEntry, error: BaseException, until: float | None) -> bool:
         """Whether what is lost, says the error, is to be looked at again; may wait for that."""
