@@ -369,6 +369,9 @@ class Node:
     def written_by(self, process_id: bytes) -> list[Any]:
         return []  # here processes that die have told what they stored
 
+    def free_of(self, giver: bytes, oids: list[bytes]) -> None:
+        assert not oids
+
     def on_free_objects(self, process_id: bytes, message: messages.FreeObjects) -> None:
         self.free(message.oids)
 
