@@ -269,9 +269,14 @@ def test_what_a_dead_home_told_is_kept_while_something_may_be_made_from_it() -> 
 def test_what_a_dead_worker_stored_for_a_dead_owner_and_never_told_is_freed(claimed: bool) -> None:
     """Unless a worker that lives has the task: then it may be what that has just stored."""
     node, freed = Node(A, B, THIRD), []
-    store = SimpleNamespace(owned_by=lambda owner: [X], free=lambda oids, of_dead=False: freed.append((oids, of_dead)))
+    store = SimpleNamespace(
+        owned_by=lambda owner: [X],
+        written_by=lambda process: [],
+        free=lambda oids, of_dead=False: freed.append((oids, of_dead)),
+        free_of=lambda giver, oids: None,
+    )
     shell: Any = Objects.__new__(Objects)
-    shell.machine, shell._store = node.directory, store
+    shell.machine, shell._store, shell._settled_owners = node.directory, store, {}
     node.tell(Escaped(A, [X], b"task"), Held(THIRD, [X]), ProcessDied(A, "killed", [B]))
     settled = node.tell(Claimed(B, A, [X[:16]]) if claimed else ProcessDied(B, "killed"))
     assert [each.process for each in settled if type(each) is Adopted] == ([] if claimed else [THIRD])
