@@ -11,8 +11,9 @@ import pytest
 
 from shoal.protocol import errors
 from shoal.protocol.ids import task_id_of
-from shoal.protocol.messages import REPLAYS, Failed
+from shoal.protocol.messages import REPLAYS, Failed, Hold, Resolve
 from shoal.runtime.coming_again import ComingAgain
+from shoal.runtime.objects import ObjectTable
 
 CALLER, NODE, LATER = b"a" * 16, b"n" * 16, b"l" * 16
 X = b"x" * 16 + b"\0\0\0\1"
@@ -112,3 +113,29 @@ def test_what_comes_again_without_the_ref_does_not_bring_it() -> None:
     world.begin()
     world.coming.came(world.job(5, "second", LATER))
     assert not world.coming.brings_back(world.entry, None), "that one's node lives"
+
+
+def test_a_ref_that_names_another_home_is_asked_for_there_when_it_was_lost() -> None:
+    sent: list[Any] = []
+    reactor: Any = SimpleNamespace(
+        lock=threading.RLock(),
+        causal=SimpleNamespace(send=sent.append),
+        handlers={},
+        has_notes=False,
+        attend=lambda: None,
+        await_confirmation=lambda: None,
+    )
+    table = ObjectTable(reactor, lambda entry: None, lambda name, value: None)
+    dead, alive = b"dead" * 4, b"live" * 4
+    ref = table.borrow(X, dead)
+    entry = ref._entry
+    table._write_notes()
+    sent.clear()
+    assert table.borrow(X, alive) is ref
+    table._write_notes()
+    assert sent == [], "nobody says that it is lost"
+    entry.value = Failed(b"lost with its home")
+    assert table.borrow(X, alive) is ref and entry.value is None
+    table._write_notes()
+    table.resolve([entry])
+    assert sent == [Hold([X], home=alive), Resolve([X], 0, alive)]
