@@ -48,8 +48,24 @@ def test_output_is_what_the_program_prints(page: Path) -> None:
         assert block in printed, f"examples/{page.stem}.py does not print this:\n{block}\nbut this:\n{printed}"
 
 
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to parts of a page may name: its headings, as browsers of repositories write them."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}, which does not exist"
+    for target, part in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page)):
+        if "://" in target:
+            continue
+        there = (page.parent / target) if target else page
+        assert there.exists(), f"{page.relative_to(ROOT)} links to {target}, which does not exist"
+        assert not part or part in anchors(there), (
+            f"{page.relative_to(ROOT)} links to {target}#{part}, which is no heading"
+        )

@@ -1,4 +1,4 @@
-"""The journey names files, classes and functions: all of them exist."""
+"""The journey and the other pages name files, classes and functions: all of them exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+FOLDERS = ("src", "tests", "benchmarks", "examples", "docs")
 LINK = re.compile(r"\[`([^`]+)`\]\(([^)]+\.py)\)")
 MESSAGE_DIAGRAM = re.compile(r"[A-Z][a-z]+[A-Z]\w+")
 
@@ -28,9 +30,24 @@ def names_in(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", ["JOURNEY.md", "ARCHITECTURE.md", "paper.md"])
+FILE = re.compile(r"`([\w/]+\.py)`")
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "GLOSSARY.md", "benchmarks.md", "simulation.md"])
+def test_files_exist(page: str) -> None:
+    """Files are named by the ends of their paths: `gcs/shard.py`, `pulls.py`."""
+    there = [f"/{path}" for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    named = set(FILE.findall((DOCS / page).read_text()))
+    assert named, f"{page} names no files: does it still write them as `name.py`?"
+    missing = {name for name in named if not any(path.endswith(f"/{name}") for path in there)}
+    assert not missing, f"{page} names files that do not exist"
+
+
+@pytest.mark.parametrize("page", ["JOURNEY.md", "paper.md"])
 def test_names_exist(page: str) -> None:
-    for name, target in LINK.findall((DOCS / page).read_text()):
+    found = LINK.findall((DOCS / page).read_text())
+    assert found, f"{page} has no links to code: are they still written as [`name`](path.py)?"
+    for name, target in found:
         path = (DOCS / target).resolve()
         assert path.is_file(), f"{page} links to {target}"
         if name not in (path.stem, f"{path.parent.name}/{path.name}"):
