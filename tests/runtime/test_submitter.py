@@ -269,6 +269,22 @@ def test_a_task_loses_one_retry_with_its_node_and_not_one_with_each_worker_there
         assert task.retries_left == 2
 
 
+def test_nothing_is_sent_to_a_worker_whose_connection_has_ended() -> None:
+    """Its death is told later; with its node it would count as begun, and cost a retry."""
+    with World(13) as world:
+        driver = world.drivers[0]
+        world.plans[1] = Plan(1)
+        world.submit(world.plans[1], driver)
+        while not known(world.plans[1]):
+            world.calm_round()
+        submitter = driver.runtime.submitter
+        (lease,) = submitter.classes[0].leases.values()
+        submitter.on_peer_closed(lease.connection)
+        world.plans[2] = Plan(2)
+        world.submit(world.plans[2], driver)
+        assert not lease.inflight and len(submitter.classes[0].queue) == 1
+
+
 def test_code_that_captures_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "CODE_BYTES_MAX", 10_000)
     captured = bytes(20_000)

@@ -581,6 +581,10 @@ class Submitter:
         else:
             peer.closed_at = perf_counter()
             self._unexplained.append(connection)
+            for lease in peer.leases.values():  # what went there now would be lost, and perhaps count as begun
+                if lease.klass is not None:
+                    lease.ending = True
+                    self._close_to_pushes(lease)
 
     def _give_up_unexplained(self, now: float) -> None:
         """Connections ended whose workers did not die, it seems: what they had counts as started and lost. Caller holds the lock."""

@@ -90,7 +90,8 @@ class ForeignLeases:
         handlers[ReturnLease] = lambda node_id, message: leases.return_lease(message)
         handlers[KillWorker] = lambda node_id, message: leases.kill_soon(message)
         handlers[SignalWorker] = lambda node_id, message: leases.signal(message)
-        links.on_died.append(self._on_node_died)
+        # Processes hear of dead workers before what makes them run something again: it must not be sent to these.
+        links.on_died.insert(0, self._on_node_died)
         links.on_died_before.append(lambda node_id: self._feed(forwarding.NodeDied(node_id, "it had died before")))
         self.machine.join_cluster()
         leases.foreign = self
