@@ -27,11 +27,13 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shoal.node.io.connections import Connection, Outbox
+from shoal.node.io.dial_threads import DialThreads
 from shoal.protocol.gcs_messages import ClusterNodes, NodeEntry
 from shoal.protocol.limits import CONNECT_TIMEOUT_S, FRAME_HEADER_BYTES, PROTOCOL_VERSION
 from shoal.protocol.node_messages import (
@@ -108,6 +110,7 @@ class NodeLinks:
         self._loop = loop
         self._node_id = node_id
         self._dial = dial
+        self._dials = DialThreads(loop)
         self._outbox = Outbox(loop, BetweenNodes)
         self._lines: dict[bytes, Line] = {}
         self._heard: dict[bytes, Heard] = {}
@@ -231,7 +234,7 @@ class NodeLinks:
                 self._loop.call_later(REDIAL_S, self._again, line)
             return
         line.dialling = True
-        future = self._loop.run_in_executor(None, self._dial, address)
+        future = self._dials.dial(partial(self._dial, address))
         future.add_done_callback(lambda dialled: self._dialled(line, dialled))
 
     def _dialled(self, line: Line, dialled: asyncio.Future[socket.socket]) -> None:

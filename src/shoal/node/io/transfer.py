@@ -31,11 +31,13 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shoal.node import pull_events as ev
+from shoal.node.io.dial_threads import DialThreads
 from shoal.node.io.movers import InLane, Movers, Notice, OutLane, Place
 from shoal.node.io.node_links import UNKNOWN_WAIT_S, NodeLinks
 from shoal.node.pulls import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Pulls
@@ -118,6 +120,7 @@ class Transfer:
         self._links = links
         self._store = store
         self._dial: Dial | None = None
+        self._dials = DialThreads(loop)
         self._send = send
         self._when_read = when_read
         self._on_lost = on_lost
@@ -378,7 +381,7 @@ class Transfer:
             # Not at once: whoever asked for it is in the middle of asking.
             self._loop.call_soon(self._inlet_closed, inlet, cause or "the GCS does not know it")
         else:
-            future = self._loop.run_in_executor(None, self._connect, address, inlet.number)
+            future = self._dials.dial(partial(self._connect, address, inlet.number))
             future.add_done_callback(lambda dialled: self._dialled(inlet, dialled))
 
     def _connect(self, address: str, number: int) -> socket.socket:
