@@ -16,6 +16,7 @@ What it does not do: decide who may read (`node.reading_room`); arguments of asy
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.tasks import TaskContext
 
-FULL_TRIES = 5  #: a task finds the store full so often, each time for some seconds, before it fails
+FULL_WAIT_S = 120.0  #: a task that could fit finds the store full for so long, again and again, before it fails
+FULL_PAUSE_S = 0.05  #: before it asks again; the store itself looks for room for some seconds
 
 
 class Room:
@@ -84,7 +86,7 @@ class Arguments:
 
         Raises:
             ArgumentLost: one is not where it is said to be.
-            ObjectStoreFullError: there is no room for all of them, whatever others let go.
+            ObjectStoreFullError: there is no room for all of them, whatever others let go, or they have not for FULL_WAIT_S.
             whatever stands in the place of one.
         """
         parts = [(value.oid, value.size) for value in values if type(value) is Stored]
@@ -94,7 +96,7 @@ class Arguments:
         if loaded is not None:
             return loaded
         room = context.room = Room(self.runtime)
-        tries = FULL_TRIES
+        began = 0.0
         while True:
             context.loads_arguments = True  # the CPU is not lent
             room.ask(parts)
@@ -102,8 +104,10 @@ class Arguments:
             try:
                 complete = self._load_each(room, values)
             except errors.ObjectStoreFullError as error:
-                tries -= 1
-                if not tries or isinstance(error, errors.TaskError):
+                # What others have in memory that the room does not know of, they let go one day, unless not even the whole store would do.
+                began = began or perf_counter()
+                fits = sum(dict(parts).values()) <= self.runtime.config["object_store_memory"]
+                if not fits or perf_counter() - began >= FULL_WAIT_S or isinstance(error, errors.TaskError):
                     raise
                 error.__traceback__ = None  # its frames hold what was read
                 complete = False
@@ -113,6 +117,8 @@ class Arguments:
                 loaded, room.loaded = room.loaded, []
                 return loaded
             room.give_up()
+            if began:
+                sleep(FULL_PAUSE_S)
 
     def leave(self, context: TaskContext) -> None:
         """The task has ended."""
