@@ -16,6 +16,8 @@ import shoal
 from shoal.protocol.limits import HEARTBEATS_MISSED_S
 from shoal.runtime import core
 from shoal.testing import Cluster, ClusterNode
+from shoal.util import placement_group, placement_group_table, remove_placement_group
+from shoal.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 StartCluster = Callable[..., Cluster]
 SOON_S = 60.0
@@ -149,9 +151,15 @@ def test_the_gcs_dies_and_nobody_else(three: tuple[Cluster, list[ClusterNode]]) 
     assert shoal.get([actor.pid.remote() for actor in actors], timeout=SOON_S) == pids
 
 
-def test_a_node_that_stood_still_for_long_is_fenced(three: tuple[Cluster, list[ClusterNode]]) -> None:
-    cluster, nodes = three
-    actor = Place.options(num_cpus=0, max_restarts=1, max_task_retries=1, resources={"out": 1}).remote()
+def test_a_node_that_stood_still_for_long_is_fenced_and_joins_as_a_new_one(start_cluster: StartCluster) -> None:
+    """What it had lives elsewhere, in a placement group too; nothing of its former life counts when a node of its name joins."""
+    cluster = start_cluster(num_cpus=1)
+    nodes = [cluster.add_node(num_cpus=2, resources={"out": 10}, name=name) for name in ("first", "second")]
+    cluster.connect(log_to_driver=False)
+    group = placement_group([{"CPU": 1, "out": 2}])
+    strategy = PlacementGroupSchedulingStrategy(group)
+    there = {"num_cpus": 0, "resources": {"out": 1}, "scheduling_strategy": strategy}
+    actor = Place.options(max_restarts=1, max_task_retries=1, **there).remote()
     home = shoal.get(actor.node.remote(), timeout=SOON_S)
     [frozen] = [node for node in nodes if node.node_id == home]
     os.kill(frozen.pid, signal.SIGSTOP)
@@ -160,10 +168,22 @@ def test_a_node_that_stood_still_for_long_is_fenced(three: tuple[Cluster, list[C
         wait_for(lambda: rows()[home]["state"] == "dead")
         assert "said nothing" in rows()[home]["cause"]
         wait_for(lambda: shoal.get(actor.node.remote(), timeout=SOON_S) != home)
+        other = shoal.get(actor.node.remote(), timeout=SOON_S)
+        here = shoal.remote(lambda: str(shoal.get_runtime_context().get_node_id()))
+        assert shoal.get(here.options(**there).remote(), timeout=SOON_S) == other
+        assert [row["state"] for row in placement_group_table().values()] == ["CREATED"]
     finally:
         os.kill(frozen.pid, signal.SIGCONT)
     wait_for(lambda: not frozen.is_alive())
     assert "declared dead" in frozen.log()
+    again = cluster.add_node(num_cpus=2, resources={"out": 10}, name=frozen.name)
+    assert again.node_id != home
+    affinity = NodeAffinitySchedulingStrategy(again.node_id, soft=False)
+    assert shoal.get(here.options(scheduling_strategy=affinity).remote(), timeout=SOON_S) == again.node_id
+    remove_placement_group(group)
+    free = lambda node: node.call("node.resources")  # noqa: E731
+    for node in (*(node for node in nodes if node is not frozen), again):
+        wait_for(lambda node=node: free(node)["available"] == free(node)["total"])
 
 
 def test_a_join_is_seen_everywhere_soon(start_cluster: StartCluster) -> None:

@@ -324,3 +324,53 @@ def test_all_holders_agree_on_one_heir(start_cluster: StartCluster, tmp_path: Pa
     assert shoal.get(refs[0], timeout=SOON_S)[0] == 5
     assert shoal.get(reads, timeout=SOON_S) == [5.0, 5.0]
     assert runs(path, "large") == 2
+
+
+@shoal.remote(resources={"gripper": 1})
+def stops_midway(path: str, taken: str) -> Any:
+    """Six arrays, and when three have been taken it says so and waits, the first time."""
+    note(path, here())
+    for number in range(6):
+        if number == 3 and len(Path(path).read_text().split()) == 1:
+            eventually(lambda: Path(taken).exists(), SOON_S)
+            time.sleep(600)  # until its node is dead
+        yield np.full(ITEM, float(number))
+
+
+def test_a_stream_goes_on_elsewhere_and_leaves_nothing(two: tuple[Cluster, ClusterNode], tmp_path: Path) -> None:
+    cluster, node = two
+    path, taken = tmp_path / "runs", tmp_path / "taken"
+    items = stops_midway.remote(str(path), str(taken))
+    assert [shoal.get(next(items), timeout=SOON_S)[0] for _ in range(3)] == [0, 1, 2]
+    taken.touch()
+    after = replace(cluster, node)
+    assert [shoal.get(ref, timeout=SOON_S)[0] for ref in items] == [3, 4, 5]
+    assert path.read_text().split() == [node.node_id, after.node_id]
+    eventually(lambda: not after.call("node.stored")["stored"], SOON_S)
+
+
+def test_a_file_of_another_node_is_damaged(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """The value was moved to disk there; a task there and a program here want it."""
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(num_cpus=1, resources={"gripper": 4}, object_store_memory=16 << 20)
+    cluster.connect(log_to_driver=False)
+    path = tmp_path / "runs"
+    ref = made.remote(str(path), "lost", 7.0)
+    others = [made.remote(str(path), "other", float(number)) for number in range(10)]
+    shoal.wait([ref, *others], num_returns=11, timeout=SOON_S, fetch_local=False)
+
+    def file() -> Path | None:
+        return next(
+            (file for file in Path(node.session_dir, "spill").glob(f"{ref.hex()}*") if file.stat().st_size), None
+        )
+
+    eventually(lambda: file() is not None, SOON_S)
+    found = file()
+    assert found is not None
+    with found.open("r+b") as opened:
+        opened.seek(5000)
+        opened.write(b"damaged!")
+    there = first_of.options(resources={"gripper": 1}).remote(ref)
+    assert shoal.get(there, timeout=SOON_S) == 7 and shoal.get(ref, timeout=SOON_S)[0] == 7
+    assert [shoal.get(other, timeout=SOON_S)[0] for other in others] == list(range(10))
+    assert runs(path, "lost") == 2 and runs(path, "other") == 10

@@ -248,6 +248,28 @@ def test_crashes_say_how_and_are_tried_as_often_as_allowed(how: str, code: int, 
     assert (how if how.startswith("SIG") or how == "sys.exit" else str(code)) in str(error)
 
 
+@pytest.mark.parametrize(("retries", "tries"), [(-1, 6), (0, 1)])
+def test_retries_without_end_and_none(retries: int, tries: int, tmp_path: Path) -> None:
+    """The default of three is no limit of -1."""
+
+    @shoal.remote(max_retries=retries)
+    def fragile() -> int:
+        with (tmp_path / "tries").open("a") as file:
+            file.write("x")
+        count = len((tmp_path / "tries").read_text())
+        if count < 6:
+            die("SIGKILL")
+        return count
+
+    ref = fragile.remote()
+    if retries:
+        assert fetch(ref) == 6
+    else:
+        with pytest.raises(exceptions.WorkerCrashedError, match="max_retries=0"):
+            fetch(ref)
+    assert (tmp_path / "tries").read_text() == "x" * tries
+
+
 def test_only_the_task_that_ran_is_charged_with_a_crash(tmp_path: Path) -> None:
     @shoal.remote(max_retries=0)
     def maybe_crash(number: int) -> int:

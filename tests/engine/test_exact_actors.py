@@ -419,6 +419,35 @@ def test_own_checkpoints_and_checkpoints_by_time() -> None:
             kill(simulator)
 
 
+def test_the_state_is_what_getstate_gives() -> None:
+    @shoal.remote(checkpoint_interval=2)
+    class Locked:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.sum = 0
+
+        def __getstate__(self) -> int:
+            return self.sum
+
+        def __setstate__(self, state: int) -> None:
+            self.lock, self.sum, self.loaded = threading.Lock(), state, True
+
+        def add(self, number: int) -> int:
+            with self.lock:
+                self.sum += number
+            return self.sum
+
+        @shoal.method(read_only=True)
+        def was_loaded(self) -> bool:
+            return hasattr(self, "loaded")
+
+    locked = Locked.remote()
+    assert get([locked.add.remote(number) for number in range(5)]) == [0, 1, 3, 6, 10]
+    assert kill(locked)
+    assert get(locked.add.remote(5)) == 15
+    assert get(locked.was_loaded.remote())
+
+
 def test_a_state_that_cannot_be_pickled_is_refused_at_the_start() -> None:
     @shoal.remote(checkpoint_interval=1)
     class Locked:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from shoal.gcs.storage.backend import StorageError, Write, open_backend
 from shoal.protocol.gcs_messages import RegisterNode
 
 NODE = b"n" * 16
+SOON_S = 60.0
 
 
 @pytest.fixture
@@ -81,6 +83,33 @@ def test_a_gcs_server_goes_on_when_the_primary_dies(replicas: ReplicaSet, tmp_pa
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+
+
+def test_work_goes_on_when_the_primary_dies(replicas: ReplicaSet, shoal_start: Callable[..., ModuleType]) -> None:
+    """Tasks need no tables; what does waits for the next primary, and what there was is there."""
+    shoal = shoal_start(num_cpus=2, log_to_driver=False, _system={"gcs_storage": replicas.url})
+
+    @shoal.remote(num_cpus=0)
+    class Counter:
+        count = 0
+
+        def add(self) -> int:
+            self.count += 1
+            return self.count
+
+    named = Counter.options(name="named").remote()
+    group = shoal.util.placement_group([{"CPU": 0.1}], name="group")
+    assert shoal.get([named.add.remote(), group.ready()], timeout=SOON_S)[0] == 1
+    square = shoal.remote(lambda number: number * number)
+    running = [square.remote(number) for number in range(100)]
+    replicas.kill_primary()
+    late = Counter.options(name="late").remote()
+    assert shoal.get(running, timeout=SOON_S) == [number * number for number in range(100)]
+    assert shoal.get([late.add.remote(), named.add.remote()], timeout=SOON_S) == [1, 2]
+    for name, count in (("named", 3), ("late", 2)):
+        assert shoal.get(shoal.get_actor(name).add.remote(), timeout=SOON_S) == count
+    assert shoal.util.get_placement_group("group").id == group.id
+    assert shoal.util.placement_group([{"CPU": 0.1}]).wait(SOON_S)
 
 
 @pytest.mark.parametrize(
