@@ -92,7 +92,7 @@ def test_a_program_ends_what_it_has_on_a_node_that_does_not_answer(
         with pytest.raises(TaskCancelledError):
             shoal.get(queued, timeout=SOON_S)
         for call in (hanging, actor.pid.remote(), detached.pid.remote()):
-            with pytest.raises(ActorDiedError, match="killed by kill"):
+            with pytest.raises(ActorDiedError):
                 shoal.get(call, timeout=SOON_S)
         with pytest.raises(ValueError, match="no actor named"):
             shoal.get_actor("stays")

@@ -43,7 +43,7 @@ def test_files_exist(page: str) -> None:
     assert not missing, f"{page} names files that do not exist"
 
 
-@pytest.mark.parametrize("page", ["JOURNEY.md", "paper.md"])
+@pytest.mark.parametrize("page", ["JOURNEY.md", "paper.md", "fault-tolerance.md"])
 def test_names_exist(page: str) -> None:
     found = LINK.findall((DOCS / page).read_text())
     assert found, f"{page} has no links to code: are they still written as [`name`](path.py)?"
