@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.node_counts import counts, eventually
+from tests.engine.node_counts import counts, eventually, settled_counts
 from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
@@ -294,6 +294,85 @@ def test_calls_of_an_actor(tmp_path: Path, freed: None) -> None:
     kill(caller)
     assert shoal.get([running, queued], timeout=60) == ["running", "queued"]
     assert runs(path, "running") == runs(path, "queued") == 1
+
+
+class Busy:
+    """An actor that stands at a gate while calls of it wait, with refs inside of their arguments."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def wait_for(self, gate: str) -> None:
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+
+    def measure(self, refs: list[Any]) -> None:
+        self.sizes.append(len(shoal.get(refs[0], timeout=60)))
+
+    def ignore(self, refs: list[Any]) -> None:
+        """The refs are unpickled, and nobody asks for them."""
+
+    def all_sizes(self) -> list[int]:
+        return self.sizes
+
+
+class BusyLoop(Busy):
+    """The same on an event loop."""
+
+    async def wait_for(self, gate: str) -> None:  # type: ignore[override]
+        import asyncio
+
+        while not os.path.exists(gate):
+            await asyncio.sleep(0.005)
+
+    async def measure(self, refs: list[Any]) -> None:  # type: ignore[override]
+        self.sizes.append(len(await refs[0]))
+
+
+@shoal.remote(num_cpus=0)
+class Sender:
+    """Sends refs of its own, and goes."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def meet(self, busy: list[Any]) -> None:
+        shoal.get([actor.all_sizes.remote() for actor in busy], timeout=60)
+
+    def send(self, busy: list[Any], path: str, gate: str) -> int:
+        name = str(os.getpid())
+        for actor in busy:
+            for ref in (gated.remote(path, name, gate), shoal.put(b"xx"), shoal.put(b"x" * BIG)):
+                actor.measure.remote([ref])
+            actor.ignore.remote([large.remote(path, name, 0.0)])
+        shoal.get(work.remote(path, name, 0.0), timeout=60)  # who waits has sent what was to be sent
+        return os.getpid()
+
+
+def test_refs_inside_of_calls_that_wait(tmp_path: Path, freed: None) -> None:
+    """They are held in the name of the actor that is called, whatever becomes of who has called it."""
+    path, gate = str(tmp_path / "runs"), str(tmp_path / "gate")
+    remote = shoal.remote(num_cpus=0)
+    busy = [
+        remote(Busy).remote(),
+        remote(BusyLoop).options(max_concurrency=1).remote(),
+        shoal.remote(num_cpus=0, concurrency_groups={"io": 1})(Busy).remote(),
+        remote(Busy).options(checkpoint_interval=2).remote(),
+    ]
+    senders = [Sender.remote() for _ in range(3)]
+    shoal.get([sender.meet.remote(busy) for sender in senders], timeout=60)
+    waiting = [actor.wait_for.remote(gate) for actor in busy]
+    pids = shoal.get([sender.send.remote(busy, path, gate) for sender in senders], timeout=60)
+    os.kill(pids[0], signal.SIGKILL)
+    shoal.kill(senders[1])
+    del senders
+    for pid in pids:
+        eventually(lambda folder=f"/proc/{pid}": not os.path.exists(folder))
+    settled_counts()  # what nobody holds is freed by now
+    Path(gate).touch()
+    assert shoal.get(waiting, timeout=60) == [None] * len(busy)
+    told = [sorted(sizes) for sizes in shoal.get([actor.all_sizes.remote() for actor in busy], timeout=60)]
+    assert told == [sorted(len(pids) * [2, BIG] + [len(str(pid)) for pid in pids])] * len(busy)
 
 
 def test_what_may_not_run_again_says_so(tmp_path: Path, freed: None) -> None:

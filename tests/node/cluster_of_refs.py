@@ -20,7 +20,17 @@ import msgspec
 from shoal.node.io.objects import Objects
 from shoal.node.object_directory import ObjectDirectory, ObjectRow
 from shoal.protocol import messages
-from shoal.protocol.messages import BeingRemade, Containing, Failed, HoldsConfirmed, Remake, Resolved, Stored, Value
+from shoal.protocol.messages import (
+    BeingRemade,
+    Containing,
+    Failed,
+    HoldsConfirmed,
+    Remake,
+    Resolved,
+    Stored,
+    SubmitterDied,
+    Value,
+)
 from shoal.runtime import objects as objects_module
 from shoal.runtime.objects import ObjectEntry, ObjectRef, ObjectTable, home_of, sendable
 
@@ -107,6 +117,12 @@ class Process:
         self.puts = 0
         #: refs that came in results, by worker
         self.received: dict[bytes, int] = {}
+        #: refs that came in calls, by caller
+        self.called: dict[bytes, int] = {}
+        #: calls without an answer: number -> what their arguments refer to
+        self.held: dict[int, list[ObjectEntry]] = {}
+        #: calls that came and have not begun: the refs that are to be unpickled
+        self.waiting: dict[int, list[tuple[bytes, bytes]]] = {}
 
     def send(self, message: Any) -> None:
         """From the daemon."""
@@ -150,6 +166,47 @@ class Process:
         self.write_notes()
         self.world.pushes[self, worker].append((number, [(ref.binary(), home_of(ref)) for ref in refs]))
 
+    def call(self, worker: Process, refs: list[ObjectRef]) -> None:
+        """A call of an actor, with refs inside its arguments. To another node it leaves when that has confirmed that it holds them."""
+        number = self.world.next_number()
+        entries = self.table.escape(refs)
+        self.lent[number] = (worker, entries)
+        node = b"" if worker.node is self.node else worker.node.node_id
+        if refs:
+            self.table.hand_over([entry.oid for entry in entries], worker.worker_id, node)
+        self.write_notes()
+        awaited = self.reactor.holds_written if node else 0
+        self.world.promised[number] = (worker, awaited, self, [entry.oid for entry in entries if self.counts(entry)])
+        self.world.calls[self, worker].append((awaited, number, [(ref.binary(), home_of(ref)) for ref in refs]))
+
+    def counts(self, entry: ObjectEntry) -> bool:
+        """Whether this process's hold is known where it matters: a ref that came from the dead may be of something freed."""
+        node = next(node for node in self.world.nodes if node.node_id[:4] == entry.oid[:4])
+        if entry.shared is not None and entry.shared.owned:
+            return True
+        holder = self.worker_id if node is self.node else self.node.node_id
+        return node.alive and node.machine.value_of(entry.oid) is not None and holder in node.machine.holders(entry.oid)
+
+    def take_call(self, caller: Process, number: int, refs: list[tuple[bytes, bytes]]) -> None:
+        """It came, and stands in the actor's queue."""
+        giver = caller.worker_id
+        oids = [oid for oid, _ in refs]
+        self.called[giver] = self.called.get(giver, 0) + len(oids)
+        self.held[number] = self.table.adopt_held(oids)
+        self.waiting[number] = refs
+        self.jobs.append((caller, number))
+        if self.world.dice.random() < 0.3:
+            self.tell_called(giver)
+
+    def refs_called_with(self, dead: bytes) -> int:
+        """How many refs came in calls of a dead process, all of which are read now."""
+        self.world.read_calls(dead, self)
+        return self.called.pop(dead, 0)
+
+    def tell_called(self, giver: bytes) -> None:
+        """How many refs came in calls of a living process."""
+        self.queue.send(messages.RefsReceived(giver, self.called.get(giver, 0), False, True))
+
     def push_value(self, worker: Process, ref: ObjectRef) -> None:
         """A task with a known value as its argument; the worker finds the refs that are inside it."""
         entry = ref._entry
@@ -173,6 +230,11 @@ class Process:
     def reply(self, refs: list[ObjectRef]) -> None:
         """A task here ends; refs inside its result are handed to the submitter."""
         submitter, number = self.jobs.pop(self.world.dice.randrange(len(self.jobs)))
+        self.waiting.pop(number, None)  # it never began: cancelled, or what it unpickles fails
+        self.table.let_go_of(self.held.pop(number, []))
+        self.world.promised.pop(number, None)
+        if not submitter.alive:
+            return
         oid = submitter.worker_id[:12] + number.to_bytes(4, "big") + b"\0\0\0\1"
         self.world.blobs[oid] = [(ref.binary(), home_of(ref)) for ref in refs]
         value: Value = b"v"
@@ -244,6 +306,8 @@ class Process:
             self.queue.send(messages.Publish(message.oid, Failed(b"its node is dead")))
             if message.held:
                 self.queue.send(messages.Release([message.oid]))
+        elif type(message) is SubmitterDied:
+            self.queue.send(messages.Claims(message.process, [], False, self.refs_called_with(message.process)))
         elif type(message) is not BeingRemade:
             assert type(message) is Resolved
             self.take_resolved(message)
@@ -262,6 +326,7 @@ class WatchedDirectory(ObjectDirectory):
 
     def _free(self, oid: bytes, row: ObjectRow, following: dict[bytes, None], effects: list[Any]) -> None:
         if row.abroad is None and row.known and self._is_home(oid):
+            self.world.check_calls(oid)
             self.world.freed(oid)
         super()._free(oid, row, following, effects)
 
@@ -409,6 +474,10 @@ class World:
         pairs = [(a, b) for a in self.processes for b in self.processes if a is not b]
         self.pushes: dict[tuple[Process, Process], deque[Any]] = {pair: deque() for pair in pairs}
         self.replies: dict[tuple[Process, Process], deque[Any]] = {pair: deque() for pair in pairs}
+        #: (holds that must be confirmed before, number, refs)
+        self.calls: dict[tuple[Process, Process], deque[Any]] = {pair: deque() for pair in pairs}
+        #: calls without an answer: receiver, holds of the caller that must be confirmed before it leaves, caller, refs
+        self.promised: dict[int, tuple[Process, int, Process, list[bytes]]] = {}
 
     def next_number(self) -> int:
         self._numbers += 1
@@ -441,6 +510,14 @@ class World:
             for _, number, _, value in queue:
                 nested = value.nested if type(value) in (Containing, Stored) else ()
                 assert not receiver.alive or number not in receiver.lent or oid not in nested, "freed in a reply"
+
+    def check_calls(self, oid: bytes) -> None:
+        """A directory that lives counts what a call refers to that has left, or waits, whoever is dead."""
+        for receiver, awaited, caller, oids in self.promised.values():
+            left = awaited <= caller.reactor.holds_confirmed
+            assert not (receiver.alive and left and oid in oids), (
+                f"{oid.hex()} freed while a call waits that refers to it"
+            )
 
     def taint(self, oids: Any) -> None:
         """These may be lost now, and what is in them too."""
@@ -478,6 +555,9 @@ class World:
         for (_, worker), queue in self.pushes.items():
             if queue:
                 out.append(lambda key=(_, worker): self.take_push(*key))  # type: ignore[misc]
+        for (caller, worker), queue in self.calls.items():
+            if queue and queue[0][0] <= caller.reactor.holds_confirmed:
+                out.append(lambda key=(caller, worker): self.take_call(*key))  # type: ignore[misc]
         for (worker, _), queue in self.replies.items():
             if queue and queue[0][0] <= worker.reactor.holds_confirmed:
                 out.append(lambda key=(worker, _): self.take_reply(*key))  # type: ignore[misc]
@@ -499,6 +579,22 @@ class World:
         if worker.alive:
             self.run(worker, worker.begin_job, submitter, number, refs)
 
+    def take_call(self, caller: Process, worker: Process) -> None:
+        _, number, refs = self.calls[caller, worker].popleft()
+        if worker.alive:
+            self.run(worker, worker.take_call, caller, number, refs)
+
+    def read_calls(self, caller_id: bytes, worker: Process) -> None:
+        """A worker reads all that a dead caller has written to it."""
+        for (caller, receiver), queue in self.calls.items():
+            while queue and receiver is worker and caller.worker_id == caller_id:
+                _, number, refs = queue.popleft()
+                worker.take_call(caller, number, refs)
+
+    def begin_call(self, process: Process) -> None:
+        number = self.dice.choice(list(process.waiting))
+        process.unpickle(process.waiting.pop(number))
+
     def take_reply(self, worker: Process, submitter: Process) -> None:
         _, number, oid, value = self.replies[worker, submitter].popleft()
         if submitter.alive:
@@ -510,7 +606,7 @@ class World:
         process = dice.choice([process for process in self.processes if process.alive])
         others = [other for other in self.processes if other.alive and other is not process]
         few = dice.sample(process.refs, min(len(process.refs), dice.randrange(3)))
-        kind = dice.randrange(12)
+        kind = dice.randrange(15)
         if kind < 2 or not process.refs:
             if len(process.refs) < 8:
                 self.run(process, process.put, few)
@@ -523,9 +619,13 @@ class World:
                 self.run(process, process.reply, few)
         elif kind < 9:
             self.run(process, process.get, dice.choice(process.refs))
-        else:
+        elif kind < 12:
             del few
             self.run(process, self.drop, process)
+        elif kind < 14 and others:
+            self.run(process, process.call, dice.choice(others), few)
+        elif process.waiting:
+            self.run(process, self.begin_call, process)
         few = []
 
     def drop(self, process: Process) -> None:
@@ -577,6 +677,14 @@ class World:
                 for _, _, oid, value in queue:
                     self.taint([oid, *(value.nested if type(value) in (Containing, Stored) else ())])
                 queue.clear()
+        for (caller, receiver), queue in self.calls.items():
+            for _, _, refs in queue:
+                if process in (caller, receiver):
+                    self.taint(oid for oid, _ in refs)
+            if receiver is process:
+                queue.clear()
+            while caller is process and queue and queue[-1][0] > process.reactor.holds_confirmed:
+                del self.promised[queue.pop()[1]]  # it had not left yet
         for message in process.queue.waiting:
             self.taint(getattr(message, "oids", ()))
         for _, entries in process.lent.values():
@@ -585,7 +693,7 @@ class World:
             pass
         self.forget(process)
         for other in self.processes:
-            other.jobs = [job for job in other.jobs if job[0] is not process]
+            other.jobs = [job for job in other.jobs if job[0] is not process or job[1] in other.held]
             lost = [number for number, (worker, _) in other.lent.items() if worker is process]
             for number in lost:
                 entries = other.lent.pop(number)[1]
@@ -597,6 +705,8 @@ class World:
         process.refs.clear()
         process.kept.clear()
         process.lent.clear()
+        process.held.clear()
+        process.waiting.clear()
         process.table.table.clear()
         objects_module.dropped.clear()
 
@@ -651,6 +761,8 @@ class World:
                 self.run(process, process.refs.clear)
                 for giver in process.received:
                     process.tell_received(giver)
+                for giver in process.called:
+                    process.tell_called(giver)
         self.settle()
         if all(node.alive for node in self.nodes):
             self.check_directories()

@@ -187,7 +187,8 @@ class Maker(Process):
             unread = self.world.results[self, dead]
             while unread:
                 self.queue.send(Publish(*unread.popleft()))
-            self.queue.send(Claims(message.process, [run.oid[:16] for run in mine]))
+            refs = self.refs_called_with(message.process)
+            self.queue.send(Claims(message.process, [run.oid[:16] for run in mine], False, refs))
         else:
             self.world.on_copies(self.requests.pop(message.request), message.body)
 

@@ -15,6 +15,7 @@ from shoal.node.object_events import (
     Adopted,
     AskClaimsOf,
     AskHeir,
+    Claimed,
     ClaimsTold,
     CodeTold,
     DropMirrors,
@@ -33,6 +34,7 @@ from shoal.node.object_events import (
     NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
+    OrphansSettled,
     ProcessDied,
     ProcessJoined,
     Published,
@@ -82,6 +84,11 @@ class Node:
         return out
 
 
+def counts_of(node: Node) -> dict[str, int]:
+    """What is left, but for what always is."""
+    return {name: count for name, count in node.directory.statistics().items() if name not in ("processes", "sweeps")}
+
+
 def item(oid: bytes, lineage: bytes = b"", needs: Any = (), value: bytes | None = None) -> MirrorItem:
     return MirrorItem(oid, lineage, list(needs), b"", b"", value)
 
@@ -118,12 +125,48 @@ def test_the_first_that_asks_is_the_heir_and_makes_it_anew() -> None:
     assert node.tell(NodeDied(THERE, "killed"))[-1] == AskHeir(X, True)
     asked = node.tell(HeirTold(X, HERE))
     assert asked == [AskClaimsOf(THIRD, THERE, True), AskClaimsOf(HERE, THERE, True), ExpireLater(THERE)]
-    [adopted] = node.tell(ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
+    [asked_too, adopted] = node.tell(ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
+    assert asked_too == AskHeir(Y, True), "others may read it inside of arguments"
     assert isinstance(adopted, Adopted) and (adopted.process, adopted.oids, adopted.needs) == (A, [X], [Y])
     assert node.tell(ResolveAsked(A, [Y])) == [SendResolved(A, Y, b"small")]
     assert node.tell(Published(A, X, b"value")) == [SendResolved(A, X, b"value")]
     # Refs still name the former home.
     assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, b"value")]
+
+
+def inherit_what_needs(node: Node) -> None:
+    """X, of a home that is dead, is made anew, for which Y is needed, of the same home."""
+    node.tell(Held(A, [X], home=THERE), MirrorsArrived(THERE, [item(X, b"task", [Y]), item(Y, b"another")]))
+    node.tell(ResolveAsked(A, [X], home=THERE), NodeDied(THERE, "killed"), HeirTold(X, HERE))
+    [asked, adopted] = node.tell(ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
+    assert asked == AskHeir(Y, True) and isinstance(adopted, Adopted) and adopted.oids == [X]
+
+
+def test_what_an_heir_needs_has_an_heir_as_well() -> None:
+    """A task's arguments name Y's former home: whoever reads them asks the GCS. There must be one answer for all."""
+    node = Node(A)
+    inherit_what_needs(node)
+    [adopted] = node.tell(HeirTold(Y, HERE))
+    assert isinstance(adopted, Adopted) and adopted.oids == [Y], "all have said what they have of that home"
+    assert node.tell(NodeHoldArrived(THIRD, 1, [Y]))[-1] == SendNodeHeld(THIRD, 1)
+    assert node.tell(ResolveAsked(THIRD, [Y])) == []
+    assert node.tell(Published(A, Y, b"value"))[-1] == SendResolved(THIRD, Y, b"value")
+    node.tell(Published(A, X, b"made"), Released(A, [X, Y, X, Y]), NodeReleaseArrived(THIRD, [(Y, 1)]))
+    assert [each for each in node.settle() if type(each) is ForgetHeir] == [ForgetHeir(X), ForgetHeir(Y)]
+    node.tell(EstateExpired(THERE))
+    assert not any(counts_of(node).values())
+
+
+def test_what_an_heir_needs_may_be_anothers() -> None:
+    node = Node(A)
+    inherit_what_needs(node)
+    assert node.tell(HeirTold(Y, THIRD)) == [SendNodeHold(THIRD, 2, [Y])], "it is made there"
+    node.tell(NodeHoldConfirmed(THIRD, 2), ResolveAsked(A, [Y]), ResolvedAbroad(THIRD, Y, b"value"))
+    assert node.tell(ResolveAsked(A, [Y])) == [SendResolved(A, Y, b"value")]
+    node.tell(Published(A, X, b"made"), Released(A, [X, Y, X]))
+    assert SendNodeRelease(THIRD, [(Y, 1)]) in node.settle()
+    node.tell(EstateExpired(THERE))
+    assert not any(counts_of(node).values())
 
 
 def test_results_of_one_task_that_are_inherited_one_by_one_are_made_by_one_run() -> None:
@@ -203,6 +246,17 @@ def test_the_gcs_forgets_an_heir_with_the_last_ref() -> None:
     node.tell(Released(A, [X]))
     assert ForgetHeir(X) in node.settle()
     assert node.directory.statistics()["inherited"] == 0
+
+
+def test_what_a_replay_submits_again_may_be_at_home_elsewhere() -> None:
+    """Its owner dies when nobody here holds it any more: nothing is owed for it."""
+    node = Node(A, B)
+    node.tell(Held(B, [X], home=THERE), Escaped(A, [X], b"task"), Released(B, [X]), Released(A, [X]))
+    node.tell(NodeHoldConfirmed(THERE, 1))
+    node.settle()
+    node.tell(ProcessDied(A, "killed", [B]))
+    assert node.tell(Claimed(B, A, [])) == [OrphansSettled(A)]
+    assert not any(counts_of(node).values())
 
 
 def test_an_heir_that_is_dead_too_is_asked_after_once_more() -> None:

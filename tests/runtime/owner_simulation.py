@@ -16,6 +16,7 @@ from tests.runtime.simulation import Process, Worker, World
 
 from shoal import serialization
 from shoal.node import object_events as events
+from shoal.node.handed_refs import as_caller
 from shoal.node.object_directory import ObjectDirectory
 from shoal.protocol import messages
 from shoal.runtime import core, objects
@@ -140,7 +141,7 @@ class OwnerWorld(World):
         elif kind is messages.Publish:
             self.tell(events.Published(me, message.oid, message.value))
         elif kind is messages.Hold:
-            self.tell(events.Held(me, message.oids, message.holder, message.home))
+            self.tell(events.Held(me, message.oids, message.holder, message.home, message.in_call))
         elif kind is messages.Release:
             self.tell(events.Released(me, message.oids, message.holder))
         elif kind is messages.Resolve:
@@ -148,7 +149,7 @@ class OwnerWorld(World):
         elif kind is messages.LineageCode:
             self.tell(events.CodeTold(me, message.function_id, message.code))
         elif kind is messages.Claims:
-            self.tell(events.Claimed(me, message.process, message.task_ids))
+            self.tell(events.Claimed(me, message.process, message.task_ids, False, message.refs))
         elif kind is messages.NotMade:
             self.tell(events.NotMadeTold(me, message.oids, message.error))
         elif kind is messages.Call:
@@ -158,7 +159,11 @@ class OwnerWorld(World):
                 self.tell(events.Held(me, message.body["oids"]))
             process.from_daemon(messages.Answer(message.request, answer))
         elif kind is messages.RefsReceived:
-            self.tell(events.RefsReceived(me, message.giver, message.count, message.last))
+            self.tell(
+                events.RefsReceived(
+                    me, as_caller(message.giver) if message.in_calls else message.giver, message.count, message.last
+                )
+            )
         else:
             super()._received(process, message)
 

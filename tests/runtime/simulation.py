@@ -12,6 +12,7 @@ import itertools
 import random
 import threading
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,7 +107,7 @@ class Worker(Process):
         self.executor = Executor(self.runtime)
         self.executor.page = self.page  # type: ignore[assignment]
         self.executor.functions[ACTOR_CLASS_ID] = ACTOR_CLASS_CODE
-        self.reactor.handlers[messages.Hello] = worker._on_hello
+        self.reactor.handlers[messages.Hello] = partial(worker.on_hello, self.executor)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.executor._main_thread_id = -self.number
         self.thread.start()

@@ -12,10 +12,21 @@ import pytest
 from tests.runtime.played_machine import FakePage
 from tests.runtime.simulation import World
 
-from shoal.protocol.messages import Answer, Call, Claims, Containing, Failed, Many, Publish, SubmitterDied, ToDaemon
+from shoal.protocol.messages import (
+    Answer,
+    Call,
+    Claims,
+    Containing,
+    Failed,
+    Many,
+    Publish,
+    SubmitterDied,
+    ToDaemon,
+)
 from shoal.runtime.jobs import SubmitterPeer
 from shoal.runtime.orphans import GONE_MAX, OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor
+from shoal.runtime.received_refs import CalledRefs
 from shoal.wire.framing import FrameDecoder
 
 
@@ -125,10 +136,16 @@ def test_a_worker_that_becomes_an_actor_while_it_registers_is_held_as_well(monke
         assert host.reactor.leash is page  # type: ignore[comparison-overlap]
 
 
+def idle_executor(reactor: Reactor) -> Any:
+    """What `OrphanTasks` looks at."""
+    called = CalledRefs(SimpleNamespace(reactor=reactor))  # type: ignore[arg-type]
+    return SimpleNamespace(reactor=reactor, queue=[], running=None, actor=None, called=called, accept=lambda: None)
+
+
 def test_what_cannot_be_told_for_the_dead_is_not_waited_for(reactor: Reactor) -> None:
     """Of several results those with refs inside are lost with their submitter; the last of the others says that no more follow."""
     daemon, caller = Far(reactor, ToDaemon, causal=True), Far(reactor, Answer)
-    orphans = OrphanTasks(SimpleNamespace(reactor=reactor, queue=[], running=None, actor=None))  # type: ignore[arg-type]
+    orphans = OrphanTasks(idle_executor(reactor))
     peer = caller.connection.attachment = SubmitterPeer()
     peer.worker_id = b"c" * 16
     three = (3).to_bytes(4, "big")
@@ -148,7 +165,7 @@ def test_answers_to_the_dead_wait_as_well(reactor: Reactor) -> None:
     """What it would tell its daemon for a dead caller goes to all who hold the ref, on whichever node."""
     page: Any = reactor.leash
     daemon, caller = Far(reactor, ToDaemon, causal=True), Far(reactor, Answer)
-    executor: Any = SimpleNamespace(reactor=reactor, queue=[], running=None, actor=None)
+    executor = idle_executor(reactor)
     orphans = OrphanTasks(executor)
     peer = caller.connection.attachment = SubmitterPeer()
     peer.worker_id = b"c" * 16
@@ -187,7 +204,8 @@ def test_a_task_of_a_caller_that_is_gone_for_long_is_claimed_all_the_same() -> N
         SimpleNamespace(connection=gone[number], task_id=bytes([number]) * 16, template=template, cancelled=False)
         for number in (0, 1)
     )
-    executor: Any = SimpleNamespace(reactor=reactor, queue=[queued], running=running, actor=None)
+    executor = idle_executor(reactor)
+    executor.queue, executor.running = [queued], running
     orphans = OrphanTasks(executor)
     for connection in gone:
         orphans.note_gone(connection)  # type: ignore[arg-type]

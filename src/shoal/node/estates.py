@@ -38,9 +38,9 @@ from shoal.node.object_events import (
     TellClaimMade,
     TellClaims,
 )
-from shoal.node.object_rows import refs_inside
 from shoal.protocol.ids import TASK_ID_BYTES
 from shoal.protocol.messages import Stored, Value
+from shoal.protocol.values import refs_inside
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -125,9 +125,9 @@ class Estates:
         if event.process in self.estates:
             return
         runners = self._directory._succession.runners
-        estate = self.estates[event.process] = Estate(
-            event.node, {worker: None for worker in event.executors if worker in runners}
-        )
+        executors = self._directory.may_have_calls_of(event.process, event.executors)
+        waiting = {worker: None for worker in executors if worker in runners}
+        estate = self.estates[event.process] = Estate(event.node, waiting)
         estate.begun = self._directory._succession.bereaved.pop(event.process, self) is None
         effects.extend(AskClaims(worker, event.process) for worker in estate.waiting)
         if not estate.waiting:

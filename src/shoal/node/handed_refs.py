@@ -1,12 +1,13 @@
-"""Refs that workers have handed to others in results: which of them are known to have arrived.
+"""Refs that processes have handed to others in results and calls: which of them are known to have arrived.
 
-Purpose: a worker holds the refs inside a result in the name of the process that the result goes to, before it writes the result. If it dies in
-between, that process has holds on refs that it never heard of; they must not last as long as it lives.
+Purpose: a worker holds the refs inside a result in the name of the process that the result goes to, before it writes the result; so does a caller
+with the refs inside a call of an actor. If it dies in between, that process has holds on refs that it never heard of; they must not last as long as
+it lives.
 
 Design: for each giver and receiver the refs handed over, in order, which the receiver has not acknowledged. It counts the refs that came from
 each worker, over all results, and tells the number now and then; after a worker's death, when it has read everything that the worker wrote,
 for the last time: what stands behind that number never arrived. The number may come before the refs that it counts, as these travel by
-another socket.
+another socket. Calls and results between the same two travel by different sockets, too, so they are counted apart: `as_caller`.
 
 What it does not do: count holds (`object_directory`, of which this is a part).
 """
@@ -15,6 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+
+CALLS = b"c"
+
+
+def as_caller(process: bytes) -> bytes:
+    """The name under which what a process hands over in calls is counted."""
+    return process + CALLS
 
 
 class Handed:
@@ -67,6 +75,10 @@ class HandedRefs:
         if not givers:
             del self._by_receiver[receiver]
         return lost
+
+    def receivers_of(self, giver: bytes) -> list[bytes]:
+        """To whom something was handed by one who has not been closed."""
+        return [receiver for receiver, givers in self._by_receiver.items() if giver in givers]
 
     def forget(self, receiver: bytes) -> None:
         """The receiver is dead."""

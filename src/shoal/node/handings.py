@@ -6,6 +6,8 @@ Design: a pure part of the object directory.
 
     HandedAbroad   a worker holds refs in the name of a process of another node. Here at home: that node is counted at once. At the
                    receiver's node: it hears of it before anything that this node lets go. Elsewhere: kept here until HoldForDone.
+                   `in_call`: refs inside of a call to an actor there, which may wait for long. The call leaves when that node has holds of its
+                   own, and mirrors: whoever dies from then on, the refs are alive when the actor reads them
     bequeath       the same for what is inside of a value that another node is told next: that value holds them there
 
 What it does not do: count what processes of this node hold (`object_directory`).
@@ -16,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shoal.node.foreign_holds import PROMISED
+from shoal.node.handed_refs import as_caller
 from shoal.node.object_events import Effect, HandedAbroad, HoldForArrived, HoldForConfirmed, SendHoldFor
 
 if TYPE_CHECKING:
@@ -25,13 +28,24 @@ if TYPE_CHECKING:
 HANDED_PROMISES = 1 << 60
 
 
+class Kept:
+    """Refs handed on to one node, in one message to it for each home."""
+
+    __slots__ = ("node", "oids", "unconfirmed")
+
+    def __init__(self, node: bytes, oids: list[bytes], unconfirmed: int) -> None:
+        self.node = node
+        self.oids = oids
+        self.unconfirmed = unconfirmed
+
+
 class Handings:
     """See the module's page."""
 
     def __init__(self, directory: ObjectDirectory) -> None:
         self._directory = directory
-        #: refs handed on to other nodes, kept here until these hold them: number -> (node, oids)
-        self.kept: dict[int, tuple[bytes, list[bytes]]] = {}
+        #: refs handed on to other nodes, kept here until these hold them
+        self.kept: dict[int, Kept] = {}
         self._count = 0
 
     def statistics(self) -> dict[str, int]:
@@ -44,6 +58,9 @@ class Handings:
         """A worker hands refs on to a process of another node."""
         directory = self._directory
         if event.sender not in directory._held:
+            return
+        if event.in_call:
+            self._hand_in_call(event, effects)
             return
         home, node, oids = event.home or directory._node_id, event.node, event.oids
         number = 0
@@ -60,6 +77,24 @@ class Handings:
         if node in directory._nodes:
             number = self._hand(node, oids, home, event.process, event.sender, effects)
         directory._holds_abroad.confirm_later(event.sender, number, effects)
+
+    def _hand_in_call(self, event: HandedAbroad, effects: list[Effect]) -> None:
+        """The call waits for the receiver's node. Until then the caller holds them; if it dies before, the call has not left."""
+        directory, node = self._directory, event.node
+        if node not in directory._nodes:
+            directory._holds_abroad.confirm_later(event.sender, 0, effects)
+            return
+        here = directory._node_id
+        by_home: dict[bytes, list[bytes]] = {}
+        for oid in event.oids:
+            home = event.home if event.home != here else directory.home_of(oid) or here
+            by_home.setdefault(home, []).append(oid)
+        number = self._keep(node, [], len(by_home))
+        directory._holds_abroad.promise(event.sender, -HANDED_PROMISES - number, effects)
+        for home, oids in by_home.items():
+            if home == here:
+                self._lend(node, oids, effects)
+            effects.append(SendHoldFor(node, number, event.process, oids, home, as_caller(event.sender)))
 
     def bequeath(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
         """Another node, which lives, is told a value next that has these refs inside."""
@@ -98,26 +133,28 @@ class Handings:
         effects.append(SendHoldFor(node, kept, process, oids, home, giver))
         return number
 
-    def _keep(self, node: bytes, oids: list[bytes]) -> int:
+    def _keep(self, node: bytes, oids: list[bytes], unconfirmed: int = 1) -> int:
         self._count += 1
-        self.kept[self._count] = (node, oids)
+        self.kept[self._count] = Kept(node, oids, unconfirmed)
         return self._count
 
     def on_confirmed(self, event: HoldForConfirmed, effects: list[Effect]) -> None:
         """A node holds what was handed to it."""
         handed = self.kept.get(event.number)
-        if handed is not None and handed[0] == event.node:
-            self._let_go(event.number, effects)
+        if handed is not None and handed.node == event.node:
+            handed.unconfirmed -= 1
+            if not handed.unconfirmed:
+                self._let_go(event.number, effects)
 
     def node_died(self, node: bytes, effects: list[Effect]) -> None:
         """Nothing need be kept for a dead node."""
-        for number in [number for number, handed in self.kept.items() if handed[0] == node]:
+        for number in [number for number, handed in self.kept.items() if handed.node == node]:
             self._let_go(number, effects)
 
     def _let_go(self, number: int, effects: list[Effect]) -> None:
         directory = self._directory
         directory._holds_abroad.confirmed(PROMISED, -HANDED_PROMISES - number, effects)
-        for oid in self.kept.pop(number)[1]:
+        for oid in self.kept.pop(number).oids:
             row = directory._objects[oid]
             row.rows -= 1
             row.stamp = directory._issued
@@ -135,6 +172,8 @@ class Handings:
         if event.home == directory._node_id:
             if held is not None:
                 directory._count(held, event.oids, 1)
+            if event.number:
+                directory._holds_abroad.done_later(event.node, event.number, 0, effects)
             return
         own = []
         for oid in event.oids:

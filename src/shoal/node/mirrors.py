@@ -263,6 +263,7 @@ class Mirrors:
                 todo.extend(item.needs)
             if each != oid and each not in directory._objects:
                 succession.ghosts[each] = item.value
+                directory._needs.inherit(each, former)
         item = kept.get(oid)
         if item is not None and item.places and directory._copies.inherit(item, row, effects):
             return

@@ -14,7 +14,8 @@ is gone. Such a process or node counts like one spec more.
            NeedsTold                         kept as a ghost when it is freed, with all that it needs, perhaps of yet another home
            who has told dies                 it needs nothing
 
-The home dies: what it had told of such an object (`mirrors`) is kept here until the spec is gone, for its heir is the first that asks.
+The home dies: what it had told of such an object (`mirrors`) is kept here until the spec is gone, for its heir is the first that asks. So it is with
+what an inherited spec needs: whoever reads a ref to it, inside of the arguments, asks the GCS for its heir, too.
 
 What it does not do: tell an heir of the spec where its needs are at home.
 """
@@ -53,6 +54,10 @@ class Needs:
             self.forget(oid)
             self.homes[oid] = home
             self._note(oid, home, False)
+
+    def inherit(self, oid: bytes, former: bytes) -> None:
+        """A spec that this node has inherited from a dead home needs an object of that home."""
+        self.homes.setdefault(oid, former)
 
     def forget(self, oid: bytes) -> None:
         """No spec of this node needs it."""

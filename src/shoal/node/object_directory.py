@@ -37,7 +37,7 @@ from typing import Any
 
 from shoal.node import claims, copies, estates, handings, mirrors, needs, succession
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
-from shoal.node.handed_refs import HandedRefs
+from shoal.node.handed_refs import HandedRefs, as_caller
 from shoal.node.object_events import (
     ActorHandleGone,
     Claimed,
@@ -71,11 +71,12 @@ from shoal.node.object_events import (
     SendResolveFor,
     Swept,
 )
-from shoal.node.object_rows import Abroad, ObjectRow, refs_inside
+from shoal.node.object_rows import Abroad, ObjectRow
 from shoal.node.succession import Succession, is_put, would_have_saved
 from shoal.protocol.errors import ObjectLostError, OwnerDiedError
 from shoal.protocol.ids import ACTOR_HANDLE_INDEX, TASK_ID_BYTES
 from shoal.protocol.messages import Failed, Stored, Value
+from shoal.protocol.values import refs_inside
 
 
 class ObjectDirectory:
@@ -214,6 +215,10 @@ class ObjectDirectory:
         """Counts by process: for `shoal memory` and tests; walks all processes."""
         return {process: held[oid] for process, held in self._held.items() if oid in held}
 
+    def may_have_calls_of(self, caller: bytes, executors: list[bytes]) -> list[bytes]:
+        """Who is to be asked what a dead process has left with them: also all that it has handed refs to in calls, as only they know what came."""
+        return list(dict.fromkeys([*executors, *self._underway.receivers_of(as_caller(caller))]))
+
     # ------------------------------------------------------------ the door
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -241,6 +246,7 @@ class ObjectDirectory:
         held = self._held.pop(event.process, None)
         if held is None:
             return
+        event.executors = self.may_have_calls_of(event.process, event.executors)
         self._succession.died(event, list(self._owed.pop(event.process)), effects)
         self._estates.worker_died(event.process, effects)
         self._holds_abroad.process_died(event.process)
@@ -249,6 +255,9 @@ class ObjectDirectory:
         self._drop_holds(held)
 
     def _on_claimed(self, event: Claimed, effects: list[Effect]) -> None:
+        held = self._held.get(event.worker)
+        if held is not None:
+            self._count(held, self._underway.close(as_caller(event.process), event.worker, event.refs), -1)
         self._succession.claimed(event, effects)
         self._estates.on_claimed(event, effects)
 
@@ -313,7 +322,8 @@ class ObjectDirectory:
             if event.home and event.home == self._node_id:
                 self._holds_abroad.confirm_later(event.sender, 0, effects)
             if event.holder and held is not None:
-                self._underway.give(event.sender, event.holder, event.oids)
+                giver = as_caller(event.sender) if event.in_call else event.sender
+                self._underway.give(giver, event.holder, event.oids)
 
     def _on_refs_received(self, event: RefsReceived, effects: list[Effect]) -> None:
         held = self._held.get(event.receiver)
@@ -514,6 +524,7 @@ class ObjectDirectory:
             del self._objects[oid]
             self._candidates.pop(oid, None)
             self._asked.pop(oid, None)
+            self._owed.get(row.owner, {}).pop(oid, None)  # submitted here once more, by a replay
             if row.abroad is not None:
                 self._succession.freed(oid, row.value, row.abroad.home)
 

@@ -148,6 +148,7 @@ class Claimed:
     process: bytes
     task_ids: list[bytes]
     begun: bool = False
+    refs: int = 0  #: that have come in calls of that process
 
 
 @dataclass(slots=True)
@@ -189,12 +190,14 @@ class PromiseKept:
 
 @dataclass(slots=True)
 class Held:
-    """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's."""
+    """One more hold on each of `oids` by `holder` (empty: the sender); `home` is another node's id, or this one's, or empty for this one's.
+    `in_call`: they stand in calls to the holder."""
 
     sender: bytes
     oids: list[bytes]
     holder: bytes = b""
     home: bytes = b""
+    in_call: bool = False
 
 
 @dataclass(slots=True)
@@ -208,7 +211,7 @@ class Released:
 
 @dataclass(slots=True)
 class RefsReceived:
-    """`receiver` has had `count` refs in results of `giver`; `last`: which is dead, and no more will come."""
+    """`receiver` has had `count` refs from `giver` (a process, or `handed_refs.as_caller` of one); `last`: which is dead, and no more will come."""
 
     receiver: bytes
     giver: bytes
@@ -271,13 +274,14 @@ class NodeDied:
 
 @dataclass(slots=True)
 class HandedAbroad:
-    """One more hold on each of `oids` by `process`, which is of `node`."""
+    """One more hold on each of `oids` by `process`, which is of `node`; `in_call`: they stand in calls to it."""
 
     sender: bytes
     oids: list[bytes]
     process: bytes
     node: bytes
     home: bytes = b""
+    in_call: bool = False
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ What it does not do: change a row (`object_directory` does, with its part `succe
 
 from __future__ import annotations
 
-from shoal.protocol.messages import Containing, Stored, Value
+from shoal.protocol.messages import Value
 
 
 class Abroad:
@@ -50,8 +50,3 @@ class ObjectRow:
         self.waiters: list[bytes] | None = None
         #: None for this node's own, and while the home is not known
         self.abroad: Abroad | None = None
-
-
-def refs_inside(value: Value) -> list[bytes]:
-    """The refs in an object's value."""
-    return value.nested if type(value) is Containing or type(value) is Stored else []

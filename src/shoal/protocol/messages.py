@@ -421,11 +421,13 @@ class SubmitterDied(Message, tag=42):
 
 
 class Claims(Message, tag=43):
-    """From a worker: it runs, or will run, these tasks of a dead process, and publishes what they make; `begun`: some had ended, which it cannot."""
+    """From a worker: it runs, or will run, these tasks of a dead process, and publishes what they make; `begun`: some had ended, which it cannot.
+    `refs` have come in calls of that process: no more will."""
 
     process: bytes
     task_ids: list[bytes]
     begun: bool = False
+    refs: int = 0
 
 
 class Publish(Message, tag=51):
@@ -439,11 +441,14 @@ class Publish(Message, tag=51):
 
 class Hold(Message, tag=52):
     """One more hold on each of `oids` by `holder` (a WorkerID; empty for the sender). `home` is the node whose directory has them (NodeID;
-    empty: this one); for another node's objects the daemon answers `HoldsConfirmed` once that node knows."""
+    empty: this one); for another node's objects the daemon answers `HoldsConfirmed` once that node knows. With `in_call` they stand in calls of
+    the sender to the actor in `holder`, which lives on `node`; if that is another one, it answers once that node has holds of its own."""
 
     oids: list[bytes]
     holder: bytes = b""
     home: bytes = b""
+    in_call: bool = False
+    node: bytes = b""
 
 
 class HoldsConfirmed(Message, tag=63):
@@ -460,12 +465,13 @@ class Release(Message, tag=53):
 
 
 class RefsReceived(Message, tag=65):
-    """The sender has had `count` refs in results of the worker `giver` so far. With `last` the worker is dead and everything that it wrote was
-    read: holds in the sender's name on refs beyond `count` end."""
+    """The sender has had `count` refs in results of the worker `giver` so far; or (`in_calls`) in calls of that process. With `last` the worker is
+    dead and everything that it wrote was read: holds in the sender's name on refs beyond `count` end."""
 
     giver: bytes
     count: int
     last: bool = False
+    in_calls: bool = False
 
 
 class Resolve(Message, tag=54):

@@ -51,6 +51,11 @@ class Containing(Message, tag=3):
 Value = bytes | Stored | Failed | Containing
 
 
+def refs_inside(value: Value) -> list[bytes]:
+    """The refs in a value, as far as it says."""
+    return value.nested if type(value) is Containing or type(value) is Stored else []
+
+
 class Many(Message, tag=4):
     """The results of a task with several returns, in order."""
 

@@ -32,13 +32,18 @@ from shoal.protocol.messages import (
     ActorState,
     Call,
     CallsSettled,
+    Containing,
     CreateActor,
     Failed,
     KillActor,
+    Stored,
     SubscribeActor,
     TaskReplies,
+    Value,
     WorkerDied,
 )
+from shoal.protocol.values import refs_inside
+from shoal.runtime.abroad import is_abroad
 from shoal.runtime.objects import ObjectEntry, ObjectRef, home_of_entry, sendable
 from shoal.runtime.streams import count_retry
 from shoal.runtime.tasks import PendingTask, WorkerLease, started_under
@@ -63,6 +68,7 @@ class ActorQueue:
         "last_end",
         "lease",
         "lost",
+        "node",
         "settled",
         "state",
         "unsent",
@@ -79,6 +85,7 @@ class ActorQueue:
         #: calls answered, of which it has not been told so
         self.settled: list[bytes] = []
         self.state = "pending"
+        self.node = b""  #: where it lives, if that is not this process's node
         self.lease: WorkerLease | None = None
         self.killed = False  #: this process killed it for good: nothing is pushed any more, its death is on the way
         #: calls not pushed yet, in order
@@ -278,6 +285,8 @@ class ActorCalls:
                 return
             submitter = self.runtime.submitter
             idle = not lease.inflight
+            if type(task.args) is not bytes:
+                self._hand_over(queue, lease, task.args)
             submitter.push(lease, task)
             if idle or len(lease.out) >= FLUSH_TASKS:
                 submitter.send_pushes(lease)
@@ -309,6 +318,8 @@ class ActorCalls:
             elif not task.missing:
                 unsent.popleft()
                 if task.deps is None or not self.runtime.submitter.fail_on_dependency(task):
+                    if type(task.args) is not bytes:
+                        self._hand_over(queue, lease, task.args)
                     submitter.push(lease, task)
             elif queue.in_order:
                 break
@@ -318,6 +329,15 @@ class ActorCalls:
         submitter.send_pushes(lease)
         if waiting and any(not task.missing for task in waiting):
             self.advance(queue)  # a call that failed above was what another one waited for
+
+    def _hand_over(self, queue: ActorQueue, lease: WorkerLease, args: Value) -> None:
+        """A call may wait for long where it is sent, and its caller be dead when it is read: what its arguments refer to is held there from now on.
+        Caller holds the lock."""
+        nested = refs_inside(args)
+        if nested:
+            if queue.node:  # not before that node holds them, and knows how to make them anew
+                lease.connection.withholds = True
+            self.runtime.objects.hand_over(nested, lease.connection.attachment.worker_id, queue.node)
 
     def dependency_arrived(self, task: PendingTask) -> None:
         """A call's last missing dependency is known. Caller holds the lock."""
@@ -347,6 +367,7 @@ class ActorCalls:
             if peer is None:
                 self._unreached[message.actor_id] = message  # it is being dialled, or died just now
                 return
+            queue.node = message.node_id if is_abroad(peer.attachment.address) else b""
             lease = queue.lease = WorkerLease(message.lease_id, None, peer)
             lease.queue = queue
             lease.next_seq = self._first_seq
@@ -584,6 +605,17 @@ def _lost_with(queue: ActorQueue, death: BaseException, task: PendingTask) -> Ba
         actor_id=queue.actor_id.hex(),
         class_name=queue.class_name,
     )
+
+
+def with_refs(args: Value, dependencies: int, held: list[ObjectEntry]) -> Value:
+    """A call's arguments, with the refs inside named: these are the first of what it holds, before its dependencies and what lies in the store."""
+    nested = [entry.oid for entry in held[: len(held) - dependencies - (type(args) is Stored)]]
+    if not nested:
+        return args
+    if type(args) is Stored:
+        return msgspec.structs.replace(args, nested=nested)  # its own entry does not contain them: the call holds them
+    assert type(args) is bytes, "arguments are inline or stored"
+    return Containing(args, nested)
 
 
 def death_error(queue: ActorQueue, message: ActorState) -> BaseException:

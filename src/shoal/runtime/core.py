@@ -47,7 +47,7 @@ from shoal.protocol.messages import (
     TrimBudget,
     Value,
 )
-from shoal.runtime import awaiting, cancelling, putting, stored, unread_errors, waiting
+from shoal.runtime import actor_calls, awaiting, cancelling, putting, stored, unread_errors, waiting
 from shoal.runtime import objects as objects_module
 from shoal.runtime.actor_calls import ActorCalls, ActorQueue
 from shoal.runtime.closures import Closures
@@ -263,11 +263,11 @@ class Runtime:
             if self.lost is not None:  # meanwhile: nobody would end what is submitted now
                 self.objects.unuse(held or ())
                 raise self.lost
-            if queue is not None and queue.exact:
-                task_id = self._name_exact(context)
-                if held and type(blob) is bytes and len(held) > len(deps or ()):
-                    # It keeps its arguments: it must know of the refs inside, which come first.
-                    blob = Containing(blob, [entry.oid for entry in held[: len(held) - len(deps or ())]])
+            if queue is not None:
+                if queue.exact:
+                    task_id = self._name_exact(context)
+                if held is not None:
+                    blob = actor_calls.with_refs(blob, len(deps or ()), held)
             if handle is not None:
                 handle.count += 1
                 held = [handle] if held is None else [*held, handle]

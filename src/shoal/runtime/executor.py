@@ -66,6 +66,7 @@ from shoal.runtime.jobs import SLOW_TASK_S, UNREAD_REPLIES_MAX, BoundTemplate, H
 from shoal.runtime.objects import ObjectRef
 from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor, Waiter
+from shoal.runtime.received_refs import CalledRefs
 from shoal.runtime.results import ArgumentLost, ResultWriter
 from shoal.runtime.tasks import TaskContext, running_task
 
@@ -101,7 +102,9 @@ class Executor:
         #: runs a task on the main thread; an actor with checkpoints does more than `run_task`
         self.perform: Callable[[Job], Value | Many] = self.run_task
         self.host: ActorHost = ActorHost(self)
+        self.called = CalledRefs(runtime)
         self.orphans = OrphanTasks(self)
+        self.accept: Callable[[], None] = _nothing  #: takes connections of callers that knock
         self.actor: ActorHost | None = None  #: the host, once it is an actor
         self.exit_reason = ""
         self._lingering: HeldLease | None = None  #: its last task has run, but not all that it has submitted
@@ -185,6 +188,8 @@ class Executor:
                 self.reactor.drain(daemon)
             held = self.leases.get(message.lease_id)
         if held is None or held.revoked:
+            for item in message.items:
+                self.called.answered(self.called.take_over(connection, item[4]) or [])
             connection.send(TasksBounced(message.lease_id, [item[0] for item in message.items], held is None))
             return
         held.connection = connection
@@ -194,7 +199,8 @@ class Executor:
         templates = peer.templates
         jobs = [Job(connection, held, templates[item[1]], item) for item in message.items]
         for job in jobs:
-            if job.deps is not None or type(job.args) is Stored:
+            if job.deps is not None or type(job.args) is not bytes:
+                job.held = self.called.take_over(connection, job.args)
                 self.runtime.pulling.prefetch(job)
         if self.actor is not None and self.actor.takes(jobs):
             return
@@ -498,6 +504,8 @@ class Executor:
                 raise KeyboardInterrupt
             function = template.function or self.load_function(template)
             args = job.args
+            if type(args) is Containing:
+                args = args.blob
             plain = serialization.loads(args) if type(args) is bytes and job.deps is None else None
             if type(plain) is tuple:
                 value = function(*plain)
@@ -601,6 +609,9 @@ class Executor:
         peer.replies.append((job.seq, value))
         peer.task_ids.append(job.task_id + job.template.tail if job.template.outlives else b"")
         peer.busy_s += spent_s
+        if job.held is not None:
+            held, job.held = job.held, None
+            self.called.answered(held)
 
     def _flush_replies_of(self, connection: Connection) -> None:
         peer: SubmitterPeer = connection.attachment
@@ -740,6 +751,7 @@ class Executor:
     def _on_tick(self, now: float) -> None:
         if self._answered:
             self.flush_replies()
+        self.called.tell()
         if self._outside_waits or self.reactor.awaits or self._lent is not None:
             self._watch_main(now)
         if self._cancel_target is not None and self._cancel_target is self.running:

@@ -21,6 +21,7 @@ from shoal.protocol.messages import (
 
 if TYPE_CHECKING:
     from shoal.runtime.arguments import Room
+    from shoal.runtime.objects import ObjectEntry
     from shoal.runtime.reactor import Connection, Waiter
 
 UNREAD_REPLIES_MAX = 64  #: messages with replies that are kept until the submitter has read them
@@ -130,6 +131,7 @@ class Job:
         "connection",
         "credit",
         "deps",
+        "held",
         "held_lease",
         "seq",
         "task_id",
@@ -142,6 +144,7 @@ class Job:
         self.connection = connection
         self.held_lease = held_lease
         self.template = template
+        self.held: list[ObjectEntry] | None = None  #: what a call's arguments refer to, until it is answered
         self.cancelled = False
         self.credit = 0  #: items of its stream that the consumer has taken
         self.waiter: Waiter | None = None  #: the producer, waiting for credit

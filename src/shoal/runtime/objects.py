@@ -250,6 +250,8 @@ class ObjectTable:
         self._forget_lineage = forget_lineage
         self._holds: list[bytes] = []
         self._releases: list[bytes] = []
+        #: inside of calls that are being sent: (actor's worker, its node; empty for this one) -> refs
+        self._handed: dict[tuple[bytes, bytes], list[bytes]] = {}
         self._frees: list[bytes] = []
         #: by the node that is the objects' home, or has them in its store
         self._foreign_holds: dict[bytes, list[bytes]] = {}
@@ -419,6 +421,10 @@ class ObjectTable:
             foreign, self._foreign_holds = self._foreign_holds, {}
             for home, holds in foreign.items():
                 self._send_foreign_hold(daemon, holds, b"", home)
+        if self._handed:
+            handed, self._handed = self._handed, {}
+            for (worker_id, node), oids in handed.items():
+                self._send_handed(daemon, oids, worker_id, node)
         if self._fresh_needs:
             fresh, self._fresh_needs = self._fresh_needs, {}
             self._needs.update(fresh)
@@ -440,6 +446,19 @@ class ObjectTable:
     def _send_foreign_hold(self, daemon: Connection, oids: list[bytes], holder: bytes, home: bytes) -> None:
         daemon.send(Hold(oids, holder, home))
         self.reactor.await_confirmation()
+
+    def _send_handed(self, daemon: Connection, oids: list[bytes], worker_id: bytes, node: bytes) -> None:
+        by_home: dict[bytes, list[bytes]] = {}
+        for oid in oids:
+            entry = self.table.get(oid)
+            home = entry.shared.home if entry is not None and entry.shared is not None else b""
+            if not home or home == self.node_id:
+                home = self.node_id if node else b""
+            by_home.setdefault(home, []).append(oid)
+        for home, inside in by_home.items():
+            daemon.send(Hold(inside, worker_id, home, True, node))
+            if home:
+                self.reactor.await_confirmation()
 
     # ------------------------------------------------------------ crossing processes
 
@@ -600,6 +619,23 @@ class ObjectTable:
                 entry.shared.holds += 1
             entries.append(entry)
         return entries
+
+    def hand_over(self, oids: list[bytes], worker_id: bytes, node: bytes) -> None:
+        """Refs leave in a call to an actor, which may read it when this process is dead: from now on the actor's worker holds them, too. `node` is
+        where it lives if that is another. Caller holds the lock."""
+        self._handed.setdefault((worker_id, node), []).extend(oids)
+        self.reactor.has_notes = True
+
+    def let_go_of(self, entries: list[ObjectEntry]) -> None:
+        """Calls are answered. An actor that keeps a ref may be called with it a million times: one hold is enough. Caller holds the lock."""
+        self.unuse(entries)
+        for entry in entries:
+            shared = entry.shared
+            assert shared is not None, "entries in the table are shared"
+            if shared.holds > 1:
+                self._releases.extend([entry.oid] * (shared.holds - 1))
+                shared.holds = 1
+                self.reactor.has_notes = True
 
     def hold_again(self, entry: ObjectEntry) -> None:
         """A borrowed entry that was freed is used again. Caller holds the lock."""

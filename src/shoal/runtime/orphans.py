@@ -9,6 +9,7 @@ answers:
                         were the dead process's. Such tasks run again
     runs, or is queued  claimed (calls of an actor are kept, queued tasks are not): what they make is published when they have ended
     streams             not claimed: they stop, as their consumer is gone
+    refs in calls       were held in this worker's name before they came (`actor_calls`); it says how many came, and takes no more of that process
 
 What is claimed is cancelled here, too: the daemon knows of the claim (`Objects.on_cancel`).
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 #: submitters without a task here whose connection ended and of whom the daemon has not spoken: their replies are kept so long
 GONE_MAX = 64
+DEAD_MAX = 1024  #: so many dead submitters are remembered
 
 
 class OrphanTasks:
@@ -52,6 +54,8 @@ class OrphanTasks:
         self._reactor = executor.reactor
         #: connections of submitters that ended, the oldest first; beyond GONE_MAX only of those that have tasks here
         self._gone: deque[Connection] = deque()
+        #: of whom the daemon has spoken, the oldest first: nothing is taken from them any more
+        self._dead: dict[bytes, None] = {}
         self._reactor.handlers[SubmitterDied] = self._on_submitter_died
 
     def note_gone(self, connection: Connection) -> None:
@@ -70,7 +74,18 @@ class OrphanTasks:
         # What an actor has answered to the dead it answers to others now: not while it must be silent.
         self._reactor.unless_silenced(lambda: self._tell(daemon, message.process))
 
+    def is_dead(self, process: bytes) -> bool:
+        """Whether all that a process has left here is told: what still comes of it came too late."""
+        return process in self._dead
+
     def _tell(self, daemon: Connection, process: bytes) -> None:
+        self._executor.accept()
+        for connection in list(self._reactor.connections.values()):
+            if _peer_is(connection, b""):  # it has not said yet whose it is
+                self._reactor.drain(connection)
+        self._dead[process] = None
+        if len(self._dead) > DEAD_MAX:
+            del self._dead[next(iter(self._dead))]
         for connection in list(self._reactor.connections.values()):
             if _peer_is(connection, process):
                 self._reactor.drain(connection)
@@ -87,7 +102,7 @@ class OrphanTasks:
                 begun = begun or any(_refs_in(value) for _, value in replies)
                 self.publish(process, replies, task_ids, told=True)
             peer.unread.clear()
-        daemon.send_now(Claims(process, claims, begun))
+        daemon.send_now(Claims(process, claims, begun, self._executor.called.end(process)))
 
     def cancel(self, message: CancelObject) -> None:
         """Somebody cancels a task whose submitter is dead: there is nobody else to be told. Caller holds the lock."""

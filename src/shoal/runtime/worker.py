@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from shoal.protocol.messages import Hello, Shutdown, ToRuntime
@@ -29,7 +30,7 @@ from shoal.runtime.reactor import Connection
 from shoal.runtime.session import connect
 from shoal.system.sockets import listening_unix_socket
 from shoal.system.start_plan import WorkerStart
-from shoal.wire.framing import decoder_of
+from shoal.wire.framing import ProtocolError, decoder_of
 
 decoder_of(ToRuntime)  # in the zygote, once: making it takes 2 ms
 HANDOVER_TIMEOUT_S = 1.0
@@ -69,7 +70,7 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
     reactor = runtime.reactor
     executor = Executor(runtime)
     reactor.handlers[Shutdown] = lambda connection, message: exit_process(0)
-    reactor.handlers[Hello] = _on_hello
+    reactor.handlers[Hello] = partial(on_hello, executor)
     reactor.exit_on_fault = lambda: exit_process(1)
 
     def on_submitter_closed(connection: Connection) -> None:
@@ -86,6 +87,7 @@ def connect_executor(runtime: core.Runtime, start: WorkerStart, address: str, li
             connection.withholds = True
 
     reactor.add_listener(listener.fileno(), accept)
+    executor.accept = accept
     page = connect(runtime, start.node_socket, address, start.startup_token)
     if runtime.config.get("cluster_token"):
         take_handed_over(runtime, address, on_submitter_closed)
@@ -143,7 +145,14 @@ def take_handed_over(runtime: core.Runtime, address: str, on_submitter_closed: C
         reactor.add_listener(door.fileno(), accept)
 
 
-def _on_hello(connection: Connection, message: Hello) -> None:
+def on_hello(executor: Executor, connection: Connection, message: Hello) -> None:
+    """A submitter says who it is.
+
+    Raises:
+        ProtocolError: it is dead, and what it had here is told: this came too late.
+    """
+    if executor.orphans.is_dead(message.worker_id):
+        raise ProtocolError("its sender was told to be dead")
     connection.attachment.worker_id = message.worker_id
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from shoal.node import foreign_holds
 from shoal.node import object_events as events
+from shoal.node.handed_refs import as_caller
 from shoal.node.io.connections import Connection
 from shoal.node.io.node_links import UNKNOWN_WAIT_S, NodeLinks
 from shoal.node.io.processes import Driver, Process, ProcessTable
@@ -132,7 +133,7 @@ class Objects:
 
     def on_claims(self, process: Process, message: messages.Claims) -> None:
         """A worker tells what it has of a dead process."""
-        self.handle(events.Claimed(process.worker_id, message.process, message.task_ids, message.begun))
+        self.handle(events.Claimed(process.worker_id, message.process, message.task_ids, message.begun, message.refs))
 
     def on_not_made(self, process: Process, message: messages.NotMade) -> None:
         """A successor has run a task."""
@@ -154,12 +155,14 @@ class Objects:
         if message.home:
             self._expect(message.home)
         if holder and holder not in self._table.by_id:
-            node = self._node_of(holder)
-            if node is not None:
+            node = message.node or self._node_of(holder)
+            if node is not None and node != self._node_id:
                 self._meet(node)
-                self.handle(events.HandedAbroad(process.worker_id, message.oids, holder, node, message.home))
+                self.handle(
+                    events.HandedAbroad(process.worker_id, message.oids, holder, node, message.home, message.in_call)
+                )
                 return
-        self.handle(events.Held(process.worker_id, message.oids, holder, message.home))
+        self.handle(events.Held(process.worker_id, message.oids, holder, message.home, message.in_call))
 
     def hold_as(self, holder: bytes, oids: list[bytes], home: bytes) -> None:
         """One hold on each in the name of what is no process of this node (`ProcessJoined` came before); `on_keeper_confirmed` tells when the home
@@ -177,7 +180,8 @@ class Objects:
 
     def on_refs_received(self, process: Process, message: messages.RefsReceived) -> None:
         """Refs have come from a worker, or will never."""
-        self.handle(events.RefsReceived(process.worker_id, message.giver, message.count, message.last))
+        giver = as_caller(message.giver) if message.in_calls else message.giver
+        self.handle(events.RefsReceived(process.worker_id, giver, message.count, message.last))
 
     def on_resolve(self, process: Process, message: messages.Resolve) -> None:
         """A process wants values."""
