@@ -116,6 +116,15 @@ def test_it_queues_at_its_inputs_only_if_that_is_shorter() -> None:
     assert placed(views, 1, locality={views[1].node_id: 10**7}) == {"n1": 1}  # 10 ms to move
 
 
+def test_it_does_not_wait_for_actors_to_end() -> None:
+    inputs = {node(1).node_id: 5_000_000}
+    assert placed([node(1, 0, task_time_s=0.001), node(2)], 1, locality=inputs) == {"n1": 1}
+    assert placed([node(1, 0, task_time_s=0.001, held={"CPU": 3 * CPU}), node(2)], 1, locality=inputs) == {"n1": 1}
+    assert placed([node(1, 0, task_time_s=0.001, held={"CPU": 4 * CPU}), node(2)], 1, locality=inputs) == {"n2": 1}
+    full = [node(number, 0, held={"CPU": 4 * CPU}) for number in (1, 2)]
+    assert placed(full, 4, locality=inputs) == {"n1": 2, "n2": 2}, "if there is nothing else"
+
+
 def test_many_with_the_same_inputs_overflow_to_others() -> None:
     views = [node(1), node(2, task_time_s=0.1)]
     found = placed(views, 6, locality={views[1].node_id: 5 * 10**7})  # 50 ms to move

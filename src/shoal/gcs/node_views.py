@@ -163,6 +163,7 @@ class NodeViews:
         view.queued = sum(count for _, count in load.waiting)
         view.task_time_s = load.task_time_s
         view.actors = load.actors
+        view.held = load.held
         view.available = dict(load.available)
         promises = self._promises.get(view.node_id)
         if promises is not None:

@@ -289,6 +289,7 @@ class NodeLoad(Message, tag=117):
     store_used_bytes: int = 0
     draining: bool = False
     actors: int = 0  #: that live or wait there
+    held: dict[str, int] = {}  #: by actors and bundles, which do not end as tasks do
 
 
 class HeartbeatAcknowledged(Message, tag=118):

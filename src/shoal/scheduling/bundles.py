@@ -21,12 +21,12 @@ What it does not do: choose nodes (`bundle_policy`), decide when anything is res
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.protocol.messages import UNSCHEDULABLE_BUNDLE_GONE
-from shoal.protocol.resources import CPU, IN_BUNDLE, Assigned, Resources, fits, format_resources
+from shoal.protocol.resources import CPU, IN_BUNDLE, Assigned, Resources, add, fits, format_resources
 
 ANY_BUNDLE = -1
 MARK = "bundle"
@@ -93,6 +93,14 @@ def is_mark(name: str) -> bool:
 def base_name(name: str) -> str:
     """The name of a resource without its bundle."""
     return name.partition(IN_BUNDLE)[0]
+
+
+def lasting(held_by_actors: Resources, bundles: Iterable[Bundle]) -> Resources:
+    """What a node has given away for longer than tasks take: to actors outside of bundles, and to bundles."""
+    held = without_bundles(held_by_actors)
+    for bundle in bundles:
+        add(held, bundle.resources)
+    return held
 
 
 def without_bundles(resources: Resources) -> Resources:

@@ -47,10 +47,10 @@ def _check_leases(scheduler: LocalScheduler) -> None:
     assert scheduler._actors == len(actors)
     assert scheduler._blocked == sum(each.blocked for each in leases.values())
     assert scheduler._running == sum(1 for each in leases.values() if each.cpu_units and not each.blocked)
-    held_by_actors: Resources = dict.fromkeys(scheduler._held_by_actors, 0)
+    held_by_actors: Resources = dict.fromkeys(scheduler.held_by_actors, 0)
     for lease in actors.values():
         add(held_by_actors, lease.hold)
-    assert held_by_actors == scheduler._held_by_actors
+    assert held_by_actors == scheduler.held_by_actors
     used: dict[tuple[str, int], int] = {}
     for lease in leases.values():
         for name, ids in lease.assigned.items():

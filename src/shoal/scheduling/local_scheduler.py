@@ -148,7 +148,7 @@ class LocalScheduler:
         self._ending: dict[int, Lease] = {}  #: revoked
         #: by submitter, its leases (tasks only)
         self._leases_of: dict[bytes, dict[int, Lease]] = {}
-        self._held_by_actors: Resources = {}
+        self.held_by_actors: Resources = {}  #: to be read only
         self._last_lease_id = 0
         self._running = 0  #: unblocked leases that hold CPU
         self._blocked = 0
@@ -335,7 +335,7 @@ class LocalScheduler:
             group, demand, assigned = waiter.strategy, waiter.keeps, outside_ids(assigned)
         if waiter.incarnation >= 0:
             self._actors += 1
-            add(self._held_by_actors, hold)
+            add(self.held_by_actors, hold)
             del self._classes[waiter.key]
             effects.append(
                 AssignActor(
@@ -379,7 +379,7 @@ class LocalScheduler:
         self._queue.leases_changed(holder)
         if holder.is_actor:
             self._actors -= 1
-            subtract(self._held_by_actors, lease.hold)
+            subtract(self.held_by_actors, lease.hold)
         else:
             of_process = self._leases_of[holder.key[0]]
             del of_process[lease_id]
@@ -588,7 +588,7 @@ class LocalScheduler:
             for name in bundle.contents():
                 del view.total[name]
                 free = view.available.pop(name)
-                self._held_by_actors.pop(name, None)
+                self.held_by_actors.pop(name, None)
                 view.reservations.pop(name, None)
                 if not is_mark(name):
                     view.available[base_name(name)] += free
@@ -600,7 +600,7 @@ class LocalScheduler:
         """A lease in a bundle that is gone holds of the node itself what it held there."""
         lease.hold, lease.assigned, lease.cpu = outside(lease.hold), outside_ids(lease.assigned), CPU
         if lease.holder.is_actor:
-            add(self._held_by_actors, lease.hold)
+            add(self.held_by_actors, lease.hold)
 
     def _refuse_waiter(
         self, waiter: SchedulingClass, reason: str, kind: str, now: float, effects: list[Effect]
@@ -635,7 +635,7 @@ class LocalScheduler:
         for worker in self._pool.stop_surplus(self._running, now):
             effects.append(StopWorker(worker.worker_id, "it was idle and others are too"))
         if self._queue.waiting or self._view.reservations:
-            choose_reservations(self._queue, self._view, self._held_by_actors, now)
+            choose_reservations(self._queue, self._view, self.held_by_actors, now)
 
     def _settle(self, kind: type, now: float, effects: list[Effect]) -> None:
         """Grant what can be granted, revoke and start what that lacks, and say when to look again."""

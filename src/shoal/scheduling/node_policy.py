@@ -27,6 +27,7 @@ What it does not do: remember what was placed (`gcs.global_scheduler`), place gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,7 @@ class NodeView:
     queued: int = 0  #: how many wait there
     task_time_s: float = 0.0  #: exponential average; 0: not known
     actors: int = 0  #: how many live or wait there
+    held: Resources = field(default_factory=dict)  #: by actors and bundles
     alive: bool = True  #: connected; one that is not may come back
     draining: bool = False
 
@@ -101,13 +103,16 @@ def room(view: NodeView, demand: Resources) -> int:
 
 
 def waiting_s(view: NodeView, wish: Wish, queued: int, bandwidth: float = BANDWIDTH_BYTES_S) -> float:
-    """After how long a task would start there, if `queued` wait before it; 0 wait before it when there is room."""
+    """After how long a task would start there, if `queued` wait before it; 0 wait before it when there is room. Who would wait for actors or
+    bundles to end waits for ever."""
     wait_s = 0.0
     if queued:
         side_by_side = ROOM_MAX
         for name, units in wish.demand.items():
-            side_by_side = min(side_by_side, view.total.get(name, 0) // units)
-        wait_s = queued * (view.task_time_s or TASK_TIME_UNKNOWN_S) / max(1, side_by_side)
+            side_by_side = min(side_by_side, (view.total.get(name, 0) - view.held.get(name, 0)) // units)
+        if side_by_side <= 0:
+            return math.inf
+        wait_s = queued * (view.task_time_s or TASK_TIME_UNKNOWN_S) / side_by_side
     here = wish.locality.get(view.node_id, 0)
     return wait_s + (sum(wish.locality.values()) - here) / bandwidth
 
@@ -219,10 +224,10 @@ def _by_inputs(able: list[NodeView], wish: Wish, count: int) -> list[tuple[NodeV
     rooms = [room(view, wish.demand) for view in able]
     given = [0] * len(able)
 
-    def start_s(index: int) -> float:
+    def start_s(index: int) -> tuple[float, int]:
         over = given[index] - rooms[index]
         queued = able[index].queued + over + 1 if over >= 0 else 0
-        return waiting_s(able[index], wish, queued)
+        return waiting_s(able[index], wish, queued), queued
 
     for _ in range(min(count, LOCAL_PLACED_MAX) if able else 0):
         given[min(range(len(able)), key=start_s)] += 1
@@ -235,7 +240,7 @@ def best_queue(views: Sequence[NodeView], wish: Wish, dice: Dice) -> NodeView | 
     if not able:
         return None
     turn = dice(len(able))
-    return min(able[turn:] + able[:turn], key=lambda view: waiting_s(view, wish, view.queued + 1))
+    return min(able[turn:] + able[:turn], key=lambda view: (waiting_s(view, wish, view.queued + 1), view.queued))
 
 
 # ---------------------------------------------------------------- reasons

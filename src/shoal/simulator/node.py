@@ -51,6 +51,7 @@ from shoal.protocol.messages import (
 from shoal.protocol.node_messages import ForeignLeases, ForeignProcessDied, ForProcess
 from shoal.protocol.strategies import KIND, LOCALITY, PLACEMENT_GROUP
 from shoal.scheduling import events, forwarding
+from shoal.scheduling.bundles import lasting
 from shoal.scheduling.forwarding import Forwarding
 from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.scheduling.local_scheduler import LocalScheduler
@@ -548,6 +549,7 @@ class Node:
         load = NodeLoad(
             self._heartbeats, machine.available(), machine.total(), machine.demands(WAITING_TOLD_MAX),
             machine.lease_time_s, draining=bool(self.draining.reason), actors=machine.actors(),
+            held=lasting(machine.held_by_actors, machine.bundles()),
         )  # fmt: skip
         if self.shards is None:
             self.to_gcs(load)

@@ -29,6 +29,7 @@ from shoal.node.io.transfer import Transfer
 from shoal.protocol.gcs_messages import NodeLoad
 from shoal.protocol.limits import CONNECT_TIMEOUT_S
 from shoal.protocol.node_messages import LinkHello, OpenTransfer, RouteToWorker
+from shoal.scheduling.bundles import lasting
 from shoal.scheduling.heartbeat import interval_s, soon_s
 from shoal.wire.tcp import connect_authenticated, format_address, listening_socket
 from shoal.wire.tcp_listener import TcpListener
@@ -158,6 +159,7 @@ class Cluster:
             self._store.resident_bytes,
             bool(self.draining.reason),
             machine.actors(),
+            lasting(machine.held_by_actors, machine.bundles()),
         )
         self._heartbeats += 1
         load.count = self._heartbeats
