@@ -212,11 +212,12 @@ def test_a_put_says_why_not(two: tuple[Cluster, ClusterNode]) -> None:
     def once() -> Any:
         return np.zeros(ITEM)
 
-    ref = once.remote()
-    shoal.wait([ref], timeout=SOON_S, fetch_local=False)
+    ref, other = once.remote(), once.remote()
+    shoal.wait([ref, other], num_returns=2, timeout=SOON_S, fetch_local=False)
     replace(cluster, node)
-    with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)once\(\).*node.*max_retries=0"):
-        shoal.get(ref, timeout=SOON_S)
+    for each in (ref, first_of.remote(other)):
+        with pytest.raises(ObjectReconstructionFailedError, match=r"(?s)once\(\), is lost: .* is dead.*max_retries=0"):
+            shoal.get(each, timeout=SOON_S)
 
 
 @shoal.remote(resources={"gripper": 1}, num_cpus=0)

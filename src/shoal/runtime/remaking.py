@@ -171,7 +171,9 @@ class Remaker:
             return False
         known = entry.value
         if type(known) is Stored and (known.node, known.generation) == (place.node, place.generation):
-            self.report_lost(entry, known, "its node did not have it")
+            self.report_lost(
+                entry, known, str(serialization.loads_error(value.error))
+            )  # ours: see `ResultWriter.encode_error`
         submitter = self.runtime.submitter
         task.lease = None
 
