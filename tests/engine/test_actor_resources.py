@@ -78,7 +78,10 @@ def test_actors_inside_actors_on_one_cpu(shoal_start: Callable[..., ModuleType])
     assert get(Plain.remote().nested.remote(6)) == 6
 
 
-def test_gpus_of_actors(shoal_start: Callable[..., ModuleType]) -> None:
+def test_actors_get_the_gpus_that_their_node_was_shown(
+    shoal_start: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     shoal_start(num_cpus=2, num_gpus=2, log_to_driver=False)
 
     @shoal.remote
@@ -99,14 +102,14 @@ def test_gpus_of_actors(shoal_start: Callable[..., ModuleType]) -> None:
     seen = get([first.ids.remote(), second.ids.remote()])
     for early, late, gpu_ids, accelerators in seen:
         assert early == late == str(gpu_ids[0]) == accelerators[0]
-    assert {early for early, _, _, _ in seen} == {"0", "1"}
+    assert {early for early, _, _, _ in seen} == {"2", "3"}
     waiting = OnGpu.options(num_gpus=2).remote()
     ref = waiting.ids.remote()
     with pytest.raises(GetTimeoutError):
         shoal.get(ref, timeout=0.2)
     shoal.kill(first)
     shoal.kill(second)
-    assert get(ref)[1] == "0,1"
+    assert get(ref)[1] == "2,3"
     shoal.kill(waiting)
     halves = [OnGpu.options(num_gpus=0.5).remote() for _ in range(2)]
     shared = [late for _, late, _, _ in get([half.ids.remote() for half in halves])]

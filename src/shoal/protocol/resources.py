@@ -262,7 +262,8 @@ def _choose_ids(free: dict[int, int], units: int) -> list[int] | None:
 def visible_ids(resource: str, count: int, environ: Mapping[str, str]) -> list[int]:
     """The ids a node uses for its `count` accelerators: those listed in its own environment when they are numbers, else 0, 1, ...
 
-    Raises ValueError when the environment shows fewer than `count`.
+    Raises:
+        ValueError: the environment shows fewer than `count`.
     """
     names = _visible_names(resource, environ)
     if names is None:

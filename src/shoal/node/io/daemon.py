@@ -36,7 +36,7 @@ import uvloop
 from shoal.node.io.actors import Actors
 from shoal.node.io.calls import Calls
 from shoal.node.io.connections import Connection, Listener, Outbox
-from shoal.node.io.facts import cluster_address, membership, move_cluster, total_resources
+from shoal.node.io.facts import accelerator_ids, cluster_address, membership, move_cluster, total_resources
 from shoal.node.io.gcs_health import GcsHealth
 from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.gcs_process import GcsElsewhere, GcsProcess
@@ -120,7 +120,7 @@ class NodeDaemon:
         self.shards: GcsShards | None = None  #: further shards of the GCS
         self.gcs_health = GcsHealth(loop, self.table, self.gcs, self.gcs_process, lambda: self.shards)
         self.pool = WorkerPool(start, self.watches, self.log_router, self._on_start_failed, self._on_worker_exit)
-        machine = LocalScheduler(self.resources)
+        machine = LocalScheduler(self.resources, accelerator_ids(self.resources))
         self.leases = Leases(
             machine,
             self.table,

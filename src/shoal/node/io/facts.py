@@ -9,7 +9,8 @@ import os
 import socket
 from typing import Any
 
-from shoal.protocol.resources import to_units
+from shoal.protocol.limits import RESOURCE_UNIT
+from shoal.protocol.resources import ACCELERATOR_RESOURCES, Resources, to_units, visible_ids
 from shoal.system.start_plan import DaemonStart
 from shoal.wire.tcp import format_address
 
@@ -43,6 +44,19 @@ def membership(start: DaemonStart, node_id: bytes, name: str, address: str, warn
         "is_head": bool(start.gcs_pid),
         "stays": not start.driver_pid,
         "warning": warning,
+    }
+
+
+def accelerator_ids(total: Resources) -> dict[str, list[int]]:
+    """The numbers of the node's accelerators, as its own environment shows them: 2 and 3 under CUDA_VISIBLE_DEVICES=2,3.
+
+    Raises:
+        ValueError: the environment shows fewer than the node is to have.
+    """
+    return {
+        name: visible_ids(name, -(-units // RESOURCE_UNIT), os.environ)
+        for name, units in total.items()
+        if name in ACCELERATOR_RESOURCES
     }
 
 
