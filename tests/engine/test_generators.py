@@ -308,6 +308,39 @@ def test_an_abandoned_stream_that_is_held_back_ends(tmp_path: Path) -> None:
     await_true((tmp_path / "closed").exists)
 
 
+@shoal.remote
+def large_numbers(count: int, fails: bool) -> Any:
+    yield from (np.full(40_000, number) for number in range(count))
+    if fails:
+        raise ValueError("after all items")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("taken", [0, 2])
+def test_items_that_nobody_took_go_with_the_consumer(taken: int, fails: bool) -> None:
+    """They are freed, though the record of how to make them again keeps their stream."""
+    items = large_numbers.remote(4, fails)
+    fetch(items.completed())
+    assert [int(fetch(next(items))[0]) for _ in range(taken)] == list(range(taken))
+    del items
+    await_true(lambda: not core.current().call("node.stored")["stored"])
+
+
+def test_items_that_came_before_the_consumer_went_are_freed_while_the_task_runs(tmp_path: Path) -> None:
+    @shoal.remote
+    def large(path: Path) -> Any:
+        yield np.zeros(40_000)
+        yield np.zeros(40_000)
+        await_true(path.exists)
+
+    items = large.remote(tmp_path / "end")
+    await_true(lambda: len(core.current().call("node.stored")["stored"]) == 2)
+    await_true(items.next_ready)
+    del items
+    await_true(lambda: not core.current().call("node.stored")["stored"])
+    (tmp_path / "end").touch()
+
+
 def test_a_stream_inside_a_task() -> None:
     @shoal.remote
     def total(count: int) -> int:

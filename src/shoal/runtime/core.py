@@ -61,7 +61,7 @@ from shoal.runtime.pulling import Pulling, Told
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.spares import Spares
-from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream
+from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream, let_go_of_abandoned
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
 from shoal.runtime.tasks import running_task as running_task  # the public packages find it here
@@ -710,8 +710,8 @@ class Runtime:
     # ------------------------------------------------------------ time and end
 
     def _on_tick(self, now: float) -> None:
-        while abandoned:
-            self.cancel_task(abandoned.popleft(), False, True)
+        if abandoned:
+            let_go_of_abandoned(self)
         if dropped:
             self.objects.drain_dropped()
         if forgotten:

@@ -346,6 +346,9 @@ class LocalStream(ObjectRefGenerator):
         self._context = runtime.context_of(task, queue)
         self._items: Any = None
 
+    def __del__(self) -> None:
+        """Nothing is left to be done: items go with the state, and the task runs no further than this was read."""
+
     def pull(self) -> None:
         """Have an item ready, unless the stream has ended."""
         state = self._state

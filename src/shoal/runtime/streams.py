@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 #: a generator that is killed has made no more items than these of which nobody has heard
 UNTOLD_ITEMS_MAX = 64
-#: tasks that wait for the consumer of their stream, which is gone
-abandoned: deque[PendingTask] = deque()
+#: streams whose consumer is gone, for the next tick
+abandoned: deque[StreamState] = deque()
 
 
 class StreamState:
@@ -72,6 +72,16 @@ def count_retry(runtime: Runtime, task: PendingTask) -> None:
     state = task.result
     if type(state) is StreamState and state.produced:
         task.template = task.template.with_options(runtime.new_number(), resume_from=state.produced)
+
+
+def let_go_of_abandoned(runtime: Runtime) -> None:
+    """Free the items that nobody can take any more (the record of their task, which they keep, keeps them), and cancel the producers that wait for
+    their consumer. Caller holds the lock."""
+    while abandoned:
+        state = abandoned.popleft()
+        state.items.clear()
+        if state.task is not None and state.task.template.wire.backpressure > 0:
+            runtime.cancel_task(state.task, False, True)
 
 
 def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:
@@ -206,12 +216,12 @@ class ObjectRefGenerator:
     def __del__(self) -> None:
         state = self._state
         state.abandoned = True
-        task = state.task
-        if task is not None and task.template.wire.backpressure > 0:
-            if abandoned is None:  # the interpreter ends and has emptied this module
-                return
-            abandoned.append(task)  # nobody will ever let it go on: it is cancelled at the next tick
-            self._runtime.reactor.attend()
+        if state.task is None and not state.items:  # in this order: the last item comes before the task is forgotten
+            return
+        if abandoned is None:  # the interpreter ends and has emptied this module
+            return
+        abandoned.append(state)
+        self._runtime.reactor.attend()
 
     def __repr__(self) -> str:
         return f"ObjectRefGenerator({self._state.produced} produced, {self._state.consumed} taken)"
