@@ -319,6 +319,31 @@ def test_notes_are_written_before_a_peers_frame(reactor: Reactor) -> None:
     assert drained(peer_end) == encode_frame(Call(2, "then", {}))
 
 
+def test_notes_that_the_last_message_left_are_written_before_the_background_sleeps(reactor: Reactor) -> None:
+    """A result that nobody can take any more is freed when it comes, and nothing may come after it for hours."""
+    mine, daemon = socket.socketpair()
+    peer, other = socket.socketpair()
+    causal = reactor.add(mine, lambda connection: None, causal=True)
+    reactor.add(peer, lambda connection: None)
+
+    def write_notes() -> None:
+        reactor.has_notes = False
+        causal.send(Call(1, "freed", {}))
+
+    def on_answer(connection: Connection, message: Answer) -> None:
+        reactor.has_notes = True
+
+    reactor.write_notes = write_notes
+    reactor.handlers[Answer] = on_answer
+    daemon.settimeout(LONG_S)
+    reactor.start_background()
+    for number in range(5):  # the background may be on its way to sleep, or sleep
+        other.sendall(encode_frame(Answer(number, None)))
+        assert daemon.recv(65536) == encode_frame(Call(1, "freed", {}))
+    daemon.close()
+    other.close()
+
+
 def test_a_stalled_peer_goes_on_and_keeps_the_order(reactor: Reactor) -> None:
     mine, end = small_pair()
     connection = reactor.add(mine, lambda connection: None)

@@ -655,7 +655,7 @@ class Reactor:
                         )  # else it leads again before that thread has woken
                 leads_before = self._leads
             elif idle_ticks >= PARK_AFTER_TICKS:
-                self._park(QUIET_TICK_S if self.is_active() else -1)
+                self._park(QUIET_TICK_S if self.has_notes or self.is_active() else -1)
                 leads_before = self._leads
                 idle_ticks = 0
             elif awaited:
@@ -689,8 +689,8 @@ class Reactor:
                 if self._followers or self._claimed:
                     return
                 self._background_idle = True  # before looking, so that whoever begins something now pokes
-                if self._attended or self.is_active():
-                    self._background_idle = False
+                if self._attended or self.has_notes or self.is_active():
+                    self._background_idle = False  # what was read last may be all that was to come, and have left notes
                 events = self.epoll.poll(-1 if self._background_idle else BACKGROUND_TICK_S)
             finally:
                 self._background_blocked = self._background_idle = False
