@@ -87,6 +87,7 @@ OBJECTS: dict[str, Route] = {
     "Resolved": Route("daemon", "process"),
     "Remake": Route("daemon", "process", "`Publish`: the value, or why there is none"),
     "BeingRemade": Route("daemon", "process"),
+    "NoRoomFor": Route("daemon", "process"),
     "Sealed": Route("process", "daemon"),
     "FreeObjects": Route("process", "daemon", "`FreeBlocks` to the writer, in time"),
     "HoldsConfirmed": Route("daemon", "process"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import shoal
+from shoal import exceptions
 from shoal.runtime import core
 
 
@@ -42,3 +44,30 @@ def test_a_task_may_hold_its_arguments_and_wait_for_one_that_needs_room_too() ->
     filler = [shoal.put(np.full(250_000, 0)) for _ in range(16)]  # all else is on disk
     assert shoal.get(parent.remote(its, *mine), timeout=60) == 21
     del filler
+
+
+def test_what_could_not_be_read_once_can_be_when_there_is_room_and_is_freed() -> None:
+    """That memory is full is no property of the object: not for its owner, and not for a worker that only has its ref."""
+
+    @shoal.remote
+    def read(refs: list[shoal.ObjectRef]) -> int:
+        return int(shoal.get(refs[0])[0])
+
+    refs = [
+        shoal.put(np.full(250_000, number)) for number in range(18)
+    ]  # the last put lies in memory, the first ones on disk
+    held = [shoal.get(ref, timeout=60) for ref in refs[2:]]
+    for _ in range(2):
+        with pytest.raises(exceptions.ObjectStoreFullError):
+            shoal.get(refs[0], timeout=60)
+    with pytest.raises(exceptions.ObjectStoreFullError):
+        shoal.get(read.remote([refs[1]]), timeout=60)
+    assert len(held) == 16
+    held.clear()
+    assert int(shoal.get(refs[0], timeout=60)[0]) == 0
+    assert shoal.get([read.remote([ref]) for ref in refs[:2]], timeout=60) == [0, 1]
+    refs.clear()
+    deadline = time.monotonic() + 60
+    while core.current().call("node.stored")["stored"]:
+        assert time.monotonic() < deadline, "it is freed as if nothing had been"
+        time.sleep(0.01)

@@ -21,6 +21,7 @@ from shoal.node.object_events import (
     Held,
     Lost,
     Moved,
+    NoRoom,
     OrphansSettled,
     ProcessDied,
     ProcessJoined,
@@ -309,6 +310,18 @@ def test_a_stale_place_of_an_object_that_never_escaped() -> None:
     assert node.settle() == []
     assert node.tell(Moved(X, stored(X, 4))) == [SendResolved(A, X, stored(X, 4))]
     assert empty(node) and node.token == 0
+
+
+def test_who_was_told_that_there_is_no_room_waits_no_longer() -> None:
+    node = Node(A, B)
+    node.tell(ResolveAsked(A, [X], stale_generation=3))
+    assert node.tell(NoRoom(X, A)) == [] and empty(node), "of an object that never escaped nothing is left"
+    node.tell(Escaped(A, [X]), Published(A, X, stored(X)), Held(B, [X]), Moved(X, None))
+    node.tell(ResolveAsked(A, [X], stale_generation=1), ResolveAsked(B, [X], stale_generation=1))
+    assert node.tell(NoRoom(X, A), NoRoom(X, A)) == []
+    assert node.tell(Moved(X, stored(X, 2))) == [SendResolved(B, X, stored(X, 2))]
+    node.tell(Released(A, [X]), Released(B, [X]), ResolveAsked(B, [X], stale_generation=2), NoRoom(X, B))
+    assert node.settle() == [FreeStored(X)] and empty(node)
 
 
 # ---------------------------------------------------------------- the node and its dumb twin

@@ -55,6 +55,7 @@ from shoal.node.object_events import (
     NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
+    NoRoom,
     ProcessDied,
     ProcessJoined,
     Promised,
@@ -515,6 +516,20 @@ class ObjectDirectory:
             self._answer_waiters(oid, row, stored, effects)
             self._drop_if_idle(oid, row)
 
+    def _on_no_room(self, event: NoRoom, effects: list[Effect]) -> None:
+        oid, process = event.oid, event.process
+        row = self._objects.get(oid)
+        if row is None or row.waiters is None or process not in row.waiters:
+            return
+        row.waiters.remove(process)
+        row.waiters = row.waiters or None
+        if process in self._nodes and row.value is not None:
+            effects.append(
+                SendResolved(process, oid, row.value)
+            )  # who pulls it from here hears what the store says then
+        if not row.known:
+            self._drop_if_idle(oid, row)
+
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))
 
@@ -774,6 +789,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     ResolveAsked: ObjectDirectory._on_resolve_asked,
     Swept: ObjectDirectory._on_swept,
     Moved: ObjectDirectory._on_moved,
+    NoRoom: ObjectDirectory._on_no_room,
     ProcessJoined: ObjectDirectory._on_joined,
     ProcessDied: ObjectDirectory._on_died,
     NodeJoined: ObjectDirectory._on_node_joined,

@@ -240,6 +240,14 @@ class Moved:
 
 
 @dataclass(slots=True)
+class NoRoom:
+    """From the store table: memory has no room just now for an object on disk, which `process` (or a node) had asked for; it was told."""
+
+    oid: bytes
+    process: bytes
+
+
+@dataclass(slots=True)
 class Lost:
     """From the store table: the object's bytes are gone for good (or it never had any). `owner` is who owns them, as far as the store knows. With
     `node` they lay in that other node's store."""
@@ -439,6 +447,7 @@ Event = (
     | RefsReceived
     | ResolveAsked
     | Moved
+    | NoRoom
     | Lost
     | Swept
     | NodeJoined

@@ -1,4 +1,4 @@
-"""Messages between a process and its node daemon about the store's memory: budget for writers, room for tasks' arguments; tags 47, 48, 58 to 62.
+"""Messages between a process and its node daemon about the store's memory: budget for writers, room for tasks' arguments; tags 47, 48, 58 to 62, 85.
 
 How to extend: as `messages`, whose unions list these.
 
@@ -7,7 +7,7 @@ What it does not do: name objects or bring them (`Sealed`, `Resolve`, `Pull`).
 
 from __future__ import annotations
 
-from shoal.protocol.values import Message
+from shoal.protocol.values import Failed, Message, Stored
 
 ROOM_LEFT, ROOM_WAITS, ROOM_RUNS = 0, 1, 2
 
@@ -47,6 +47,14 @@ class BudgetReturned(Message, tag=62):
 
     segment: int
     returned: int
+
+
+class NoRoomFor(Message, tag=85):
+    """To a process that has asked for a value: it is on disk, and memory has no room for it now. `place` is where it lay last; ask by it again."""
+
+    oid: bytes
+    place: Stored | None
+    error: Failed
 
 
 class AskRoom(Message, tag=47):

@@ -22,6 +22,7 @@ from shoal.protocol.lineage_messages import Remake as Remake
 from shoal.protocol.memory_messages import AskRoom as AskRoom
 from shoal.protocol.memory_messages import BudgetReturned as BudgetReturned
 from shoal.protocol.memory_messages import FreeBlocks as FreeBlocks
+from shoal.protocol.memory_messages import NoRoomFor as NoRoomFor
 from shoal.protocol.memory_messages import OpenSegment as OpenSegment
 from shoal.protocol.memory_messages import SegmentBudget as SegmentBudget
 from shoal.protocol.memory_messages import TrimBudget as TrimBudget
@@ -724,6 +725,7 @@ FromDaemon = (
     | Resolved
     | Remake
     | BeingRemade
+    | NoRoomFor
     | Adopt
     | SubmitterDied
     | HoldsConfirmed

@@ -38,6 +38,7 @@ from shoal.protocol.messages import (
     Failed,
     FreeBlocks,
     Many,
+    NoRoomFor,
     Resolved,
     SegmentBudget,
     Shutdown,
@@ -187,6 +188,7 @@ class Runtime:
         handlers[SegmentBudget] = self._on_answer
         handlers[CancelObject] = self._on_cancel_object
         handlers[FreeBlocks] = lambda connection, message: stored.on_free_blocks(self, message)
+        handlers[NoRoomFor] = lambda connection, message: stored.on_no_room(self, message)
         handlers[TrimBudget] = lambda connection, message: stored.on_trim(self, connection, message)
         self.reactor.is_active = self.submitter.is_active
         self.reactor.is_quiet = self.submitter.is_quiet

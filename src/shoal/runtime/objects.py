@@ -94,6 +94,7 @@ class SharedState:
         "nested",
         "owned",
         "place",
+        "refusal",
         "resolving",
         "shown",
     )
@@ -112,6 +113,7 @@ class SharedState:
         #: where it lay last, while nobody here knows where it is now
         self.place: Stored | None = None
         self.being_remade = False  #: it was lost, says the daemon
+        self.refusal: Failed | None = None  #: why it could not be read when it was asked for last, though it is there
 
 
 class ObjectEntry:
@@ -698,6 +700,7 @@ class ObjectTable:
         self.displace(entry)
         assert entry.shared is not None, "made by `displace`"
         entry.shared.resolving = True
+        entry.shared.refusal = None
         daemon = self.daemon
         if daemon is not None:
             daemon.send(Resolve([entry.oid], stored.generation))

@@ -4,6 +4,7 @@ Purpose: seal large values, read them where they lie, and follow those that were
 
 Design: the store's client knows memory; the daemon knows who refers to it. What the client does is said to the daemon here, in the order of
 frames: `Sealed` before anybody is told of the object. A place that became stale (spilled, moved) is asked for again, any number of times.
+That memory has no room for it just then (`NoRoomFor`) is an error for those who asked, not the object's value: it lies where it lay.
 
 What it does not do: allocate or pin (`store.client`), or count references (`objects`).
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal import serialization
 from shoal.protocol import errors
-from shoal.protocol.messages import Failed, FreeBlocks, Sealed, SegmentBudget, Stored, TrimBudget
+from shoal.protocol.messages import Failed, FreeBlocks, NoRoomFor, Sealed, SegmentBudget, Stored, TrimBudget
 from shoal.protocol.messages import OpenSegment as OpenSegmentMessage
 from shoal.runtime import unread_errors
 from shoal.runtime.objects import ObjectEntry, SharedState, dropped
@@ -55,7 +56,7 @@ def load_stored(runtime: Runtime, value: Stored) -> Any:
                 runtime.executor.wait_as_a_task()
                 runtime.wait_entries((entry,), None)
                 break
-        return load(runtime, entry)
+        return load(runtime, entry, asked=True)
     finally:
         with runtime.reactor.lock:
             runtime.objects.unuse([entry])
@@ -72,15 +73,15 @@ def view_at_once(runtime: Runtime, value: Stored) -> memoryview | None:
         return None
 
 
-def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> Any:
-    """Deserialize a known value; one that lies on another node is waited for until then.
+def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None, asked: bool = False) -> Any:
+    """Deserialize a known value; one that lies on another node is waited for until then. `asked`: it was asked for just now: a refusal counts.
 
     Raises:
         the error that stands in its place.
     """
     while True:
         try:
-            return _load(runtime, entry, until)
+            return _load(runtime, entry, until, asked)
         except errors.ShoalError as error:
             names = runtime.call_names
             if names is None:
@@ -90,9 +91,12 @@ def load(runtime: Runtime, entry: ObjectEntry, until: float | None = None) -> An
                 raise
 
 
-def _load(runtime: Runtime, entry: ObjectEntry, until: float | None) -> Any:
+def _load(runtime: Runtime, entry: ObjectEntry, until: float | None, asked: bool) -> Any:
     while True:
         value = entry.value
+        refusal = entry.shared.refusal if asked and entry.shared is not None else None
+        if refusal is not None:
+            raise serialization.loads_error(refusal.error)
         if type(value) is bytes:
             return serialization.loads(value)
         if type(value) is Failed:
@@ -118,6 +122,7 @@ def _load(runtime: Runtime, entry: ObjectEntry, until: float | None) -> Any:
                     with runtime.reactor.lock:
                         if entry.value is value:
                             runtime.objects.resolve_again(entry)
+                    asked = True
         left_s = None if until is None else max(until - perf_counter(), 0.0)
         if not runtime.wait_entries((entry,), left_s):
             why = explain(runtime, entry)
@@ -147,6 +152,23 @@ def free(runtime: Runtime, entry: ObjectEntry) -> None:
     """A stored object that never left this process ends. Caller holds the lock."""
     if runtime.store is not None and type(entry.value) is Stored:
         runtime.store.free(entry.value)
+
+
+def on_no_room(runtime: Runtime, message: NoRoomFor) -> None:
+    """The daemon cannot bring a spilled value back into memory: those who wait for it are told, who asks later asks again. Caller holds the lock."""
+    entry = runtime.objects.table.get(message.oid)
+    if entry is None or entry.value is not None:
+        return
+    shared = entry.shared
+    assert shared is not None, "entries in the table are shared"
+    shared.resolving = shared.being_remade = False
+    place, shared.place = shared.place or message.place, None
+    shared.shown = True
+    shared.refusal = message.error
+    entry.value = place or message.error
+    escaped, shared.escaped = shared.escaped, False  # it is no news to the daemon
+    runtime.announce(entry)
+    shared.escaped = escaped
 
 
 def on_free_blocks(runtime: Runtime, message: FreeBlocks) -> None:

@@ -665,9 +665,12 @@ class Objects:
             pass  # the store has told of it (`lost`)
         except ShoalError as error:
             # No room for it now: an answer for who asked, not the object's end.
+            self.handle(events.NoRoom(oid, process_id))
             process = self._table.by_id.get(process_id)
             if process is not None:
-                process.send(messages.Resolved(oid, Failed(dumps_error(error))))
+                value = self.machine.value_of(oid)
+                place = value if type(value) is Stored else None
+                process.send(messages.NoRoomFor(oid, place, Failed(dumps_error(error))))
         else:
             self.moved(oid, stored)
 
