@@ -62,7 +62,7 @@ from shoal.runtime.pulling import Pulling, Told
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.remaking import Remaker, Rerun
 from shoal.runtime.spares import Spares
-from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, add_item, end_stream, let_go_of_abandoned
+from shoal.runtime.streams import ObjectRefGenerator, StreamState, abandoned, end_stream, let_go_of_abandoned, on_item
 from shoal.runtime.submitter import Submitter
 from shoal.runtime.tasks import CallNames, PendingTask, TaskContext, Template
 from shoal.runtime.tasks import running_task as running_task  # the public packages find it here
@@ -183,7 +183,7 @@ class Runtime:
         self.groups = GroupTable(self)
         handlers = self.reactor.handlers
         handlers[Resolved] = self._on_resolved
-        handlers[StreamItem] = self._on_stream_item
+        handlers[StreamItem] = lambda connection, message: on_item(self, connection, message)
         handlers[Answer] = self._on_answer
         handlers[SegmentBudget] = self._on_answer
         handlers[CancelObject] = self._on_cancel_object
@@ -508,17 +508,6 @@ class Runtime:
             escaped, shared.escaped = shared.escaped, False
             self.announce(entry)
             shared.escaped = escaped
-
-    def _on_stream_item(self, connection: Connection, message: StreamItem) -> None:
-        lease = connection.attachment.leases.get(message.lease_id)
-        self.submitter.received.count(connection.attachment, message.value)
-        task = lease.inflight.get(message.seq) if lease is not None else None
-        if task is None:
-            return
-        if type(task.result) is StreamState:
-            add_item(self, task.result, task, message.index, message.value)
-        elif type(task.result) is Rerun:
-            self.remaker.on_item(task.result, message.index, message.value)
 
     # ------------------------------------------------------------ waiting
 

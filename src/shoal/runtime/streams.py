@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.protocol import errors
 from shoal.protocol.ids import OBJECT_ID_BYTES, result_id
-from shoal.protocol.messages import Failed, StreamCredit, Value
+from shoal.protocol.messages import Failed, StreamCredit, StreamItem, Value
 from shoal.runtime.objects import ObjectEntry, ObjectRef
 from shoal.runtime.reactor import Waiter
+from shoal.runtime.remaking import Rerun
 
 if TYPE_CHECKING:
     import asyncio
 
     from shoal.runtime.core import Runtime
+    from shoal.runtime.reactor import Connection
     from shoal.runtime.tasks import PendingTask
 
 #: a generator that is killed has made no more items than these of which nobody has heard
@@ -82,6 +84,19 @@ def let_go_of_abandoned(runtime: Runtime) -> None:
         state.items.clear()
         if state.task is not None and state.task.template.wire.backpressure > 0:
             runtime.cancel_task(state.task, False, True)
+
+
+def on_item(runtime: Runtime, connection: Connection, message: StreamItem) -> None:
+    """An item of a generator, or of one that is run again for what was lost. Caller holds the lock."""
+    lease = connection.attachment.leases.get(message.lease_id)
+    runtime.submitter.received.count(connection.attachment, message.value)
+    task = lease.inflight.get(message.seq) if lease is not None else None
+    if task is None:
+        return
+    if type(task.result) is StreamState:
+        add_item(runtime, task.result, task, message.index, message.value)
+    elif type(task.result) is Rerun:
+        runtime.remaker.on_item(task.result, message.index, message.value)
 
 
 def add_item(runtime: Runtime, state: StreamState, task: PendingTask, index: int, value: Value) -> None:
