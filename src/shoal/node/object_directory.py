@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shoal.node import claims, copies, estates, handings, mirrors, needs, succession
+from shoal.node import claims, copies, estates, handings, mirrors, needs, residency, succession
 from shoal.node.foreign_holds import PROMISED, ForeignHolds
 from shoal.node.handed_refs import HandedRefs, as_caller
 from shoal.node.object_events import (
@@ -49,13 +49,11 @@ from shoal.node.object_events import (
     Held,
     KeepStored,
     Lost,
-    Moved,
     NodeDied,
     NodeHoldArrived,
     NodeHoldConfirmed,
     NodeJoined,
     NodeReleaseArrived,
-    NoRoom,
     ProcessDied,
     ProcessJoined,
     Promised,
@@ -495,41 +493,6 @@ class ObjectDirectory:
             if process in self._held:
                 effects.append(SendResolved(process, oid, value))
 
-    def _on_moved(self, event: Moved, effects: list[Effect]) -> None:
-        oid, stored = event.oid, event.stored
-        row = self._objects.get(oid)
-        if row is None:
-            return
-        if type(row.value) is Stored:
-            if row.value.node != self._node_id:
-                return  # a copy of it
-            if stored is None:
-                row.resident = False
-                return
-            row.resident = True
-            row.value = Stored(
-                oid, stored.segment, stored.offset, stored.size, stored.generation, row.nested, self._node_id
-            )
-            self._answer_waiters(oid, row, row.value, effects)
-        elif stored is not None and not row.known:
-            stored.node = stored.node or self._node_id
-            self._answer_waiters(oid, row, stored, effects)
-            self._drop_if_idle(oid, row)
-
-    def _on_no_room(self, event: NoRoom, effects: list[Effect]) -> None:
-        oid, process = event.oid, event.process
-        row = self._objects.get(oid)
-        if row is None or row.waiters is None or process not in row.waiters:
-            return
-        row.waiters.remove(process)
-        row.waiters = row.waiters or None
-        if process in self._nodes and row.value is not None:
-            effects.append(
-                SendResolved(process, oid, row.value)
-            )  # who pulls it from here hears what the store says then
-        if not row.known:
-            self._drop_if_idle(oid, row)
-
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))
 
@@ -788,8 +751,6 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     Published: ObjectDirectory._on_published,
     ResolveAsked: ObjectDirectory._on_resolve_asked,
     Swept: ObjectDirectory._on_swept,
-    Moved: ObjectDirectory._on_moved,
-    NoRoom: ObjectDirectory._on_no_room,
     ProcessJoined: ObjectDirectory._on_joined,
     ProcessDied: ObjectDirectory._on_died,
     NodeJoined: ObjectDirectory._on_node_joined,
@@ -798,6 +759,7 @@ _HANDLERS: dict[type, Callable[[ObjectDirectory, Any, list[Effect]], None]] = {
     NodeHoldConfirmed: ObjectDirectory._on_hold_confirmed,
     NodeReleaseArrived: ObjectDirectory._on_node_release,
     ResolvedAbroad: ObjectDirectory._on_resolved_abroad,
+    **residency.HANDLERS,
     **handings.HANDLERS,
     **claims.HANDLERS,
     **estates.HANDLERS,
