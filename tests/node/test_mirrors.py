@@ -8,7 +8,7 @@ from typing import Any
 from tests.node.cluster_of_refs import PlayedLoop
 from tests.node.test_object_directory import stored
 
-from shoal.node.foreign_holds import ConfirmHolds, SendNodeHold, SendNodeRelease
+from shoal.node.foreign_holds import ConfirmHolds, SendHoldForDone, SendNodeHold, SendNodeRelease
 from shoal.node.io.objects import Objects
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
@@ -24,8 +24,11 @@ from shoal.node.object_events import (
     ExpireLater,
     ForgetHeir,
     FreeStored,
+    HandedAbroad,
     HeirTold,
     Held,
+    HoldForArrived,
+    HoldForConfirmed,
     MirrorItem,
     MirrorsArrived,
     MirrorsDropped,
@@ -38,10 +41,12 @@ from shoal.node.object_events import (
     ProcessDied,
     ProcessJoined,
     Published,
+    RefsReceived,
     Released,
     RequestSweep,
     ResolveAsked,
     ResolvedAbroad,
+    SendHoldFor,
     SendMirrors,
     SendNodeHeld,
     SendResolved,
@@ -256,6 +261,32 @@ def test_what_a_replay_submits_again_may_be_at_home_elsewhere() -> None:
     node.settle()
     node.tell(ProcessDied(A, "killed", [B]))
     assert node.tell(Claimed(B, A, [])) == [OrphansSettled(A)]
+    assert not any(counts_of(node).values())
+
+
+def test_who_hands_on_what_it_has_inherited_says_so() -> None:
+    """Its process has the ref of the former home. Whoever gets it holds it here before it asks the GCS, so this node may die soon."""
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), NodeHoldConfirmed(THERE, 1), MirrorsArrived(THERE, [item(X, b"task")]))
+    node.tell(NodeDied(THERE, "killed"), HeirTold(X, HERE), ClaimsTold(THIRD, THERE, []), ClaimsTold(HERE, THERE, []))
+    told, handed = node.tell(HandedAbroad(A, [X], b"reader", THIRD, THERE))
+    assert told == SendMirrors(THIRD, [item(X, b"task")])
+    assert handed == SendHoldFor(THIRD, 1, b"reader", [X], HERE, A)
+    assert node.tell(HoldForConfirmed(THIRD, 1)) == [ConfirmHolds(A, 2)]
+
+
+def test_what_an_heir_hands_on_is_held_there_once() -> None:
+    """Also where the dead home was known, and its heir is being asked for: by another ref, or by this one."""
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), NodeHoldConfirmed(THERE, 1))
+    assert AskHeir(X, False) in node.tell(NodeDied(THERE, "killed"))
+    node.tell(ResolveAsked(A, [X], home=THERE))
+    told = node.tell(HoldForArrived(THIRD, 5, A, [X], THIRD, b"giver"))
+    assert told == [SendResolveFor(THIRD, [X]), SendHoldForDone(THIRD, 5)]
+    assert node.tell(HeirTold(X, THIRD)) == [SendResolveFor(THIRD, [X])], "it is held there already"
+    assert node.tell(ResolvedAbroad(THIRD, X, b"value")) == [SendResolved(A, X, b"value")]
+    node.tell(Released(A, [X, X]), RefsReceived(A, b"giver", 1, True))
+    assert SendNodeRelease(THIRD, [(X, 1)]) in node.settle()
     assert not any(counts_of(node).values())
 
 

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.node.foreign_holds import PROMISED
 from shoal.node.handed_refs import as_caller
-from shoal.node.object_events import Effect, HandedAbroad, HoldForArrived, HoldForConfirmed, SendHoldFor
+from shoal.node.object_events import (
+    Effect,
+    HandedAbroad,
+    HoldForArrived,
+    HoldForConfirmed,
+    SendHoldFor,
+    SendResolveFor,
+)
+from shoal.node.object_rows import Abroad
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -59,8 +67,8 @@ class Handings:
         directory = self._directory
         if event.sender not in directory._held:
             return
-        if event.in_call:
-            self._hand_in_call(event, effects)
+        if event.in_call or (event.home and any(self._home(oid, event.home) != event.home for oid in event.oids)):
+            self._hand_over(event, effects)
             return
         home, node, oids = event.home or directory._node_id, event.node, event.oids
         number = 0
@@ -78,23 +86,30 @@ class Handings:
             number = self._hand(node, oids, home, event.process, event.sender, effects)
         directory._holds_abroad.confirm_later(event.sender, number, effects)
 
-    def _hand_in_call(self, event: HandedAbroad, effects: list[Effect]) -> None:
-        """The call waits for the receiver's node. Until then the caller holds them; if it dies before, the call has not left."""
+    def _home(self, oid: bytes, said: bytes) -> bytes:
+        """The home of an object: `said` by who hands it on, unless that is dead and it has an heir, or this node knows better."""
+        row = self._directory._objects.get(oid)
+        if row is None or (row.abroad is None and not row.known):
+            return said
+        return row.abroad.home if row.abroad is not None else self._directory._node_id
+
+    def _hand_over(self, event: HandedAbroad, effects: list[Effect]) -> None:
+        """What they are handed on with waits for the receiver's node. Until then the giver holds them; if it dies before, that has not left."""
         directory, node = self._directory, event.node
         if node not in directory._nodes:
             directory._holds_abroad.confirm_later(event.sender, 0, effects)
             return
         here = directory._node_id
+        giver = as_caller(event.sender) if event.in_call else event.sender
         by_home: dict[bytes, list[bytes]] = {}
         for oid in event.oids:
-            home = event.home if event.home != here else directory.home_of(oid) or here
-            by_home.setdefault(home, []).append(oid)
+            by_home.setdefault(self._home(oid, event.home), []).append(oid)
         number = self._keep(node, [], len(by_home))
         directory._holds_abroad.promise(event.sender, -HANDED_PROMISES - number, effects)
         for home, oids in by_home.items():
             if home == here:
                 self._lend(node, oids, effects)
-            effects.append(SendHoldFor(node, number, event.process, oids, home, as_caller(event.sender)))
+            effects.append(SendHoldFor(node, number, event.process, oids, home, giver))
 
     def bequeath(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
         """Another node, which lives, is told a value next that has these refs inside."""
@@ -179,8 +194,13 @@ class Handings:
         for oid in event.oids:
             abroad = directory._foreign_row(oid, event.home, effects)
             if abroad is not None:
+                if abroad.home != event.home:
+                    abroad = self._move(oid, abroad, event, effects)
                 own.append(oid)
-                if event.home == event.node and directory._holds_abroad.cause_of_death(event.home) is None:
+                if (
+                    abroad.home == event.home == event.node
+                    and directory._holds_abroad.cause_of_death(event.home) is None
+                ):
                     abroad.taken += 1  # counted there already
         if held is not None:
             directory._count(held, event.oids, 1)
@@ -192,6 +212,19 @@ class Handings:
                 directory._candidates[oid] = None
         if event.number:
             directory._holds_abroad.done_later(event.node, event.number, number, effects)
+
+    def _move(self, oid: bytes, abroad: Abroad, event: HoldForArrived, effects: list[Effect]) -> Abroad:
+        """An object is said to have another home than is known here: its heir, if that says so itself or the former is dead."""
+        directory, home = self._directory, event.home
+        cause_of_death = directory._holds_abroad.cause_of_death
+        if cause_of_death(home) is not None or (home != event.node and cause_of_death(abroad.home) is None):
+            return abroad
+        row = directory._objects[oid]
+        row.abroad = Abroad(home)
+        if row.waiters is not None:
+            row.abroad.asked = True
+            effects.append(SendResolveFor(home, [oid]))
+        return row.abroad
 
 
 HANDLERS: dict[type, Any] = {

@@ -214,6 +214,8 @@ class Mirrors:
         heir = event.home
         if not heir or self._dead_heirs.get(oid) == heir:
             heir = row.abroad.instead or heir
+        if heir != directory._node_id and directory._holds_abroad.cause_of_death(former) is None:
+            heir = former  # it has told so itself, when it handed the object on
         if event.home == directory._node_id:
             self._inherited[oid] = None
             row.abroad = None
@@ -226,7 +228,8 @@ class Mirrors:
             row.abroad = None
             directory._asked[oid] = directory._issued  # its owner's word may still be to be read
         elif heir and directory._holds_abroad.cause_of_death(heir) is None:
-            row.abroad = Abroad(heir)
+            if heir != former:
+                row.abroad = Abroad(heir)
             if row.rows:
                 directory._take(heir, [oid], effects)
             if row.waiters is not None:

@@ -618,9 +618,11 @@ class Objects:
                 log.warning("who inherits object %s is not known yet (%s); asking again", oid.hex(), ": ".join(error))
             self._loop.call_later(HEIR_WAIT_S, self._ask_heir, effect)
 
-        def found(body: Any, error: list[str]) -> None:
+        def found(body: Any, error: list[str], last: bool = True) -> None:
             if error:
                 again(error)
+            elif not body["value"] and not last:  # who can may not have said so yet
+                self._loop.call_later(HEIR_WAIT_S, self._call_gcs, "gcs.kv_get", key, found)
             else:
                 self.handle(events.HeirTold(oid, body["value"] or b""))
 
@@ -634,8 +636,8 @@ class Objects:
 
         if effect.able:
             self._call_gcs("gcs.kv_put", {**key, "value": own, "overwrite": False}, claimed)
-        else:  # who can may not have said so yet
-            self._loop.call_later(HEIR_WAIT_S, self._call_gcs, "gcs.kv_get", key, found)
+        else:
+            self._call_gcs("gcs.kv_get", key, lambda body, error: found(body, error, last=False))
 
     def _forget_heir(self, effect: events.ForgetHeir) -> None:
         self._call_gcs("gcs.kv_del", {"namespace": HEIRS, "key": effect.oid}, lambda body, error: None)
