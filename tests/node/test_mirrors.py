@@ -54,6 +54,7 @@ from shoal.node.object_events import (
     Swept,
 )
 from shoal.protocol.messages import Failed
+from shoal.protocol.node_messages import FreeStored as FreeStoredMessage
 
 A, B = b"a" * 16, b"b" * 16
 HERE, THERE, THIRD = b"H" * 16, b"T" * 16, b"3" * 16
@@ -445,3 +446,15 @@ def test_it_may_be_that_nobody_makes_it() -> None:
     assert node.tell(HeirTold(X, b"")) == []
     [told] = node.settle()
     assert isinstance(told, SendResolved) and isinstance(told.value, Failed)
+
+
+def test_what_lies_here_by_now_is_not_freed_for_another_home() -> None:
+    """One name has one block in a store, though it may have two homes: of an actor's former life, and of its replay."""
+    node = Node(A)
+    freed: list[tuple[list[bytes], bool]] = []
+    shell: Any = Objects.__new__(Objects)
+    shell.machine, shell._kept_for, shell._with_refs, shell._copy_for = node.directory, {}, set(), {X: THERE, Y: THERE}
+    shell._store = SimpleNamespace(free=lambda oids, of_dead=False: oids and freed.append((oids, of_dead)))
+    node.tell(Escaped(A, [X]), Published(A, X, stored(X)))
+    shell._on_free_stored(THERE, FreeStoredMessage([X, Y]))
+    assert freed == [([Y], True)], "and what is sealed under that name from now on is meant by who seals it"

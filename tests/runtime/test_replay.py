@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,13 +113,13 @@ def test_a_replay_is_told_of_the_losses_that_the_call_had_met_with() -> None:
     for oid in (b"x", b"y"):
         names.note_loss(errors.ObjectLostError("gone"), oid)
     names.note_loss(errors.TaskError("f", "", ValueError("its own doing")), b"z")
-    assert noted == [(b"x", "gone"), (b"y", "gone")]
+    names.note_loss(errors.ObjectStoreFullError("no room for a put"), b"p")
+    assert noted == [(b"x", "gone"), (b"y", "gone"), (b"p", "no room for a put")]
 
-    ref: Any = SimpleNamespace(binary=lambda: b"x")
-    names.lose_again([ref])
+    names.lose_again([b"x"])
     names.lost_before = {b"x": serialization.dumps_error(errors.OwnerDiedError("gone"))}
     with pytest.raises(errors.OwnerDiedError, match="gone"):
-        names.lose_again([ref])
+        names.lose_again([b"w", b"x"])
 
 
 def test_losses_stand_behind_their_call_in_its_record() -> None:

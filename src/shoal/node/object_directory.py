@@ -173,6 +173,12 @@ class ObjectDirectory:
         row = self._objects.get(oid)
         return None if row is None else row.value
 
+    def lies_here(self, oid: bytes) -> bool:
+        """Whether an object of this home lies in this node's store."""
+        row = self._objects.get(oid)
+        value = row.value if row is not None and row.abroad is None else None
+        return type(value) is Stored and value.node == self._node_id
+
     def owner_of(self, oid: bytes) -> bytes:
         """The process that owns the object; empty when it is not known or dead."""
         row = self._objects.get(oid)

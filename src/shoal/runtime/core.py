@@ -574,7 +574,7 @@ class Runtime:
         """The value of a ref, or of each ref in a list; raises what the tasks raised."""
         until = None if timeout_s is None else perf_counter() + timeout_s
         if self.call_names is not None and self.call_names.lost_before:
-            self.call_names.lose_again([refs] if type(refs) is ObjectRef else refs)  # type: ignore[arg-type]
+            self.call_names.lose_again(refs if type(refs) is list else [refs])
         if type(refs) is ObjectRef:
             entry = refs._entry
             if entry.value is None and not self.wait_entries((entry,), timeout_s):

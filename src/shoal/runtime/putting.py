@@ -35,6 +35,9 @@ def put(self: Runtime, value: Any, copies: int = 1) -> ObjectRef:
     if not prefix:
         prefix = context.prefix = ids.child_prefix(context.task_id, context.attempt)
     entry = ObjectEntry(prefix + b"\0\0\0\0" + (ids.PUT_INDEX_FLAG | next(context.puts)).to_bytes(4, "big"))
+    names = self.call_names
+    if names is not None:
+        names.lose_again([entry.oid])
     if context.repeats and entry.oid in context.job.template.wanted:
         return self.executor.results.put_again(context.job, entry.oid, blob, nested)  # type: ignore[no-any-return]
     if nested:
@@ -49,16 +52,23 @@ def put(self: Runtime, value: Any, copies: int = 1) -> ObjectRef:
             entry.value = self.store_blob(entry.oid, blob, self.worker_id, inside)
             if context.job is not None:
                 self.closures.putters[entry.oid] = context.job
-        except BaseException:
+        except BaseException as error:
             with self.reactor.lock:
                 self.objects.free(entry)  # lets go what is inside
+            if names is not None:
+                names.note_loss(error, entry.oid)  # another time there may be room
             raise
     if dropped:
         with self.reactor.lock:
             self.objects.drain_dropped()
     ref = ObjectRef(entry)
     if copies > 1:
-        _copy(self, ref, copies, size)
+        try:
+            _copy(self, ref, copies, size)
+        except errors.ShoalError as error:
+            if names is not None:
+                names.note_loss(error, entry.oid)
+            raise
     return ref
 
 

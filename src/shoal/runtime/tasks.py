@@ -7,7 +7,7 @@ and no defaults that cost.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from shoal.protocol.messages import TaskTemplate, Value, WorkerDied
 if TYPE_CHECKING:
     from shoal.runtime.actor_calls import ActorQueue
     from shoal.runtime.arguments import Room
-    from shoal.runtime.objects import ObjectEntry, ObjectRef
+    from shoal.runtime.objects import ObjectEntry
     from shoal.runtime.reactor import Connection
 
 
@@ -264,6 +264,8 @@ _LOSSES = (
     errors.WorkerCrashedError,
     errors.OutOfMemoryError,
     errors.NodeDiedError,
+    errors.ObjectStoreFullError,
+    errors.ObjectFetchTimedOutError,
 )
 
 
@@ -307,10 +309,10 @@ class CallNames:
                 self.loss = self.loss or f"{type(cause).__name__}: {cause}"
                 self.on_loss(oid, error)
 
-    def lose_again(self, refs: list[ObjectRef]) -> None:
-        """Values are asked for in a replay: raises what the first run was told, if it could not have one of them."""
-        for ref in refs:
-            error = self.lost_before.get(ref.binary())
+    def lose_again(self, asked: Iterable[Any]) -> None:
+        """Refs are asked for, or an id is put, in a replay: raises what the first run was told, if it could not have, or store, one of them."""
+        for each in asked:
+            error = self.lost_before.get(each if type(each) is bytes else each.binary())
             if error is not None:
                 raise serialization.loads_error(error)
 

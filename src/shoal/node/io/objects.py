@@ -385,8 +385,8 @@ class Objects:
     def _on_free_stored(self, node: bytes, message: node_messages.FreeStored) -> None:
         if message.giver:
             self._store.free_of(message.giver, message.oids)
-        else:
-            self._free_kept(message.oids)
+        else:  # but what is this node's own by now is not the sender's: it was made here once more (an actor's replay)
+            self._free_kept([oid for oid in message.oids if not self.machine.lies_here(oid)])
 
     def _on_keep_stored(self, node: bytes, message: node_messages.KeepStored) -> None:
         for oid in message.oids:
@@ -395,10 +395,17 @@ class Objects:
                 self._with_refs.add(oid)
 
     def _free_kept(self, oids: list[bytes]) -> None:
+        copies = []
         for oid in oids:
             self._kept_for.pop(oid, None)
             self._with_refs.discard(oid)
-            self._copy_for.pop(oid, None)
+            if self._copy_for.pop(oid, None) is not None:
+                copies.append(oid)
+        if copies:
+            self._store.free(
+                copies, of_dead=True
+            )  # nobody has sealed these anew: who does from now on means what he seals
+            oids = [oid for oid in oids if oid not in copies]
         self._store.free(oids)
 
     # ---------------------------------------------------------------- what dead owners had running elsewhere
