@@ -458,3 +458,22 @@ def test_what_lies_here_by_now_is_not_freed_for_another_home() -> None:
     node.tell(Escaped(A, [X]), Published(A, X, stored(X)))
     shell._on_free_stored(THERE, FreeStoredMessage([X, Y]))
     assert freed == [([Y], True)], "and what is sealed under that name from now on is meant by who seals it"
+
+
+def test_what_one_home_counts_is_not_let_go_at_another() -> None:
+    """Two nodes have made what has this name: an heir, and an actor's replay."""
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), NodeHoldConfirmed(THERE, 1))
+    node.tell(HoldForArrived(THIRD, 7, A, [X], THIRD))
+    assert node.settle() == [SendNodeRelease(THERE, [(X, 1)])]
+    node.tell(Released(A, [X]), Released(A, [X]))
+    assert node.settle() == [SendNodeRelease(THIRD, [(X, 1)])]
+    assert node.directory.statistics()["objects"] == 0
+
+
+def test_what_is_this_nodes_own_is_not_counted_elsewhere() -> None:
+    node = Node(A, B)
+    node.tell(Escaped(B, [X]), Published(B, X, b"small"))
+    assert SendHoldForDone(THIRD, 7) in node.tell(HoldForArrived(THIRD, 7, A, [X], THIRD))
+    assert node.settle() == [SendNodeRelease(THIRD, [(X, 1)])]
+    assert node.directory.holders(X) == {A: 1, B: 1}

@@ -191,20 +191,24 @@ class Handings:
                 directory._holds_abroad.done_later(event.node, event.number, 0, effects)
             return
         own = []
+        homes = {event.home: None}
+        is_counted = event.home == event.node and directory._holds_abroad.cause_of_death(event.home) is None
         for oid in event.oids:
             abroad = directory._foreign_row(oid, event.home, effects)
             if abroad is not None:
                 if abroad.home != event.home:
                     abroad = self._move(oid, abroad, event, effects)
                 own.append(oid)
-                if (
-                    abroad.home == event.home == event.node
-                    and directory._holds_abroad.cause_of_death(event.home) is None
-                ):
-                    abroad.taken += 1  # counted there already
+                homes[abroad.home] = None
+            if not is_counted:
+                continue
+            if abroad is not None and abroad.home == event.home:
+                abroad.taken += 1
+            else:  # this node is a home of it, too: both have made it, an heir and an actor's replay
+                self._let_go_at(event.home, oid, 1)
         if held is not None:
             directory._count(held, event.oids, 1)
-        number = directory._take(event.home, own, effects)
+        number = max(directory._take(home, own, effects) for home in homes)
         for oid in own:
             row = directory._objects[oid]
             row.stamp = directory._issued
@@ -220,11 +224,18 @@ class Handings:
         if cause_of_death(home) is not None or (home != event.node and cause_of_death(abroad.home) is None):
             return abroad
         row = directory._objects[oid]
+        if abroad.taken:
+            self._let_go_at(abroad.home, oid, abroad.taken)
         row.abroad = Abroad(home)
         if row.waiters is not None:
             row.abroad.asked = True
             effects.append(SendResolveFor(home, [oid]))
         return row.abroad
+
+    def _let_go_at(self, home: bytes, oid: bytes, count: int) -> None:
+        """One of two homes need not count this node: after the next sweep, as whatever is let go."""
+        self._directory._holds_abroad.release(home, oid, count)
+        self._directory._candidates[oid] = None
 
 
 HANDLERS: dict[type, Any] = {
