@@ -2,6 +2,7 @@
 
     python -m tests.campaigns refs --seeds 1000        python -m tests.campaigns refs --seed 17
     python -m tests.campaigns nodes --seeds 100        the same with deaths of nodes
+    python -m tests.campaigns keepers --seeds 1000     with exact actors, and deaths of these and of nodes
 
 `python -m shoal.simulator campaign` is the one for whole clusters in virtual time. docs/simulation.md says what each covers.
 
@@ -18,11 +19,16 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 
+from tests.node import test_keepers as keepers
 from tests.node.test_refs_that_are_remade import play
 
 from shoal.runtime.objects import dropped
 
-WORLDS: dict[str, Callable[[int], Counter[str]]] = {"refs": play, "nodes": lambda seed: play(seed, node_deaths=2)}
+WORLDS: dict[str, Callable[[int], Counter[str]]] = {
+    "refs": play,
+    "nodes": lambda seed: play(seed, node_deaths=2),
+    "keepers": keepers.play,
+}
 
 
 def main() -> int:

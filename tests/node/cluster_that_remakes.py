@@ -403,7 +403,9 @@ class Permitted(set[bytes]):
 class Remaking(World):
     """Such a cluster."""
 
-    def __init__(self, seed: int, nodes: int, processes: int) -> None:
+    def __init__(
+        self, seed: int, nodes: int, processes: int, node_kind: type[Node] = MakerNode, kind: type[Process] = Maker
+    ) -> None:
         self.made: dict[bytes, list[bytes]] = {}
         self.executions: Counter[bytes] = Counter()
         self.generations = 1
@@ -411,7 +413,7 @@ class Remaking(World):
         self.declared: dict[bytes, None] = {}
         self.losses = 1.0
         self.counts: Counter[str] = Counter()
-        super().__init__(seed, nodes, processes, MakerNode, Maker)
+        super().__init__(seed, nodes, processes, node_kind, kind)
         self.tainted = Permitted(self.made)
         pairs = [(a, b) for a in self.processes for b in self.processes]
         self.orders: dict[tuple[Any, Any], deque[Any]] = {pair: deque() for pair in pairs}

@@ -71,6 +71,11 @@ def test_what_another_home_counts_by_now_is_held_there_too() -> None:
     assert kept.hold(ACTOR, 4, [X, Z], THERE) == ([Z], [X]), "it may have been lost with HERE, and made anew"
     assert kept.hold(ACTOR, 5, [X], THERE) == ([], [])
     assert kept.free(ACTOR, 5) == [Y, Z]
+    # A life goes on elsewhere without what a former one had asked for, and the GCS never got.
+    kept.hold(ACTOR, 20, [Y], HERE, 1)
+    kept.hold(ACTOR, 9, [Z], HERE, 2)
+    assert kept.free(ACTOR, 7, 2) == [X, Y] and kept.hold(ACTOR, 22, [Y], HERE, 1) == ([], []), "it comes late"
+    assert kept.hold(ACTOR, 10, [Y], HERE, 2) == ([Y], [])
 
 
 class World:

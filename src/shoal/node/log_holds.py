@@ -12,7 +12,7 @@ actor's own node, two others, which thereby are told how the object is made (`mi
        |  the GCS has a checkpoint           |
        |---FreeLogHolds(below)-------------->|  what only the log before it needed is let go
        x killed                              |
-                   next life ---FreeLogHolds(below)--> to all, when the GCS has its first checkpoint
+           next life ---FreeLogHolds(below, former)--> to all, when the GCS has a checkpoint of it that covers all that it found
 
 A *position* is the place in the order of calls: twice a record's index, and one more for a checkpoint that covers it. An object is held once, at the
 last position that named it. As the GCS has at least the checkpoint that anything was let go for, whoever is next finds what its log needs.
@@ -38,6 +38,7 @@ class AskHold:
     position: int
     oids: list[bytes]
     home: bytes
+    life: int
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class LogHolds:
         self._keepers: dict[bytes, dict[bytes, None]] = {}
         #: actor -> askings without an answer: number -> keeper
         self._asked: dict[bytes, dict[int, bytes]] = {}
+        #: actor -> its life that wrote last
+        self._lives: dict[bytes, int] = {}
         self._numbers = 0
         #: the other nodes that live, and whether they drain
         self._nodes: dict[bytes, bool] = {}
@@ -95,8 +98,9 @@ class LogHolds:
 
     # ------------------------------------------------------------ logs
 
-    def want(self, actor_id: bytes, position: int, homes: dict[bytes, bytes]) -> list[AskHold]:
-        """The log refers to these objects (and their homes) from now on."""
+    def want(self, actor_id: bytes, position: int, homes: dict[bytes, bytes], life: int = 0) -> list[AskHold]:
+        """The log refers to these objects (and their homes) from now on, as this life of the actor says."""
+        life = self._lives[actor_id] = max(life, self._lives.get(actor_id, 0))
         rows = self._logs.setdefault(actor_id, {})
         groups: dict[tuple[bytes, bytes], list[bytes]] = {}
         for oid, home in homes.items():
@@ -112,7 +116,7 @@ class LogHolds:
             self._numbers += 1
             self._asked.setdefault(actor_id, {})[self._numbers] = keeper
             self._keepers.setdefault(actor_id, {})[keeper] = None
-            asks.append(AskHold(keeper, self._numbers, actor_id, position, oids, home))
+            asks.append(AskHold(keeper, self._numbers, actor_id, position, oids, home, life))
         return asks
 
     def _able(self) -> list[bytes]:
@@ -154,7 +158,7 @@ class LogHolds:
 
     def forget(self, actor_id: bytes) -> None:
         """The actor is dead, of which its keepers hear, or lives elsewhere, where its next life says what is not needed."""
-        for table in (self._logs, self._keepers, self._asked):
+        for table in (self._logs, self._keepers, self._asked, self._lives):
             table.pop(actor_id, None)
 
     # ------------------------------------------------------------ nodes
@@ -184,37 +188,47 @@ class KeptHolds:
     """What this node holds for the logs of actors of other nodes."""
 
     def __init__(self) -> None:
-        #: actor -> object -> (the last position that named it, its home by then)
-        self._kept: dict[bytes, dict[bytes, tuple[int, bytes]]] = {}
+        #: actor -> object -> (the last position that named it, its home by then, the last life that named it)
+        self._kept: dict[bytes, dict[bytes, tuple[int, bytes, int]]] = {}
+        #: actor -> the life before which nothing is needed that lives have asked for
+        self._former: dict[bytes, int] = {}
 
-    def hold(self, actor_id: bytes, position: int, oids: list[bytes], home: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Objects of this home are to be held. Returns which of them were not held for the actor yet, and which were, but of another home: it may be
-        that they were lost there, and made anew."""
+    def hold(
+        self, actor_id: bytes, position: int, oids: list[bytes], home: bytes, life: int = 0
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Objects of this home are to be held, says a life of the actor. Returns which of them were not held for it yet, and which were, but of
+        another home: it may be that they were lost there, and made anew."""
         rows = self._kept.setdefault(actor_id, {})
-        fresh, moved = [], []
+        fresh: list[bytes] = []
+        moved: list[bytes] = []
+        if life < self._former.get(actor_id, 0):
+            return fresh, moved  # it comes late: another life goes on without what this one wrote
         for oid in dict.fromkeys(oids):
             known = rows.get(oid)
             if known is None:
                 fresh.append(oid)
             elif known[1] != home:
                 moved.append(oid)
-            rows[oid] = (max(position, known[0]) if known else position, home)
+            rows[oid] = (max(position, known[0]), home, max(life, known[2])) if known else (position, home, life)
         return fresh, moved
 
     def knows(self, actor_id: bytes) -> bool:
         """Whether anything was ever held for the actor."""
         return actor_id in self._kept
 
-    def free(self, actor_id: bytes, below: int) -> list[bytes]:
-        """What only positions before this one named: it is to be let go."""
+    def free(self, actor_id: bytes, below: int, former: int = 0) -> list[bytes]:
+        """What only positions before this one named, or lives before `former`: it is to be let go."""
         rows = self._kept.get(actor_id, {})
-        gone = [oid for oid, (position, _) in rows.items() if position < below]
+        if former:
+            self._former[actor_id] = max(former, self._former.get(actor_id, 0))
+        gone = [oid for oid, (position, _, life) in rows.items() if position < below or life < former]
         for oid in gone:
             del rows[oid]
         return gone
 
     def drop(self, actor_id: bytes) -> bool:
         """The actor is dead. Returns whether anything was ever held for it."""
+        self._former.pop(actor_id, None)
         return self._kept.pop(actor_id, None) is not None
 
     def statistics(self) -> dict[str, int]:

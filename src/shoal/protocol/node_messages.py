@@ -202,13 +202,14 @@ class FreeLogCopies(Message, tag=164):
 
 class HoldForLog(Message, tag=173):
     """Hold these objects of one home in the name of an actor with checkpoints, whose log on the sending node refers to them from this position on
-    (`node.log_holds`), until FreeLogHolds or the actor's death. Answered by HeldForLog."""
+    (`node.log_holds`), until FreeLogHolds or the actor's death. Answered by HeldForLog. `life` is the incarnation that says so."""
 
     number: int
     actor_id: bytes
     position: int
     oids: list[bytes]
     home: bytes
+    life: int = 0
 
 
 class HeldForLog(Message, tag=174):
@@ -219,10 +220,12 @@ class HeldForLog(Message, tag=174):
 
 
 class FreeLogHolds(Message, tag=175):
-    """The GCS has a checkpoint of the actor: what only positions below this one of its log named need not be held for it."""
+    """The GCS has a checkpoint of the actor: what only positions below this one of its log named need not be held for it, nor what only lives before
+    `former` named."""
 
     actor_id: bytes
     below: int
+    former: int = 0
 
 
 class DropMirrors(Message, tag=161):

@@ -68,28 +68,29 @@ class LogHolding:
 
     # ---------------------------------------------------------------- the logs here
 
-    def want(self, actor_id: bytes, position: int, oids: list[bytes]) -> None:
-        """A log refers to these, which its actor holds here."""
+    def want(self, actor_id: bytes, position: int, oids: list[bytes], life: int = 0) -> None:
+        """A log refers to these, which its actor holds here, says a life of it (0: its last one)."""
         machine = self._objects.machine
         homes = {oid: machine.home_of(oid) or self._node_id for oid in oids}
-        self._ask(self._holds.want(actor_id, position, homes))
+        self._ask(self._holds.want(actor_id, position, homes, life))
 
     def _ask(self, asks: list[AskHold]) -> None:
         for ask in asks:
-            message = HoldForLog(ask.number, ask.actor_id, ask.position, ask.oids, ask.home)
+            message = HoldForLog(ask.number, ask.actor_id, ask.position, ask.oids, ask.home, ask.life)
             self._links.send(ask.node, message)
 
     def is_settled(self, actor_id: bytes) -> bool:
         """Whether what its log refers to is held elsewhere, as far as it can be."""
         return self._holds.is_settled(actor_id)
 
-    def covered(self, actor_id: bytes, below: int, everywhere: bool) -> None:
-        """The GCS has a checkpoint. `everywhere`: former lives may have had keepers that are not known here."""
+    def covered(self, actor_id: bytes, below: int, former: int) -> None:
+        """The GCS has a checkpoint. `former`: lives before this one may have had keepers that are not known here, and nothing that they have written
+        is needed; 0 if there are none, or something is."""
         told = self._holds.covered(actor_id, below)
-        message = FreeLogHolds(actor_id, below)
-        for node in list(self._links.nodes) if everywhere else told:
+        message = FreeLogHolds(actor_id, below, former)
+        for node in list(self._links.nodes) if former else told:
             self._links.send(node, message)
-        if everywhere:
+        if former:
             self._on_free(self._node_id, message)
 
     def forget(self, actor_id: bytes) -> None:
@@ -131,7 +132,7 @@ class LogHolding:
     def _on_hold(self, node: bytes, message: HoldForLog) -> None:
         process = KEEPER + message.actor_id
         is_new = not self._kept.knows(message.actor_id)
-        fresh, moved = self._kept.hold(message.actor_id, message.position, message.oids, message.home)
+        fresh, moved = self._kept.hold(message.actor_id, message.position, message.oids, message.home, message.life)
         if is_new:
             self._objects.handle(events.ProcessJoined(process, runs=False))
             self._unconfirmed[process] = deque()
@@ -158,7 +159,9 @@ class LogHolding:
         self._confirmed[process] = count
 
     def _on_free(self, node: bytes, message: FreeLogHolds) -> None:
-        gone = self._kept.free(message.actor_id, message.below)
+        gone = self._kept.free(message.actor_id, message.below, message.former)
+        if message.former and not self._kept.knows(message.actor_id):
+            self._follow(message.actor_id)  # what former lives still ask for may come until it is dead
         if gone:
             self._objects.handle(events.Released(KEEPER + message.actor_id, gone))
 

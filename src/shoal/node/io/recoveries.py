@@ -67,8 +67,12 @@ class Mirror:
     inherited: Places | None = None
     #: objects that the checkpoint has replaced which was not sent
     replaced: list[bytes] = field(default_factory=list)
-    #: a former life elsewhere may have kept objects and holds on other nodes, which may go when there is another checkpoint
-    has_former: bool = False
+    #: the life that found the log of former ones elsewhere, and up to which call: these may have kept objects and holds on other nodes, which may go
+    #: when a checkpoint covers all of that; 0 if there is nothing to go
+    claimed_by: int = 0
+    claimed: int = 0
+    #: a checkpoint was written here
+    has_own: bool = False
     #: numbers of what was written since the last call to the GCS
     promises: list[int] = field(default_factory=list)
     #: a call is on its way
@@ -85,6 +89,8 @@ class Told:
     #: of a checkpoint: the last call that it covers, and what objects it has replaced; -1 for none
     covers: int = -1
     replaced: list[bytes] = field(default_factory=list)
+    #: what lives before this one have written is not needed when the GCS has this; 0 if it is, or there are none
+    former: int = 0
 
 
 class Recoveries:
@@ -180,7 +186,7 @@ class Recoveries:
             return
         index, checkpoint, records = body["index"], body["checkpoint"], body["records"]
         mirror = self._mirrors[actor_id] = Mirror(index + len(records), lacks_checkpoint=False)
-        mirror.inherited, mirror.has_former = places, True
+        mirror.inherited, mirror.claimed_by, mirror.claimed = places, incarnation, index + len(records)
         if checkpoint == b"" and here and not lost:
             checkpoint, here = here[0], here[1:]
         if lost:
@@ -269,7 +275,9 @@ class Recoveries:
             if message.stored:
                 self._keep(message.actor_id, message.incarnation, message.stored)
             if message.refs and self._holding is not None:
-                self._holding.want(message.actor_id, position_of(message.index, False), message.refs)
+                self._holding.want(
+                    message.actor_id, position_of(message.index, False), message.refs, message.incarnation
+                )
         self._promise(process, message.actor_id, noted)
 
     def on_checkpoint(self, process: Process, message: StoreCheckpoint) -> None:
@@ -281,12 +289,14 @@ class Recoveries:
         if noted and mirror is not None:
             mirror.lacks_checkpoint = True
             mirror.lacks_places |= bool(gone.stored)
-            mirror.inherited = None
+            mirror.inherited, mirror.has_own = None, True
             mirror.replaced += gone.stored
             if type(message.state) is Stored:
                 self._keep(message.actor_id, message.incarnation, [message.state.oid])
             if message.refs and self._holding is not None:
-                self._holding.want(message.actor_id, position_of(message.index, True), message.refs)
+                self._holding.want(
+                    message.actor_id, position_of(message.index, True), message.refs, message.incarnation
+                )
         self._promise(process, message.actor_id, noted)
 
     def _let_go(self, sender: bytes, actor_id: bytes, gone: Kept) -> None:
@@ -350,6 +360,7 @@ class Recoveries:
         told = Told(mirror.promises, known.incarnation)
         if mirror.lacks_checkpoint:
             told.covers, told.replaced, mirror.replaced = known.index, mirror.replaced, []
+            told.former = mirror.claimed_by if mirror.has_own and known.index >= mirror.claimed else 0
         mirror.lacks_checkpoint = mirror.lacks_places = False
         mirror.sent, mirror.promises = known.last, []
 
@@ -400,10 +411,10 @@ class Recoveries:
             return
         if told.replaced:
             self._keeping.unwanted(told.replaced)
-        self._holding.covered(actor_id, position_of(told.covers, True), mirror.has_former)
-        if mirror.has_former:
-            mirror.has_former = False
-            self._keeping.free_former(actor_id, told.incarnation)
+        self._holding.covered(actor_id, position_of(told.covers, True), told.former)
+        if told.former:
+            mirror.claimed_by = 0
+            self._keeping.free_former(actor_id, told.former)
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""
