@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make demo         evolution strategies on CartPole: one page of user code"
 	@echo "make test         the test suite"
-	@echo "make chaos        a cluster under kill -9 for ten to twenty minutes: seven workloads, results compared with the serial program"
+	@echo "make chaos        a cluster under kill -9 for ten to twenty minutes: eight workloads, results compared with the serial program"
 	@echo "make soak         10,000 seeds of simulated clusters in which everything breaks, and 100 times the usual of one node's"
 	@echo "make lint         ruff, mypy, import contracts"
 	@echo "make format       let ruff format and fix what it can"

@@ -194,6 +194,33 @@ def run_group(dice: random.Random, size: Size) -> int:
     return 201
 
 
+# ---------------------------------------------------------------- calls that wait
+
+
+@shoal.remote(max_restarts=-1, max_task_retries=-1, checkpoint_interval=10, num_cpus=0)
+class Reader:
+    """Reads what it is called with, one after the other, so that calls wait here."""
+
+    def read(self, refs: list[shoal.ObjectRef]) -> int:
+        return int(shoal.get(refs[0], timeout=GET_TIMEOUT_S))
+
+
+@shoal.remote(max_retries=-1)
+def ask(reader: Any, count: int, folder: str) -> list[shoal.ObjectRef]:
+    """Sends refs to tasks of its own inside of calls that wait, and gives away what will come of these."""
+    own(folder)
+    return [reader.read.remote([slow_square.remote(number)]) for number in range(count)]
+
+
+def run_waiting(dice: random.Random, size: Size) -> int:
+    """Calls whose senders, and the owners of what is inside, may be dead when they begin."""
+    reader = Reader.remote()
+    given = [ask.remote(reader, 8, size.owners) for _ in range(4)]
+    for refs in shoal.get(given, timeout=GET_TIMEOUT_S):
+        same(shoal.get(refs, timeout=GET_TIMEOUT_S), [number * number for number in range(8)])
+    return 32
+
+
 # ---------------------------------------------------------------- all at once
 
 
@@ -221,4 +248,8 @@ WORKLOADS: dict[str, Callable[[random.Random, Size], int]] = {
     "actors": run_actors,
     "shuffle": run_shuffle,
 }
-MORE: dict[str, Callable[[random.Random, Size], int]] = {"group": run_group, "mixed": run_mixed}
+MORE: dict[str, Callable[[random.Random, Size], int]] = {
+    "group": run_group,
+    "waiting": run_waiting,
+    "mixed": run_mixed,
+}
