@@ -161,3 +161,28 @@ def test_a_program_that_is_killed_while_the_gcs_is_away_leaves_only_what_is_deta
     wait_until(lambda: is_idle(node))
     states: dict[str, Any] = {row["job_id"].hex(): row["state"] for row in cluster.head.call("gcs.jobs")["jobs"]}
     assert sorted(states.values()) == ["ended", "running"]
+
+
+OWNER = """
+import sys, time, shoal
+shoal.init(sys.argv[1], log_to_driver=False)
+make = shoal.remote(lambda number: bytes([number]) * 300_000).options(resources={"two": 1})
+kept = [make.remote(number) for number in range(6)]
+shoal.wait(kept, num_returns=6, fetch_local=False)
+print("made", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_program_had_elsewhere_goes_with_it_at_once(start_cluster: StartCluster) -> None:
+    """Its leases there are over. What its workers do not know to be read they would keep, for heirs that there are not."""
+    cluster = start_cluster(num_cpus=1)
+    node = cluster.add_node(num_cpus=4, resources={"two": 4})
+    command = [sys.executable, "-c", OWNER, cluster.head.node_socket]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None and program.stdout.readline() == "made\n"
+        wait_until(lambda: not node.call("node.stats")["scheduler"]["leases"])
+        assert len(node.call("node.stored")["stored"]) == 6
+        program.kill()
+    wait_until(lambda: not node.call("node.stored")["stored"] or node.call("node.stats")["objects"]["claims"])
+    assert not node.call("node.stored")["stored"]

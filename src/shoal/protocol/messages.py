@@ -92,7 +92,7 @@ class PushTasks(Message, tag=8):
 
     `arguments` is a serialized value: the tuple of positional arguments, or a list [args, kwargs]. `dependencies` is None or a list of
     (position or keyword, Value) that replace the Nones standing there. `read` is how many TaskReplies the sender has had on this connection:
-    those the worker need not keep any more.
+    those the worker need not keep any more; without items it says no more than that.
     """
 
     lease_id: int

@@ -181,6 +181,11 @@ class Executor:
         apply_assignment(message)
 
     def _on_push(self, connection: Connection, message: PushTasks) -> None:
+        peer: SubmitterPeer = connection.attachment
+        if peer.read < message.read:
+            peer.has_read(message.read)
+        if not message.items:
+            return
         held = self.leases.get(message.lease_id)
         if held is None:
             daemon = self.reactor.causal
@@ -193,9 +198,6 @@ class Executor:
             connection.send(TasksBounced(message.lease_id, [item[0] for item in message.items], held is None))
             return
         held.connection = connection
-        peer: SubmitterPeer = connection.attachment
-        if peer.read < message.read:
-            peer.has_read(message.read)
         templates = peer.templates
         jobs = [Job(connection, held, templates[item[1]], item) for item in message.items]
         for job in jobs:

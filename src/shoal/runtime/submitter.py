@@ -519,6 +519,7 @@ class Submitter:
             lease.load_s -= task.estimate_s
         if message.ended:
             self.forget_lease(lease)
+            self._acknowledge(lease)
             tasks.extend(lease.inflight.values())  # pushed after the worker had ended the lease
             tasks.sort(key=lambda task: task.seq)
             lease.inflight.clear()
@@ -535,6 +536,14 @@ class Submitter:
         self.requeue(tasks)
         if message.ended and lease.klass is not None:
             self._request_more(lease.klass)
+
+    def _acknowledge(self, lease: WorkerLease) -> None:
+        """No more pushes say what was read of a worker's replies: what it takes for unread it would keep for heirs, should this process end."""
+        connection = lease.connection
+        peer: WorkerPeer = connection.attachment
+        if peer.read != peer.acknowledged and not connection.closed:
+            peer.acknowledged = peer.read
+            connection.send_now(PushTasks(lease.lease_id, [], peer.read))
 
     def _close_to_pushes(self, lease: WorkerLease) -> None:
         if lease.is_open and lease.klass is not None:
@@ -707,6 +716,7 @@ class Submitter:
     def return_lease(self, lease: WorkerLease) -> None:
         """Give a lease back to the daemon. Caller holds the lock."""
         self.forget_lease(lease)
+        self._acknowledge(lease)
         daemon = self.reactor.causal
         if daemon is not None:
             daemon.send(ReturnLease(lease.lease_id, perf_counter() - lease.idle_since))

@@ -231,6 +231,7 @@ class WorkerPeer:
     """What a submitter knows of one worker it is connected to. Attached to the connection."""
 
     __slots__ = (
+        "acknowledged",
         "address",
         "closed_at",
         "death",
@@ -255,6 +256,7 @@ class WorkerPeer:
         self.closed_at = 0.0  #: when the connection ended
         self.refs = 0  #: refs that came in its results
         self.read = 0  #: messages with replies that came
+        self.acknowledged = 0  #: those of which it was told without a push
 
 
 #: what befalls a value through no doing of the program: a replay that meets one where the first run did not would go another way
