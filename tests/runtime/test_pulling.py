@@ -4,6 +4,7 @@ that stands still is not waited for in silence."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ class World:
         self.script: list[Callable[[], None]] = []
         self.lost_for_good: set[bytes] = set()
         self.reported: list[bytes] = []
+        self.is_slow = False  #: one step of the script for each wait
         runtime: Any = SimpleNamespace(
             node_id=b"here", lost=None, store=None, daemon_pid=0, _requests=0, _answers={}, wait_for=self.wait_for
         )
@@ -48,6 +50,9 @@ class World:
     def wait_for(self, waiter: Any, timeout: float | None = None) -> bool:
         while self.script and not waiter.done and timeout != 0:
             self.script.pop(0)()
+            if self.is_slow:
+                time.sleep(timeout or 0.0)
+                break
         return bool(waiter.done)
 
     def report_lost(self, entry: ObjectEntry, place: Stored, reason: str) -> None:
@@ -98,6 +103,22 @@ def test_what_is_lost_is_not_ready_in_time() -> None:
     world.answer([], LOST, FULL)
     assert world.wait() == [0, 2], "a get of the last raises at once"
     assert world.wait(fetch_local=False) == [0, 2]
+
+
+def test_what_does_not_come_is_passed_over_for_what_is_here_or_comes() -> None:
+    world = World()
+    world.refs[2]._entry.value = b"here"
+    assert world.wait(num_returns=1) == [2] and len(world.asked) == 1
+    world.refs[2]._entry.value = Stored(world.refs[2]._entry.oid, 1, 0, 1000, 1, [], b"there")
+
+    def answer_the_last() -> None:
+        world.asked.insert(0, world.asked.pop())
+        world.answer([])
+
+    assert world.wait(num_returns=1) == []
+    world.is_slow = True  # each wait ends with nothing
+    world.script = [lambda: None, answer_the_last]
+    assert world.wait(num_returns=1, timeout_s=None) == [1]
 
 
 def test_what_is_lost_for_good_is_ready() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
 
 LOOK_S = 5.0
+ANSWER_MIN_S = 1.0  #: with less time left it is not asked: a busy one may need so long
 SILENT_MAX_S = CALL_TIMEOUT_S
 
 
@@ -38,49 +39,53 @@ def wait_for_answer(runtime: Runtime, waiter: Waiter, timeout_s: float | None) -
         if not runtime.reactor.wait(waiter, perf_counter() + timeout_s) and not runtime.reactor.stopping:
             raise errors.RpcError(f"{_silence(runtime.daemon_pid, timeout_s)}")
         return
-    watch = _Watch(runtime)
-    while not runtime.reactor.wait(waiter, perf_counter() + LOOK_S) and not runtime.reactor.stopping:
-        watch.look(LOOK_S)
+    watch = Watch(runtime, None)
+    while not runtime.reactor.wait(waiter, watch.due) and not runtime.reactor.stopping:
+        watch.look()
 
 
-def wait_beside(runtime: Runtime, waiter: Waiter, until: float | None) -> bool:
+def wait_beside(runtime: Runtime, waiter: Waiter, until: float | None, watch: Watch) -> bool:
     """As `Runtime.wait_for`, for what the daemon has to bring: false when the time is over.
 
     Raises:
         RpcError: the daemon answers nothing at all any more.
     """
-    watch = _Watch(runtime)
     while True:
-        left_s = LOOK_S if until is None else max(until - perf_counter(), 0.0)
-        if runtime.wait_for(waiter, min(left_s, LOOK_S)) or runtime.lost is not None or runtime.reactor.stopping:
+        wake = watch.due if until is None else min(until, watch.due)
+        done = runtime.wait_for(waiter, max(wake - perf_counter(), 0.0))
+        if done or runtime.lost is not None or runtime.reactor.stopping:
             return waiter.done
-        if until is not None:
-            left_s = until - perf_counter()
-            if left_s <= 0:
-                return False
-        watch.look(min(left_s, LOOK_S))
+        if until is not None and perf_counter() >= until:
+            return False
+        if perf_counter() >= watch.due:
+            watch.look()
 
 
-class _Watch:
-    """Whether a daemon that is waited for answers at all."""
+class Watch:
+    """Whether a daemon that is waited for, in one wait or several, answers at all. `until`: how long, if not without end."""
 
-    __slots__ = ("heard", "runtime", "warned")
+    __slots__ = ("due", "heard", "runtime", "until", "warned")
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, until: float | None) -> None:
         self.runtime = runtime
+        self.until = until
         self.heard = perf_counter()
+        self.due = self.heard + LOOK_S  #: when it is to be asked
         self.warned = False
 
-    def look(self, timeout_s: float) -> None:
+    def look(self) -> None:
         """Ask for something that needs no work; a silence is warned of once, and raised as RpcError in the end."""
-        if _answers(self.runtime, timeout_s):
+        left_s = LOOK_S if self.until is None else min(LOOK_S, self.until - perf_counter())
+        answers = left_s < min(LOOK_S, ANSWER_MIN_S) or _answers(self.runtime, left_s)
+        self.due = perf_counter() + LOOK_S
+        if answers:
             self.heard = perf_counter()
             return
         silent_s = perf_counter() - self.heard
         text = _silence(self.runtime.daemon_pid, silent_s)
         if silent_s >= SILENT_MAX_S:
             raise errors.RpcError(text)
-        if not self.warned and silent_s >= LOOK_S:
+        if not self.warned:
             self.warned = True
             warnings.warn(f"{text}. It is waited for, {SILENT_MAX_S:.0f} s at most", RuntimeWarning, stacklevel=6)
 

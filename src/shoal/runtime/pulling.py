@@ -28,7 +28,7 @@ import msgspec
 
 from shoal.protocol import errors
 from shoal.protocol.messages import Answer, Pull, Stored
-from shoal.runtime.own_daemon import stopped, wait_beside
+from shoal.runtime.own_daemon import Watch, stopped, wait_beside
 from shoal.runtime.reactor import Waiter
 from shoal.store.client import StaleBlock
 
@@ -126,17 +126,20 @@ class Pulling:
                     self.places.pop(stored.oid, None)
             if not self._fetch([stored], until, for_task):
                 why = stopped(runtime.daemon_pid)
-                raise errors.GetTimeoutError(
-                    f"object {stored.oid.hex()} did not come from its node in time{': ' + why if why else ''}"
-                )
+                why = f". Of this node's daemon: {why}" if why else ""
+                raise errors.GetTimeoutError(f"object {stored.oid.hex()} did not come from its node in time{why}")
 
-    def bring(self, entries: Iterable[ObjectEntry], until: float | None) -> bool:
-        """See that the values of all these entries, which are known, are on this node, at the same time; False when the time is over.
+    def bring(
+        self, entries: list[ObjectEntry], until: float | None, enough: int = 0, watch: Watch | None = None
+    ) -> bool:
+        """See that the values of these entries, which are known, are on this node, at the same time: of all, or of `enough`; False when the time is
+        over.
 
         What cannot be had counts as brought: see `report_losses`.
         """
         missing = {entry.oid: entry.value for entry in entries if not self.is_here(entry)}
-        return not missing or self._fetch(list(missing.values()), until, False)  # type: ignore[arg-type]
+        needed = min(len(missing), (enough or len(entries)) - (len(entries) - len(missing)))
+        return needed <= 0 or self._fetch(list(missing.values()), until, False, needed, watch)  # type: ignore[arg-type]
 
     def is_here(self, entry: ObjectEntry) -> bool:
         """Whether a known value can be read without pulling it, as far as this process knows; what cannot be had is."""
@@ -206,15 +209,22 @@ class Pulling:
 
         number = self._ask(value, Told(answered), False, look=True)
 
-    def _fetch(self, values: list[Stored], until: float | None, for_task: bool) -> bool:
-        """Wait until each has its place, or the reason why not; False when the time is over."""
+    def _fetch(
+        self,
+        values: list[Stored],
+        until: float | None,
+        for_task: bool,
+        enough: int = 0,
+        watch: Watch | None = None,
+    ) -> bool:
+        """Wait until each, or `enough`, has its place, or the reason why not; False when the time is over."""
         runtime = self.runtime
-        waiter = Waiter(len(values))
+        waiter = Waiter(enough or len(values))
         awaited: list[_Coming] = []
         try:
             with runtime.reactor.lock:
                 awaited += [self._come(value, waiter, for_task) for value in values]
-            done = wait_beside(runtime, waiter, until)
+            done = wait_beside(runtime, waiter, until, watch or Watch(runtime, until))
         finally:
             with runtime.reactor.lock:
                 for coming in awaited:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.protocol import errors
 from shoal.runtime.objects import ObjectEntry, ObjectRef, dropped
+from shoal.runtime.own_daemon import Watch
 from shoal.runtime.reactor import Waiter
 from shoal.runtime.remaking import Rerun
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 EXPLAIN_DEPTH_MAX = 5  #: of a chain of tasks that wait for each other
 SESSION_REFS_MIN = 8  #: shorter lists are scanned
+PATIENCE_S = 0.05  #: what does not come to this node for so long may be passed over
+PATIENCE_MAX_S = 0.25
 
 
 class Rest(list[Any]):
@@ -156,23 +159,43 @@ def wait_here(
     runtime: Runtime, refs: list[Any], num_returns: int, timeout_s: float | None, fetch_local: bool
 ) -> tuple[list[Any], list[Any]]:
     """As `wait`, in a cluster: what is lost with its node is not ready before it is made anew, or cannot be. With `fetch_local` what is ready is also
-    brought to this node, and what does not come in time is not ready."""
+    brought to this node; what does not come soon is passed over if others are here, and what does not come in time is not ready."""
     pulling = runtime.pulling
     until = None if timeout_s is None else perf_counter() + timeout_s
+    patience_s, asked = PATIENCE_S, num_returns
+    watch = Watch(runtime, until)
     while True:
         left_s = None if until is None else max(until - perf_counter(), 0.0)
         ready, rest = wait(runtime, refs, num_returns, left_s)
         entries = [ref._entry for ref in ready if type(ref) is ObjectRef]
-        came = not fetch_local or pulling.bring(entries, until)
+        came, enough = True, num_returns
+        if fetch_local:
+            if asked > num_returns:  # some do not come: others are asked for, too
+                enough -= len(_here(runtime, refs))
+                entries = [ref._entry for ref in refs if type(ref) is ObjectRef and not pulling.is_here(ref._entry)][
+                    :asked
+                ]
+            now = perf_counter()
+            soon = now + patience_s
+            if until is not None:  # what was known late has a moment to come
+                soon = min(soon, max(until, now + PATIENCE_S)) if timeout_s else now
+            came = pulling.bring(entries, soon, max(enough, 1), watch)
         any_lost = pulling.report_losses(entries) or (not fetch_local and pulling.look_at(entries))
-        if came and not any_lost:
+        if came and not any_lost and asked == num_returns:
             return ready, rest
-        if until is not None and perf_counter() >= until:
-            break
-    late = {entry for entry in entries if entry.value is None or (fetch_local and not pulling.is_here(entry))}
-    # A new list: what `rest` remembers is not true of it.
-    kept = set(map(id, rest)) | {id(ref) for ref in ready if type(ref) is ObjectRef and ref._entry in late}
-    return [ref for ref in ready if id(ref) not in kept], [ref for ref in refs if id(ref) in kept]
+        here = _here(runtime, refs) if fetch_local else [ref for ref in ready if _is_ready(ref)]
+        if len(here) >= num_returns or (until is not None and perf_counter() >= until):
+            # New lists: what `rest` remembers is not true of them.
+            taken = {id(ref) for ref in here[:num_returns]}
+            return here[:num_returns], [ref for ref in refs if id(ref) not in taken]
+        if not came:
+            asked, patience_s = 2 * asked, min(2 * patience_s, PATIENCE_MAX_S)
+
+
+def _here(runtime: Runtime, refs: list[Any]) -> list[Any]:
+    """Those of the refs that are ready and, as far as is known, on this node."""
+    is_here = runtime.pulling.is_here
+    return [ref for ref in refs if _is_ready(ref) and (type(ref) is not ObjectRef or is_here(ref._entry))]
 
 
 def _wait_on_rest(
