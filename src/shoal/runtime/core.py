@@ -594,8 +594,9 @@ class Runtime:
                     self.load(entry)
             if "cluster_token" not in self.config:
                 break
-            self.pulling.bring(entries, until)
-            if not self.pulling.report_losses(entries):  # what is lost is made anew all at once
+            stored = [entry for entry in entries if type(entry.value) is Stored]
+            self.pulling.bring(stored, until)
+            if not self.pulling.report_losses(stored):  # what is lost is made anew all at once
                 break
         loads = serialization.loads
         return [loads(entry.value) if type(entry.value) is bytes else self.load(entry, until) for entry in entries]

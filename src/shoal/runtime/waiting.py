@@ -26,6 +26,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from shoal.protocol import errors
+from shoal.protocol.messages import Stored
 from shoal.runtime.objects import ObjectEntry, ObjectRef, dropped
 from shoal.runtime.own_daemon import Watch
 from shoal.runtime.reactor import Waiter
@@ -163,11 +164,14 @@ def wait_here(
     pulling = runtime.pulling
     until = None if timeout_s is None else perf_counter() + timeout_s
     patience_s, asked = PATIENCE_S, num_returns
-    watch = Watch(runtime, until)
+    watch: Watch | None = None
     while True:
         left_s = None if until is None else max(until - perf_counter(), 0.0)
         ready, rest = wait(runtime, refs, num_returns, left_s)
-        entries = [ref._entry for ref in ready if type(ref) is ObjectRef]
+        entries = [ref._entry for ref in ready if type(ref) is ObjectRef and type(ref._entry.value) is Stored]
+        if not entries and watch is None:
+            return ready, rest
+        watch = watch or Watch(runtime, until)
         came, enough = True, num_returns
         if fetch_local:
             if asked > num_returns:  # some do not come: others are asked for, too
