@@ -149,7 +149,8 @@ def wait(
         fetch_local: whether values must be on this node too.
 
     Returns:
-        The ready ones and the rest, each in the order of `refs`. A failed task counts as ready.
+        The ready ones and the rest, each in the order of `refs`. A failed task counts as ready; what was lost with its node does not before it is
+        made anew, or cannot be.
 
     Raises:
         TypeError, ValueError: `refs` is no list of refs, or has one twice; `num_returns` or `timeout` is out of range.
