@@ -500,6 +500,7 @@ class ActorHost:
                 continue
             value = executor.results.encode_value(job, item, index)
             with self.reactor.lock:
+                executor.results.tells(job)
                 job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
             while limit > 0 and index - job.credit >= limit:
                 if job.connection.closed:

@@ -68,6 +68,7 @@ from shoal.runtime.orphans import OrphanTasks
 from shoal.runtime.reactor import Connection, Reactor, Waiter
 from shoal.runtime.received_refs import CalledRefs
 from shoal.runtime.results import ArgumentLost, ResultWriter
+from shoal.runtime.stored import store_blob
 from shoal.runtime.tasks import TaskContext, running_task
 
 if TYPE_CHECKING:
@@ -792,5 +793,6 @@ _UNINTERRUPTIBLE = frozenset(
         Reactor._lead_is_free,
         Reactor._promote,
         ObjectRef.__del__,
+        store_blob,
     )
 )

@@ -136,6 +136,7 @@ class Job:
         "seq",
         "task_id",
         "template",
+        "untold",
         "waiter",
     )
 
@@ -146,5 +147,6 @@ class Job:
         self.template = template
         self.held: list[ObjectEntry] | None = None  #: what a call's arguments refer to, until it is answered
         self.cancelled = False
+        self.untold: list[bytes] | None = None  #: what was stored for it, and its submitter was not told of
         self.credit = 0  #: items of its stream that the consumer has taken
         self.waiter: Waiter | None = None  #: the producer, waiting for credit

@@ -140,7 +140,8 @@ class OrphanTasks:
         for (_, value), task in zip(replies, tasks, strict=True):
             if not task:
                 if not told:  # else the dead process may have published it
-                    self._executor.results.discard(value.values if isinstance(value, Many) else [value])
+                    parts = value.values if isinstance(value, Many) else [value]
+                    self._executor.results.discard([part.oid for part in parts if type(part) is Stored])
                 continue
             task_id, tail = task[: ids.TASK_ID_BYTES], task[ids.TASK_ID_BYTES :]
             # A failure is that of all results.

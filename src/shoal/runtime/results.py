@@ -88,15 +88,6 @@ class ResultWriter:
                 f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
             )
         parts: list[Value] = []
-        try:
-            self._encode_parts(job, values, parts)
-        except BaseException:
-            with self.reactor.lock:
-                self.discard(parts)  # the submitter hears of none of them
-            raise
-        return Many(parts)
-
-    def _encode_parts(self, job: Job, values: list[Any], parts: list[Value]) -> None:
         room = INLINE_TASK_BYTES_MAX
         for index, part in enumerate(values):
             inline_max = INLINE_RESULT_BYTES_MAX if room > 0 else INLINE_CROWDED_BYTES_MAX
@@ -106,13 +97,31 @@ class ResultWriter:
             elif type(encoded) is Containing:
                 room -= len(encoded.blob)
             parts.append(encoded)
+        return Many(parts)
 
-    def discard(self, values: list[Value]) -> None:
+    def discard(self, stored: list[bytes]) -> None:
         """Nobody was told of these values, or will be: what they take in the store is free. Caller holds the lock."""
-        stored = [value.oid for value in values if type(value) is Stored]
         daemon = self.reactor.causal
         if stored and daemon is not None:
             daemon.send(FreeObjects(stored, giver=self.runtime.worker_id))
+
+    def _discard_untold(self, job: Job) -> None:
+        untold, job.untold = job.untold, None
+        if untold is not None:
+            self.discard(untold)
+
+    def tells(self, job: Job) -> None:
+        """An item is about to be sent. If there is nobody to take it, what was known to be the dead consumer's was freed before it was stored. Caller
+        holds the lock."""
+        if job.connection.closed:
+            self._discard_untold(job)
+        job.untold = None
+
+    def _store(self, job: Job, oid: bytes, blob: Any, nested: list[bytes] | None = None) -> Stored:
+        if job.untold is None:
+            job.untold = []
+        job.untold.append(oid)
+        return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id, nested)
 
     def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
         """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
@@ -129,7 +138,7 @@ class ResultWriter:
             oid = ids.result_id(job.task_id, index)
             if job.template.wanted is not None and oid not in job.template.wanted:
                 return self.runtime.none_blob  # it is there, and others may be reading it
-            return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
+            return self._store(job, oid, blob)
         return self._hand_over(job, blob, nested, ids.result_id(job.task_id, index), inline_max)
 
     def put_again(self, job: Job, oid: bytes, blob: Any, nested: list[ObjectRef] | None) -> ObjectRef:
@@ -140,11 +149,10 @@ class ResultWriter:
         elif (len(blob) if isinstance(blob, bytes) else blob.total_bytes) <= INLINE_RESULT_BYTES_MAX:
             value = blob if isinstance(blob, bytes) else blob.to_bytes()
         else:
-            value = self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id)
+            value = self._store(job, oid, blob)
         index = int.from_bytes(oid[ids.TASK_ID_BYTES :], "big")
         with self.reactor.lock:
-            if job.connection.closed:
-                self.discard([value])
+            self.tells(job)
             job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
         return self.runtime.objects.borrow(oid, job.template.wire.options["home"])
 
@@ -162,7 +170,7 @@ class ResultWriter:
                 if job.template.wanted is not None and oid not in job.template.wanted:
                     result = Containing(runtime.none_blob, oids)
                 else:
-                    result = runtime.store_blob(oid, blob, submitter, oids)
+                    result = self._store(job, oid, blob, oids)
             with self.reactor.lock:
                 runtime.objects.hold_for(entries, submitter, job.connection.attachment.abroad)
         finally:
@@ -171,7 +179,10 @@ class ResultWriter:
         return result
 
     def encode_error(self, job: Job, error: BaseException) -> Failed:
-        """A task's exception as a value."""
+        """A task's exception as a value. What was stored before it is of no use."""
+        if job.untold is not None:
+            with self.reactor.lock:
+                self._discard_untold(job)
         if type(error) is ArgumentLost:
             self.last_error = "ObjectLostError"
             return Failed(serialization.dumps_error(error.error), lost=error.place)
@@ -207,8 +218,7 @@ class ResultWriter:
                 continue
             value = self.encode_value(job, item, index)
             with self.reactor.lock:
-                if connection.closed:  # its consumer is dead, and what was known to be its own was freed before
-                    self.discard([value])
+                self.tells(job)
                 connection.send(StreamItem(lease_id, job.seq, index, value))
                 now = perf_counter()
                 if now - last_flush > REPLY_FLUSH_S / 4 or index < 3:
