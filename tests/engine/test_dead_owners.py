@@ -20,6 +20,7 @@ from tests.engine.test_lost_objects import lose, note, runs
 
 import shoal
 from shoal.exceptions import ObjectReconstructionFailedError, OwnerDiedError, ShoalError, TaskCancelledError
+from shoal.runtime import core
 
 BIG = 200_000
 STORE_BYTES = 24 << 20
@@ -526,3 +527,22 @@ def test_results_before_one_that_cannot_be_sent(freed: None) -> None:
     for ref in refs:
         with pytest.raises(TypeError, match="cannot be sent"):
             shoal.get(ref, timeout=60)
+
+
+def test_refs_in_results_before_one_that_cannot_be_sent(freed: None) -> None:
+    """They come to nobody, and are not counted among those that came later from the same worker, whose death tells them apart."""
+
+    @shoal.remote(num_cpus=4, num_returns=2, max_retries=0)
+    def half() -> Any:
+        return [shoal.put(b"x" * BIG)], iter(number for number in range(2))
+
+    @shoal.remote(num_cpus=4, max_retries=0)
+    def whole() -> Any:
+        return [shoal.put(b"y" * BIG)], os.getpid()
+
+    with pytest.raises(TypeError, match="cannot be sent"):
+        shoal.get(half.remote(), timeout=60)
+    [ref], pid = shoal.get(whole.remote(), timeout=60)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pid not in [row["pid"] for row in core.current().call("node.workers")["workers"]])
+    assert shoal.get(ref, timeout=60) == b"y" * BIG

@@ -65,6 +65,7 @@ from shoal.store.page import RecordPage
 
 if TYPE_CHECKING:
     from shoal.runtime.actor_host import ActorHost
+    from shoal.runtime.objects import ObjectEntry
     from shoal.runtime.reactor import Connection
 
 #: a checkpoint that is overdue waits so long for the answers of calls that this actor has made and does not wait for
@@ -521,10 +522,17 @@ class RecoverableResults(ResultWriter):
     recovers = False
     handed: list[ObjectRef]
 
-    def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
+    def encode_value(
+        self,
+        job: Job,
+        value: Any,
+        index: int,
+        inline_max: int = INLINE_RESULT_BYTES_MAX,
+        handed: list[ObjectEntry] | None = None,
+    ) -> Value:
         """See ResultWriter."""
         if not self.recovers:
-            return super().encode_value(job, value, index, inline_max)
+            return super().encode_value(job, value, index, inline_max, handed)
         blob, nested = serialization.dumps(value)
         whole = blob if isinstance(blob, bytes) else blob.to_bytes()
         if nested is None:
@@ -532,9 +540,17 @@ class RecoverableResults(ResultWriter):
         self.handed.extend(nested)
         return Containing(whole, [ref.binary() for ref in nested])
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], oid: bytes, inline_max: int) -> Value:
+    def _hand_over(
+        self,
+        job: Job,
+        blob: Any,
+        nested: list[ObjectRef],
+        oid: bytes,
+        inline_max: int,
+        handed: list[ObjectEntry] | None = None,
+    ) -> Value:
         self.handed.extend(nested)
-        return super()._hand_over(job, blob, nested, oid, inline_max)
+        return super()._hand_over(job, blob, nested, oid, inline_max, handed)
 
 
 def state_of(instance: Any) -> Any:

@@ -36,7 +36,7 @@ from shoal.runtime.streams import DynamicObjectRefGenerator
 if TYPE_CHECKING:
     from shoal.runtime.core import Runtime
     from shoal.runtime.jobs import Job
-    from shoal.runtime.objects import ObjectRef
+    from shoal.runtime.objects import ObjectEntry, ObjectRef
 
 
 class ArgumentLost(Exception):  # noqa: N818  not an error of its own
@@ -87,17 +87,30 @@ class ResultWriter:
             raise ValueError(
                 f"{job.template.wire.name} returned {len(values)} values; num_returns={count} promises {count}"
             )
+        handed: list[ObjectEntry] = []
+        try:
+            parts = self._encode_parts(job, values, handed)
+            if handed:  # all of them can be sent: the submitter counts the refs that it gets, in their order
+                with self.reactor.lock:
+                    self._hold_for_submitter(job, handed)
+        finally:
+            if handed:
+                with self.reactor.lock:
+                    self.runtime.objects.unuse(handed)
+        return Many(parts)
+
+    def _encode_parts(self, job: Job, values: list[Any], handed: list[ObjectEntry]) -> list[Value]:
         parts: list[Value] = []
         room = INLINE_TASK_BYTES_MAX
         for index, part in enumerate(values):
             inline_max = INLINE_RESULT_BYTES_MAX if room > 0 else INLINE_CROWDED_BYTES_MAX
-            encoded = self.encode_value(job, part, index + 1, inline_max)
+            encoded = self.encode_value(job, part, index + 1, inline_max, handed)
             if type(encoded) is bytes:
                 room -= len(encoded)
             elif type(encoded) is Containing:
                 room -= len(encoded.blob)
             parts.append(encoded)
-        return Many(parts)
+        return parts
 
     def discard(self, stored: list[bytes]) -> None:
         """Nobody was told of these values, or will be: what they take in the store is free. Caller holds the lock."""
@@ -123,8 +136,15 @@ class ResultWriter:
         job.untold.append(oid)
         return self.runtime.store_blob(oid, blob, job.connection.attachment.worker_id, nested)
 
-    def encode_value(self, job: Job, value: Any, index: int, inline_max: int = INLINE_RESULT_BYTES_MAX) -> Value:
-        """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter."""
+    def encode_value(
+        self,
+        job: Job,
+        value: Any,
+        index: int,
+        inline_max: int = INLINE_RESULT_BYTES_MAX,
+        handed: list[ObjectEntry] | None = None,
+    ) -> Value:
+        """One value: inline when small, sealed in the store when large; refs inside are handed to the submitter, or (in use) put into `handed`."""
         try:
             blob, nested = serialization.dumps(value)
         except TypeError as error:
@@ -139,7 +159,7 @@ class ResultWriter:
             if job.template.wanted is not None and oid not in job.template.wanted:
                 return self.runtime.none_blob  # it is there, and others may be reading it
             return self._store(job, oid, blob)
-        return self._hand_over(job, blob, nested, ids.result_id(job.task_id, index), inline_max)
+        return self._hand_over(job, blob, nested, ids.result_id(job.task_id, index), inline_max, handed)
 
     def put_again(self, job: Job, oid: bytes, blob: Any, nested: list[ObjectRef] | None) -> ObjectRef:
         """A lost object is put once more: it belongs to whoever has the task run again, and is sent like an item of a stream."""
@@ -156,11 +176,20 @@ class ResultWriter:
             job.connection.send_now(StreamItem(job.held_lease.lease_id, job.seq, index, value))
         return self.runtime.objects.borrow(oid, job.template.wire.options["home"])
 
-    def _hand_over(self, job: Job, blob: Any, nested: list[ObjectRef], oid: bytes, inline_max: int) -> Value:
-        """A value with refs inside: the submitter holds them before it knows."""
+    def _hand_over(
+        self,
+        job: Job,
+        blob: Any,
+        nested: list[ObjectRef],
+        oid: bytes,
+        inline_max: int,
+        handed: list[ObjectEntry] | None = None,
+    ) -> Value:
+        """A value with refs inside: the submitter holds them before it knows, from now on or (`handed`) when the caller says so."""
         runtime = self.runtime
-        submitter = job.connection.attachment.worker_id
         entries = runtime.objects.escape(nested)
+        if handed is not None:
+            handed.extend(entries)
         oids = [entry.oid for entry in entries]
         result: Value
         try:
@@ -171,12 +200,18 @@ class ResultWriter:
                     result = Containing(runtime.none_blob, oids)
                 else:
                     result = self._store(job, oid, blob, oids)
-            with self.reactor.lock:
-                runtime.objects.hold_for(entries, submitter, job.connection.attachment.abroad)
+            if handed is None:
+                with self.reactor.lock:
+                    self._hold_for_submitter(job, entries)
         finally:
-            with self.reactor.lock:
-                runtime.objects.unuse(entries)
+            if handed is None:
+                with self.reactor.lock:
+                    runtime.objects.unuse(entries)
         return result
+
+    def _hold_for_submitter(self, job: Job, entries: list[ObjectEntry]) -> None:
+        submitter = job.connection.attachment
+        self.runtime.objects.hold_for(entries, submitter.worker_id, submitter.abroad)
 
     def encode_error(self, job: Job, error: BaseException) -> Failed:
         """A task's exception as a value. What was stored before it is of no use."""
