@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,8 +131,8 @@ def test_timeline_names_nodes(start_cluster: StartCluster) -> None:
     assert names[pids["there"]] == "node far"
 
 
-def test_a_program_through_another_node(start_cluster: StartCluster) -> None:
-    """The driver's node need not be the head; when it dies, the program is told."""
+def test_a_program_through_another_node(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """The driver's node need not be the head; when it dies, the program is told, and what it had on other nodes ends."""
     cluster = start_cluster(num_cpus=1)
     node = cluster.add_node(num_cpus=1, resources={"two": 1})
     cluster.connect(node, log_to_driver=False)
@@ -142,10 +143,15 @@ def test_a_program_through_another_node(start_cluster: StartCluster) -> None:
         == cluster.head.node_id
     )
     assert shoal.get(where.options(resources={"two": 0.1}).remote(), timeout=SOON_S) == node.node_id
+    begun = tmp_path / "begun"
+    endless = shoal.remote(lambda: (begun.touch(), time.sleep(600))).options(resources={"node:__internal_head__": 0.1})
+    ref = endless.remote()
+    until(begun.exists, "a task without end runs on the head")
     cluster.remove_node(node, kill=True)
     with pytest.raises(shoal.exceptions.ShoalError):
         shoal.get(where.remote(), timeout=SOON_S)
     shoal.shutdown()
+    del ref
     cluster.connect(log_to_driver=False)
-    assert shoal.get(where.remote(), timeout=SOON_S) == cluster.head.node_id
+    assert shoal.get(where.remote(), timeout=SOON_S) == cluster.head.node_id, "the head's one CPU is free"
     assert os.path.exists(cluster.head.session_dir)

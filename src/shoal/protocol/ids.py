@@ -56,6 +56,16 @@ def actor_handle_id(actor_id: bytes) -> bytes:
     return actor_id + ACTOR_HANDLE_INDEX
 
 
+def job_id_of(node_no: int, number: int) -> bytes:
+    """The id of the job of the `number`-th driver of a node. Every worker that runs something for the job knows by it whose end is the job's end."""
+    return (node_no << 16 | number).to_bytes(4, "big")
+
+
+def node_no_of_job(job_id: bytes) -> int:
+    """The number of the node that the job's driver is on."""
+    return int.from_bytes(job_id, "big") >> 16
+
+
 def function_id_of(code: bytes) -> bytes:
     """A function or class is named by the hash of its pickled form."""
     return blake2b(code, digest_size=16).digest()

@@ -52,7 +52,7 @@ from shoal.node.io.recoveries import Recoveries
 from shoal.node.io.store_shell import StoreShell
 from shoal.node.io.workers import EXIT_GRACE_S, WorkerPool, death_text
 from shoal.node.object_directory import ObjectDirectory
-from shoal.protocol import messages
+from shoal.protocol import ids, messages
 from shoal.protocol.gcs_messages import (
     ActorChanged,
     ClusterNodes,
@@ -466,7 +466,7 @@ class NodeDaemon:
         driver = Driver(
             message.worker_id,
             message.pid,
-            job_id=(self.gcs.node_no << 16 | self._jobs).to_bytes(4, "big"),
+            job_id=ids.job_id_of(self.gcs.node_no, self._jobs),
             namespace=job.get("namespace") or os.urandom(16).hex(),
             address=message.address,
             is_home=self._is_home(message),

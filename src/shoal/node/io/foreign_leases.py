@@ -22,8 +22,8 @@ from shoal.node.io.gcs_link import GcsLink
 from shoal.node.io.leases import Leases
 from shoal.node.io.node_links import NodeLinks
 from shoal.node.io.processes import Driver, Process, ProcessTable, Worker
-from shoal.protocol import messages
-from shoal.protocol.gcs_messages import LeasesPlaced, PlaceLeases
+from shoal.protocol import ids, messages
+from shoal.protocol.gcs_messages import LeasesPlaced, NodeEntry, PlaceLeases
 from shoal.protocol.messages import (
     UNSCHEDULABLE_BUNDLE_GONE,
     KillWorker,
@@ -76,6 +76,8 @@ class ForeignLeases:
         self._loop = loop
         self._on_process_gone = on_process_gone
         self._kill = kill
+        #: the numbers of other nodes, from which their drivers' jobs have theirs
+        self._node_nos: dict[bytes, int] = {}
         #: processes of other nodes that have to do with this one
         self._node_of: dict[bytes, bytes] = {}
         self._replicas = Replicas()
@@ -90,6 +92,7 @@ class ForeignLeases:
         handlers[ReturnLease] = lambda node_id, message: leases.return_lease(message)
         handlers[KillWorker] = lambda node_id, message: leases.kill_soon(message)
         handlers[SignalWorker] = lambda node_id, message: leases.signal(message)
+        links.on_joined.append(self._on_node_joined)
         # Processes hear of dead workers before what makes them run something again: it must not be sent to these.
         links.on_died.insert(0, self._on_node_died)
         links.on_died_before.append(lambda node_id: self._feed(forwarding.NodeDied(node_id, "it had died before")))
@@ -258,12 +261,25 @@ class ForeignLeases:
                 self._feed(forwarding.EndedAbroad(inner.lease_id))
             self._table.send(message.process, inner)
 
+    def _on_node_joined(self, entry: NodeEntry) -> None:
+        self._node_nos[entry.node_id] = entry.node_no
+
     def _on_node_died(self, node_id: bytes, cause: str) -> None:
         reason = f"node {node_id.hex()[:8]} died: {cause}"
         self._leases.groups.node_died(node_id)
         self._feed(forwarding.NodeDied(node_id, reason))
         for process in [process for process, node in self._node_of.items() if node == node_id]:
             self._end_process(process, node_id, reason)
+        node_no = self._node_nos.pop(node_id, None)
+        for worker in self._table.workers():
+            # As when a driver ends: its tasks are of no use to anybody; its actors are the GCS's to end.
+            if (
+                worker.lease_id
+                and not worker.actor_id
+                and worker.job_id
+                and ids.node_no_of_job(worker.job_id) == node_no
+            ):
+                self._kill(worker, f"its job ended: the node of its driver died: {cause}")
 
     # ---------------------------------------------------------------- what waits too long
 
