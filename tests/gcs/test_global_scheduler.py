@@ -407,6 +407,19 @@ def test_of_many_nodes_those_with_room_are_found_and_few_are_looked_at(monkeypat
     assert all(view.labels["rack"] == "3" for view in views.any_of(views.shape(rare), rare, rng.randrange))
 
 
+def test_who_asks_for_much_has_all_that_is_free_at_once() -> None:
+    """Many nodes speak seldom: who had to wait for what a sample did not show waited for them, one by one."""
+    machine = GlobalScheduler(random.Random(1).randrange)
+    ids = [number.to_bytes(16, "big") for number in range(5 * SAMPLE_MAX)]
+    for node_id in ids:
+        machine.handle(NodeUp(node_id, "n", {"CPU": 4 * CPU}, {}), 1.0)
+        machine.handle(NodeSpoke(node_id, NodeLoad(1, {"CPU": 2 * CPU}, {"CPU": 4 * CPU})), 1.0)
+    [told] = machine.handle(Wanted(A, PlaceLeases(b"p", 0, b"job1", {"CPU": CPU}, 10_000)), 1.0)
+    assert type(told) is TellPlaced
+    assert sorted(told.message.placements) == [(node_id, 2) for node_id in ids]
+    assert machine.statistics()["waiting"] == 10_000 - 2 * len(ids)
+
+
 def test_nodes_with_room_agree_with_a_dumb_list() -> None:
     rng = random.Random(2)
     views = NodeViews()

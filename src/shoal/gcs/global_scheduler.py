@@ -380,18 +380,24 @@ class GlobalScheduler:
     def _try(self, key: Key, view: NodeView | None, now: float, effects: list[Effect]) -> None:
         """Place what can be placed of a demand, on a node or (None) where it is best."""
         demand = self._demands[key]
-        if view is not None:
-            found = place([view], demand.wish, demand.backlog, self._dice)
-        else:
-            views = self._nodes.with_room(demand.shape, demand.wish, demand.backlog, self._dice)
-            found = place(views, demand.wish, demand.backlog, self._dice, all_can=True)
-        if not found:
+        placements: dict[bytes, int] = {}
+        while demand.backlog:
+            if view is not None:
+                found = place([view], demand.wish, demand.backlog, self._dice)
+            else:
+                views = self._nodes.with_room(demand.shape, demand.wish, demand.backlog, self._dice)
+                found = place(views, demand.wish, demand.backlog, self._dice, all_can=True)
+            for chosen, count in found:
+                self._nodes.promise(chosen, demand.wish.demand, count, now)
+                demand.backlog -= count
+                self._placed += count
+                placements[chosen.node_id] = placements.get(chosen.node_id, 0) + count
+            # A sample that was of use: there may be more. Else who asks for much would wait until all the others have spoken.
+            if not found or view is not None or not self._nodes.is_sampled(demand.shape):
+                break
+        if not placements:
             return
-        for chosen, count in found:
-            self._nodes.promise(chosen, demand.wish.demand, count, now)
-            demand.backlog -= count
-            self._placed += count
-        self._tell(key, [(chosen.node_id, count) for chosen, count in found], effects)
+        self._tell(key, list(placements.items()), effects)
         if not demand.backlog:
             self._forget(key)
 

@@ -11,7 +11,7 @@ clusters. So:
   the nodes without a free one are in no list at all, so a full cluster costs nothing;
 - nodes that a wish names (affinity, inputs, labels that it likes) are always in the sample.
 
-Who is not found by a sample waits, and is found by the next heartbeat of any node with room.
+Who is not found by a sample that has nobody with room waits, and is found by the next heartbeat of any node with room.
 
 What it does not do: choose (`scheduling.node_policy`), remember who waits (`global_scheduler`).
 """
@@ -279,6 +279,10 @@ class NodeViews:
         return any(can_ever(ghost, shape.wish) for ghost, _ in self._ghosts.values())
 
     # ------------------------------------------------------------ samples
+
+    def is_sampled(self, shape: Shape) -> bool:
+        """Whether `with_room` looks at some only of the nodes that could serve a shape."""
+        return len(shape.able) > SAMPLE_MAX
 
     def with_room(self, shape: Shape, wish: Wish, count: int, dice: Dice) -> list[NodeView]:
         """Nodes among which to place `count` of a wish of this shape: all that could ever, or a sample of those that can now."""

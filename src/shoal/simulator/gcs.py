@@ -170,10 +170,10 @@ class Gcs:
             rows[write.key] = write.value
 
     def _looked_at(self, message: LeasesPlaced) -> int:
-        """How many nodes were looked at for a placement: all of few, of many a sample (`gcs.node_views`)."""
+        """How many nodes were looked at for a placement: all of few, of many samples, as long as these are of use (`gcs.node_views`)."""
         count = sum(leases for _, leases in message.placements)
         nodes = len(self._connections)
-        return nodes if nodes <= LOOKED_AT_MAX else min(LOOKED_AT_MAX, 8 + 2 * count)
+        return nodes if nodes <= LOOKED_AT_MAX else max(len(message.placements), min(LOOKED_AT_MAX, 8 + 2 * count))
 
     def _known(self, node_id: bytes) -> list[tuple[Peer, Channel, Channel]]:
         return [each for each in self._connections.values() if each[0].node_id == node_id]
