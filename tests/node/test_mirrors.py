@@ -458,6 +458,9 @@ def test_what_lies_here_by_now_is_not_freed_for_another_home() -> None:
     node.tell(Escaped(A, [X]), Published(A, X, stored(X)))
     shell._on_free_stored(THERE, FreeStoredMessage([X, Y]))
     assert freed == [([Y], True)], "and what is sealed under that name from now on is meant by who seals it"
+    shell._kept_for = {X: THERE, Y: THERE}
+    shell._free_orphaned(THERE)
+    assert freed[1:] == [([Y], False)]
 
 
 def test_what_one_home_counts_is_not_let_go_at_another() -> None:

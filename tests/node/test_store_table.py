@@ -270,6 +270,17 @@ def test_what_is_made_anew_is_not_taken_for_what_was_freed_before() -> None:
         assert (driven.table.row_of(oid(0)) is not None) != dies
 
 
+def test_who_seals_for_itself_was_not_meant_by_what_was_freed_before() -> None:
+    """An actor's replay puts once more, under the same name, what the heir of its former node has let go here."""
+    driven = Driven()
+    driven.ask(b"w", POOL)
+    driven.feed(ev.ObjectsFreed([(oid(1), False)]))
+    driven.seal(b"w", 1, 0, owner=b"w")
+    assert driven.table.row_of(oid(1)) is not None
+    driven.feed(ev.ObjectsFreed([(oid(1), False)]))
+    assert driven.table.row_of(oid(1)) is None
+
+
 def test_what_was_freed_long_before_it_is_sealed_is_another_one() -> None:
     driven = Driven()
     driven.ask(b"w", POOL)

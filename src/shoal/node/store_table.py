@@ -262,9 +262,9 @@ class StoreTable:
             self._lru[generation] = None
             segment.live[offset] = generation
             segment.live_bytes += row.bytes
-            if self._freed_early.pop(oid, float("-inf")) >= self._now - EARLY_FREE_S:
-                # An owner that writes its own objects frees them after sealing them: it has the block back already.
-                self._free(row, taken=owner == event.process)
+            # Who seals for itself frees what it has sealed: what was freed before had another owner (an actor's former life).
+            if self._freed_early.pop(oid, float("-inf")) >= self._now - EARLY_FREE_S and owner != event.process:
+                self._free(row, taken=False)
 
     def _replace(self, row: ObjectRow) -> None:
         """The same object was made once more (a retry): the older copy goes. Its own writer may be freeing it: then it is left alone."""

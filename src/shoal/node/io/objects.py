@@ -342,6 +342,7 @@ class Objects:
             self._copy_for.pop(oid, None)
             self._kept_for.pop(oid, None)
             self._with_refs.discard(oid)
+        orphans = [oid for oid in orphans if not self.machine.lies_here(oid)]  # made here once more
         if orphans:
             self._store.free(orphans)
 
