@@ -225,7 +225,7 @@ def test_a_generation_takes_the_times_that_were_measured(tmp_path: Path) -> None
 
 
 def test_two_lives_of_an_actor_never_both_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DESIGN section 9: a node that is cut off withholds its actors' answers; without that the check finds both lives answering."""
+    """A node that is cut off withholds its actors' answers; without that the check finds both lives answering."""
 
     def cut_off() -> Cluster:
         cluster = Cluster(1, 3, 2)

@@ -147,10 +147,6 @@ class NodeTable:
         entry = self._entries[record.node.node_id] = record.entry()
         return entry
 
-    def load_of(self, node_id: bytes) -> NodeLoad | None:
-        """A connected node's last heartbeat."""
-        return self._loads.get(node_id)
-
     def rows(self) -> list[dict[str, Any]]:
         """All nodes as listings show them, in the order of joining."""
         return [self._row(record) for record in self._rows.values()]

@@ -115,7 +115,6 @@ class WorkerCrashedError(ShoalError):
                 + f": {cause or describe_exit(exit_code)}"
             )
         super().__init__(message)
-        self.cause_text = cause
         self.exit_code = exit_code
         self.function_name = function_name
         self.pid = pid

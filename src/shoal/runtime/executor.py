@@ -121,7 +121,6 @@ class Executor:
         self._watched: HeldLease | None = None
         self._watched_cpu_s = self._watched_since = 0.0
         self._cancel_target: Job | None = None
-        self._main = threading.main_thread().ident
         self._main_thread_id = threading.get_ident()
         self._main_clock = pthread_getcpuclockid(self._main_thread_id)
         self._events: list[tuple[bytes, str, int, str, float, float, str]] = []

@@ -236,10 +236,6 @@ class CallLedger:
 
     # ------------------------------------------------------------ queries
 
-    def refs_kept(self) -> list[Place]:
-        """The refs inside all answers that are kept."""
-        return [place for reply in self._kept.values() for place in reply.refs]
-
     def statistics(self) -> dict[str, Any]:
         """Sizes of the tables."""
         return {

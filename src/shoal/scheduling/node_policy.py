@@ -5,7 +5,7 @@ Purpose: `place(views, wish, count, dice)` deals out leases or actors; `can_ever
 Design. A node that can take something now has *room*: so many times the demand fits into what is free there. What is placed is
 taken from the room of the nodes by the caller; nothing here changes a view.
 
-*Default*: the lowest estimated waiting time (DESIGN section 4). A node with room makes nobody wait. With inputs elsewhere the estimate is
+*Default*: the lowest estimated waiting time. A node with room makes nobody wait. With inputs elsewhere the estimate is
 
     (queue + 1) x average task time / how many run side by side       (0 with room)
     + bytes of the inputs that the node does not have / bandwidth

@@ -10,9 +10,12 @@ with a network (`world`). Nothing here is imported by the product.
     process   drivers and workers (a model)            node, gcs  machines and shells
     actors    lives, calls, two lives that answer
     cluster   all together; safety and drain checks    campaign   faults drawn by seed
-    scenarios paper figures 8b, 12b, 14a; growth       __main__   the command line
+    exact     actors with checkpoints, their logs      shards     the lines to further shards of the GCS
+    group_work placement groups                        keys       work on the tables that shards share
+    shells    shells of the product in virtual time    scenarios  paper figures 8b, 12b, 14a; growth
+    __main__  the command line
 
-What it does not do: objects and refs (tests/node/cluster_of_refs.py plays those), placement groups, checkpoints, sockets, processes.
+What it does not do: objects and refs (tests/node/cluster_of_refs.py plays those), sockets, processes.
 """
 
 from __future__ import annotations

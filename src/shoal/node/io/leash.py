@@ -1,7 +1,7 @@
 """Two lives of one actor never both answer: a node that the GCS may have given up lets its restartable actors say nothing.
 
 Purpose: a node that is cut off or frozen goes on running; meanwhile the GCS declares it dead and starts its actors elsewhere. From before that
-moment on the old ones must be silent (DESIGN section 9, partition).
+moment on the old ones must be silent.
 
 Design: in the page of each such actor's process stands until when it may answer: ANSWERS_WITHHELD_AFTER_S after its daemon *sent* the last
 heartbeat that the GCS acknowledged. The GCS gives a node up no earlier than HEARTBEATS_MISSED_S after it heard that heartbeat, so there are two

@@ -121,11 +121,6 @@ class StoreShell:
         self._pages[worker_id] = (page, label)
         return page
 
-    def page_of(self, worker_id: bytes) -> ProcessPage | None:
-        """The page of a process: what it has started."""
-        found = self._pages.get(worker_id)
-        return None if found is None else found[0]
-
     def remove_process(self, worker_id: bytes) -> None:
         """The process is dead and its socket was read to the end: its pins are gone, its segment is ours."""
         found = self._pages.pop(worker_id, None)
