@@ -315,9 +315,11 @@ def test_who_cancels_a_task_that_runs_again_is_told_so(tmp_path: Path) -> None:
     shoal.wait([ref], timeout=60)
     lose(ref)
 
+    refs = [ref]
+
     def get() -> None:
         with pytest.raises(TaskCancelledError) as caught:
-            shoal.get(ref, timeout=60)
+            shoal.get(refs[0], timeout=60)
         told.append(str(caught.value))
 
     getting = threading.Thread(target=get)
@@ -329,6 +331,8 @@ def test_who_cancels_a_task_that_runs_again_is_told_so(tmp_path: Path) -> None:
     getting.join(60)
     assert len(told) == 1 and "slow_again() was cancelled" in told[0]
     assert f"It was to run again: object {ref.hex()}, made by slow_again(), is lost: " in told[0]
+    del ref, refs[:]
+    gc.collect()  # the error's frames had the ref, which must not outlive the session: it would be let go in the next one
 
 
 def test_a_task_fails_with_the_reason_why_its_argument_is_lost() -> None:
