@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from tests.node.cluster_of_refs import PlayedLoop
 from tests.node.test_object_directory import stored
 
@@ -53,7 +54,7 @@ from shoal.node.object_events import (
     SendResolveFor,
     Swept,
 )
-from shoal.protocol.messages import Failed
+from shoal.protocol.messages import Containing, Failed
 from shoal.protocol.node_messages import FreeStored as FreeStoredMessage
 
 A, B = b"a" * 16, b"b" * 16
@@ -353,6 +354,84 @@ def test_what_was_read_and_let_go_needs_no_heir() -> None:
     assert node.directory.statistics()["objects"] == node.directory.statistics()["mirrors"] == 0
     _, asked = reader_of_x(Failed(b"its task raised"))
     assert asked == [], "an error is known to who has read it"
+
+
+# ---------------------------------------------------------------- refs inside of values
+
+
+@pytest.mark.parametrize("value", [Containing(b"list", [Y]), stored(X, nested=[Y])])
+def test_who_is_sent_a_value_is_told_how_what_is_inside_is_made(value: Any) -> None:
+    """The refs that are read there, and those in a container that lies in the store, must outlive this node."""
+    node = Node(A)
+    node.tell(Escaped(A, [Y], b"task"), Escaped(A, [X]), Published(A, X, value), NodeHoldArrived(THERE, 1, [X]))
+    told = node.tell(ResolveAsked(THERE, [X]))
+    assert told == [
+        SendResolved(THERE, X, value),
+        SendMirrors(THERE, [item(Y, b"task")]),
+        SendHoldFor(THERE, 0, b"", [Y], HERE),
+    ]
+    assert node.directory.holders(Y) == {A: 1, THERE: 1}
+
+
+def test_who_waits_for_a_value_with_refs_of_third_nodes_holds_them_there() -> None:
+    node = Node(A)
+    node.tell(Escaped(A, [X]), Held(A, [Y], home=THIRD), NodeHoldConfirmed(THIRD, 1))
+    node.tell(NodeHoldArrived(THERE, 1, [X]), ResolveAsked(THERE, [X]))
+    value = Containing(b"list", [Y])
+    told = [each for each in node.tell(Published(A, X, value)) if type(each) is not ConfirmHolds]
+    assert told == [SendResolved(THERE, X, value), SendHoldFor(THERE, 1, b"", [Y], THIRD)]
+    node.tell(Released(A, [X, Y]), NodeReleaseArrived(THERE, [(X, 1)]))
+    assert not [each for each in node.settle() if type(each) is SendNodeRelease], "kept until that node holds it"
+    node.tell(HoldForConfirmed(THERE, 1))
+    assert SendNodeRelease(THIRD, [(Y, 1)]) in node.settle()
+
+
+def reader_of_list(*mirrors: Any, value: Any = None) -> Node:
+    """A node that has read X, with Y inside, both of one home, which has told the mirrors."""
+    node = Node(A)
+    node.tell(Held(A, [X], home=THERE), NodeHoldConfirmed(THERE, 1), ResolveAsked(A, [X], home=THERE))
+    node.tell(ResolvedAbroad(THERE, X, value or Containing(b"list", [Y])))
+    node.tell(MirrorsArrived(THERE, list(mirrors)), HoldForArrived(THERE, 0, b"", [Y], THERE))
+    assert node.settle() == [], "held as long as what it is in"
+    return node
+
+
+@pytest.mark.parametrize("value", [Containing(b"list", [Y]), stored(X, nested=[Y])])
+def test_what_was_read_inside_of_a_value_outlives_the_home_of_both(value: Any) -> None:
+    node = reader_of_list(item(Y, b"another"), value=value)
+    asked = [each for each in node.tell(NodeDied(THERE, "killed")) if type(each) is AskHeir]
+    assert AskHeir(Y, True) in asked
+    node.tell(HeirTold(Y, HERE), ClaimsTold(THIRD, THERE, []))
+    [adopted] = node.tell(ClaimsTold(HERE, THERE, []))
+    assert isinstance(adopted, Adopted) and adopted.oids == [Y]
+    node.tell(ResolveAsked(A, [Y], home=THERE))
+    assert node.tell(Published(A, Y, b"value")) == [SendResolved(A, Y, b"value")]
+
+
+def test_what_is_inside_is_let_go_with_the_value() -> None:
+    node = reader_of_list(item(Y, b"another"))
+    node.tell(Released(A, [X]))
+    released = [each.items for each in node.settle() if type(each) is SendNodeRelease]
+    assert sorted(sum(released, [])) == [(X, 1), (Y, 1)]
+    node.tell(MirrorsDropped(THERE, [Y]))
+    assert not any(counts_of(node).values())
+
+
+def test_who_has_read_a_list_of_refs_can_be_its_heir() -> None:
+    value = Containing(b"list", [Y])
+    node = reader_of_list(item(Y, b"another"), item(X, b"task"))
+    node.tell(NodeDied(THERE, "killed"), HeirTold(X, HERE), HeirTold(Y, HERE))
+    assert node.tell(ResolveAsked(A, [X], home=THERE)) == [SendResolved(A, X, value)], "it is not made again"
+    mirrored = node.tell(NodeHoldArrived(THIRD, 1, [X]))
+    assert mirrored == [SendMirrors(THIRD, [item(X, b"task")]), SendNodeHeld(THIRD, 1)], "should this node die, too"
+    assert node.tell(ResolveAsked(THIRD, [X]))[0] == SendResolved(THIRD, X, value)
+
+
+def test_how_a_list_of_refs_is_made_is_told_when_it_is_there_too() -> None:
+    """Its value is not mirrored: whoever holds it from now on could not have it otherwise."""
+    node = Node(A)
+    node.tell(Escaped(A, [X], b"task"), Escaped(A, [Y]), Published(A, X, Containing(b"list", [Y])))
+    assert node.tell(NodeHoldArrived(THERE, 1, [X]))[0] == SendMirrors(THERE, [item(X, b"task")])
 
 
 # ---------------------------------------------------------------- the shell

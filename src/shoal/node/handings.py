@@ -9,6 +9,7 @@ Design: a pure part of the object directory.
                    `in_call`: refs inside of a call to an actor there, which may wait for long. The call leaves when that node has holds of its
                    own, and mirrors: whoever dies from then on, the refs are alive when the actor reads them
     bequeath       the same for what is inside of a value that another node is told next: that value holds them there
+    hand_inside    the same for what is inside of an object's value that another node has asked for
 
 What it does not do: count what processes of this node hold (`object_directory`).
 """
@@ -28,6 +29,7 @@ from shoal.node.object_events import (
     SendResolveFor,
 )
 from shoal.node.object_rows import Abroad
+from shoal.protocol.values import Value, refs_inside
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -123,6 +125,15 @@ class Handings:
                 effects.append(SendHoldFor(node, 0, b"", inside, home))
             else:
                 self._hand(node, inside, home, b"", b"", effects)
+
+    def hand_inside(self, node: bytes, value: Value, effects: list[Effect]) -> None:
+        """Another node was told an object's value. Who reads it there refers to what is inside: that node holds it as long as it knows of the
+        object, and is told how it is made. The home of a ref of which nothing was read yet is not known here: its reader will tell."""
+        directory = self._directory
+        if directory._mirrors.inherits:
+            rows = ((oid, directory._objects.get(oid)) for oid in refs_inside(value))
+            known = [oid for oid, row in rows if row is not None and (row.known or row.abroad is not None)]
+            self.bequeath(node, known, effects)
 
     def _lend(self, node: bytes, oids: list[bytes], effects: list[Effect]) -> None:
         """Objects of this home are held by another node from now on."""

@@ -18,7 +18,8 @@ An inline value that a holder has read is as good as one that it was told: who g
 
 Of an object that is on several nodes (`copies`) holders know where.
 
-What it does not do: keep values that lie in a store: these are made anew. Nor inline values with refs inside.
+What it does not do: keep values that lie in a store, or inline ones with refs inside: these are made anew. But a node that has read such a one
+keeps it as long as it holds the object, and what is inside with it (`Handings.hand_inside`), so it can be the heir.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from shoal.node.object_events import (
 )
 from shoal.node.object_rows import Abroad, ObjectRow
 from shoal.protocol.ids import TASK_ID_BYTES
+from shoal.protocol.messages import Containing
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -153,11 +155,12 @@ class Mirrors:
         if not self.inherits or row.abroad is None:
             return False
         if row.value is not None:
-            if type(row.value) is not bytes or not row.rows:
+            if type(row.value) not in (bytes, Containing) or not row.rows:
                 return False
             # It was read in time; but who gets the ref from here asks its home.
-            own = MirrorItem(oid, b"", [], b"", b"", row.value)
-            self.kept.setdefault(row.abroad.home, {})[oid] = own
+            kept = self.kept.setdefault(row.abroad.home, {})
+            if type(row.value) is bytes or oid not in kept:
+                kept[oid] = MirrorItem(oid, b"", [], b"", b"", row.value if type(row.value) is bytes else None)
         row.abroad.taken = row.abroad.number = 0
         row.abroad.asked = True  # nobody else is asked meanwhile
         if oid not in self._asking:
@@ -198,7 +201,7 @@ class Mirrors:
     def _inherit(self, event: HeirTold, effects: list[Effect]) -> None:
         directory, oid = self._directory, event.oid
         row = directory._objects.get(oid)
-        has_other = row is not None and row.value is not None and type(row.value) is not bytes
+        has_other = row is not None and row.value is not None and type(row.value) not in (bytes, Containing)
         if row is None or row.abroad is None or has_other or (not row.rows and row.waiters is None):
             if event.home == directory._node_id and oid not in self._inherited:
                 if row is not None and row.abroad is None and row.known:
@@ -252,7 +255,7 @@ class Mirrors:
         item = kept.get(oid)
         if row.value is None and item is not None:
             row.value = item.value
-        if row.value is not None:
+        if type(row.value) is bytes:
             directory._answer_waiters(oid, row, row.value, effects)
             return
         todo = [oid]
@@ -267,6 +270,9 @@ class Mirrors:
             if each != oid and each not in directory._objects:
                 succession.ghosts[each] = item.value
                 directory._needs.inherit(each, former)
+        if row.value is not None:  # with refs inside: of use as long as this node lives
+            directory._answer_waiters(oid, row, row.value, effects)
+            return
         item = kept.get(oid)
         if item is not None and item.places and directory._copies.inherit(item, row, effects):
             return

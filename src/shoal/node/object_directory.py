@@ -400,10 +400,7 @@ class ObjectDirectory:
         nested = refs_inside(value)
         if nested or row.nested:
             self._contain(nested, effects)
-            former, row.nested = row.nested, nested
-            for inner in former:
-                self._objects[inner].stamp = self._issued  # no token covers a container that lives on
-            self._uncontain(former, self._candidates)
+            self._replace_nested(row, nested)
         if row.waiters is not None:
             self._answer_waiters(oid, row, value, effects)
 
@@ -416,6 +413,13 @@ class ObjectDirectory:
             row.stamp = self._issued
             if row.abroad is not None and not row.abroad.taken:
                 self._take(row.abroad.home, [oid], effects)
+
+    def _replace_nested(self, row: ObjectRow, nested: list[bytes]) -> None:
+        """An object contains these from now on, each counted already."""
+        former, row.nested = row.nested, nested
+        for inner in former:
+            self._objects[inner].stamp = self._issued  # no token covers a container that lives on
+        self._uncontain(former, self._candidates)
 
     def _uncontain(self, oids: list[bytes], empty: dict[bytes, None]) -> None:
         """A container lets `oids` go; those left without any row are put into `empty`. Their stamps stay (see the top)."""
@@ -458,14 +462,14 @@ class ObjectDirectory:
                     self._wait(row, process)  # here it lies, if it does
                     effects.append(EnsureResident(oid, process))
                 elif process in self._nodes or value.node != self._node_id:
-                    effects.append(SendResolved(process, oid, value))  # it is pulled from wherever it lies by then
+                    self._tell(process, oid, value, effects)  # it is pulled from wherever it lies by then
                 elif row.resident and value.generation != event.stale_generation:
                     effects.append(SendResolved(process, oid, value))
                 else:
                     self._wait(row, process)
                     effects.append(EnsureResident(oid, process))
             elif value is not None:
-                effects.append(SendResolved(process, oid, value))
+                self._tell(process, oid, value, effects)
             else:
                 self._wait(row, process)
                 if event.stale_generation:
@@ -497,7 +501,12 @@ class ObjectDirectory:
         waiters, row.waiters = row.waiters, None
         for process in waiters or ():
             if process in self._held:
-                effects.append(SendResolved(process, oid, value))
+                self._tell(process, oid, value, effects)
+
+    def _tell(self, process: bytes, oid: bytes, value: Value, effects: list[Effect]) -> None:
+        effects.append(SendResolved(process, oid, value))
+        if process in self._nodes:
+            self._handings.hand_inside(process, value, effects)
 
     def _lost(self, oid: bytes, reason: str) -> Failed:
         return Failed(self._dump_error(ObjectLostError(reason, object_id=oid.hex())))
@@ -509,6 +518,7 @@ class ObjectDirectory:
             self._candidates.pop(oid, None)
             self._asked.pop(oid, None)
             self._owed.get(row.owner, {}).pop(oid, None)  # submitted here once more, by a replay
+            self._replace_nested(row, [])
             if row.abroad is not None:
                 self._succession.freed(oid, row.value, row.abroad.home)
 
@@ -554,7 +564,7 @@ class ObjectDirectory:
         self._owed.get(row.owner, {}).pop(oid, None)
         if row.waiters is not None:
             self._answer_waiters(oid, row, self._lost(oid, f"object {oid.hex()} was released while asked for"), effects)
-        if oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX:
+        if oid[TASK_ID_BYTES:] == ACTOR_HANDLE_INDEX and row.known:
             effects.append(ActorHandleGone(oid[:TASK_ID_BYTES]))
         elif type(row.value) is Stored:
             effects.append(FreeStored(oid, row.value.node if row.value.node != self._node_id else b""))
@@ -588,9 +598,8 @@ class ObjectDirectory:
             abroad.instead = home  # if it has no heir
         elif type(row.value) is Failed:
             row.value = None
-            row.abroad = (
-                None if home == self._node_id else Abroad(home)
-            )  # here its owner's word may still be to be read
+            # here its owner's word may still be to be read
+            row.abroad = None if home == self._node_id else Abroad(home)
 
     def _take(self, home: bytes, oids: list[bytes], effects: list[Effect]) -> int:
         """See that this node holds objects at their home; returns the number of the NodeHold that brings it, 0 for none."""
@@ -663,6 +672,9 @@ class ObjectDirectory:
         row.abroad.asked = False
         if type(event.value) is not Stored:  # that may move
             row.value = event.value
+        if row.rows and not row.nested:
+            row.nested = refs_inside(event.value)
+            self._contain(row.nested, effects)
         self._answer_waiters(event.oid, row, event.value, effects)
         self._drop_if_idle(event.oid, row)
 

@@ -50,7 +50,7 @@ from shoal.node.object_events import (
 from shoal.node.object_rows import Abroad, ObjectRow
 from shoal.protocol.errors import OwnerDiedError
 from shoal.protocol.ids import TASK_ID_BYTES
-from shoal.protocol.messages import Failed, Stored, Value
+from shoal.protocol.messages import Containing, Failed, Stored, Value
 
 if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
@@ -213,12 +213,13 @@ class Succession:
             del self.codes[function_id]
 
     def published(self, oid: bytes, former: Value | None, value: Value, effects: list[Effect]) -> None:
-        """A value is known, perhaps in the place of a `former` one: an inline one cannot be lost."""
+        """A value is known, perhaps in the place of a `former` one: an inline one cannot be lost, but (mirrors tell no
+        values with refs inside) with this node."""
         if type(former) is Stored:
             self.left[oid] = former.node
         if type(value) is bytes and self._directory._mirrors.told:
             self._directory._mirrors.known(oid, effects)
-        if type(value) is not Stored and oid in self.specs:
+        if type(value) is not Stored and type(value) is not Containing and oid in self.specs:
             self.drop(oid)
         self.doubtful.pop(oid, None)
         self.claims.pop(oid, None)

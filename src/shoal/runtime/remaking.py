@@ -105,8 +105,9 @@ class Remaker:
         oid = message.oid
         objects = self.runtime.objects
         _, entry = self._known(oid)
-        if entry is None:
-            # Freed here meanwhile, or never known by its name: others may know how it is made; if nobody does, who asked for it is told.
+        if entry is None or (entry.value is None or type(entry.value) is Stored) and _is_borrowed(entry):
+            # Freed here meanwhile, or never known by its name, or ours only in that we ran the task of a dead owner, and have a ref to it now: others
+            # may know how it is made; if nobody does, who asked for it is told.
             connection.send(NotMade([oid], self._failed(oid, None, message.reason)))
             return
         shared = entry.shared
@@ -522,6 +523,10 @@ class Remaker:
         return _failure(
             oid, f"{story}. It cannot run again: {option}=0, {default}; {option}=1 or more would have saved it."
         )
+
+
+def _is_borrowed(entry: ObjectEntry) -> bool:
+    return entry.shared is not None and not entry.shared.owned
 
 
 def _cannot_run(record: Record) -> bool:
