@@ -72,6 +72,17 @@ def test_what_was_let_go_is_not_told() -> None:
     assert [type(each) for each in owner.sent] == [NotMade]
 
 
+def test_who_ran_the_task_of_a_dead_owner_and_has_a_ref_to_the_result_does_not_know_how_it_was_made() -> None:
+    """The daemon does: it told that it was given up as soon as such a worker was asked, and had the result in an argument."""
+    owner = Owner()
+    ref = owner.table.borrow(OID, b"")
+    owner.table._write_notes()
+    owner.sent.clear()
+    owner.remaker.on_remake(owner.daemon, LOST)
+    assert [type(each) for each in owner.sent] == [NotMade] and not owner.requested
+    assert ref._entry.value is None, "it waits for it like others"
+
+
 def test_an_input_that_was_just_freed_is_counted_as_ours_once_more() -> None:
     """The end of the former hold is written first: the daemon takes what it counts for escaped. It was left with -1 of it, for ever."""
     owner = Owner()
