@@ -412,7 +412,7 @@ def test_what_is_inside_is_let_go_with_the_value() -> None:
     node = reader_of_list(item(Y, b"another"))
     node.tell(Released(A, [X]))
     released = [each.items for each in node.settle() if type(each) is SendNodeRelease]
-    assert sorted(sum(released, [])) == [(X, 1), (Y, 1)]
+    assert sorted(each for items in released for each in items) == [(X, 1), (Y, 1)]
     node.tell(MirrorsDropped(THERE, [Y]))
     assert not any(counts_of(node).values())
 

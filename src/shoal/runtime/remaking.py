@@ -105,7 +105,8 @@ class Remaker:
         oid = message.oid
         objects = self.runtime.objects
         _, entry = self._known(oid)
-        if entry is None or (entry.value is None or type(entry.value) is Stored) and _is_borrowed(entry):
+        is_lost = entry is not None and (entry.value is None or type(entry.value) is Stored)
+        if entry is None or (is_lost and _is_borrowed(entry)):
             # Freed here meanwhile, or never known by its name, or ours only in that we ran the task of a dead owner, and have a ref to it now: others
             # may know how it is made; if nobody does, who asked for it is told.
             connection.send(NotMade([oid], self._failed(oid, None, message.reason)))
@@ -113,7 +114,6 @@ class Remaker:
         shared = entry.shared
         if shared is None:
             shared = entry.shared = SharedState(owned=True)
-        is_lost = entry.value is None or type(entry.value) is Stored
         if is_lost:
             objects.displace(entry)
         if message.held:
