@@ -39,7 +39,6 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m shoal.simulator campaign --seeds 10000
 	PYTHONPATH=src $(BIN)/python -m tests.campaigns refs --seeds 10000
-	PYTHONPATH=src $(BIN)/python -m tests.campaigns keepers --seeds 10000
 	SHOAL_EXAMPLES=soak $(BIN)/python -m pytest -q -m hypothesis
 	SHOAL_SIM_SEEDS=1200 $(BIN)/python -m pytest -q tests/runtime/test_task_simulation.py tests/runtime/test_actor_simulation.py \
 		tests/runtime/test_owner_simulation.py

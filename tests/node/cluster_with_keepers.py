@@ -270,7 +270,12 @@ class Keeping(Remaking):
         assert life is not None
         kind = self.dice.randrange(4)
         if kind < 2:
-            leaves = [ref for ref in life.refs if ref.binary() in self.made and not self.made[ref.binary()]]
+            # What may be lost already, as its giver died, no state saves.
+            leaves = [
+                ref
+                for ref in life.refs
+                if self.made.get(ref.binary(), [b"no task"]) == [] and ref.binary() not in self.tainted
+            ]
             few = self.dice.sample(leaves, min(len(leaves), 2))
             if few and len(actor.state) < 6:
                 self.run(life, life.record, actor, few)
