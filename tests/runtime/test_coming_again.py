@@ -115,8 +115,7 @@ def test_what_comes_again_without_the_ref_does_not_bring_it() -> None:
     assert not world.coming.brings_back(world.entry, None), "that one's node lives"
 
 
-def test_a_ref_that_names_another_home_is_asked_for_there_when_it_was_lost() -> None:
-    sent: list[Any] = []
+def table_of(sent: list[Any]) -> ObjectTable:
     reactor: Any = SimpleNamespace(
         lock=threading.RLock(),
         causal=SimpleNamespace(send=sent.append),
@@ -125,7 +124,26 @@ def test_a_ref_that_names_another_home_is_asked_for_there_when_it_was_lost() -> 
         attend=lambda: None,
         await_confirmation=lambda: None,
     )
-    table = ObjectTable(reactor, lambda entry: None, lambda name, value: None)
+    return ObjectTable(reactor, lambda entry: None, lambda name, value: None)
+
+
+def test_a_ref_that_outlives_its_session_says_nothing_in_the_next_one() -> None:
+    sent: list[Any] = []
+    former = table_of(sent)
+    entry = former.borrow(X, NODE)._entry
+    former._write_notes()
+    assert sent == [Hold([X], home=NODE)]
+    former.close()
+    later = table_of(sent)
+    entry.count = 0
+    later.free(entry)
+    later._write_notes()
+    assert len(sent) == 1, "there nobody has counted it"
+
+
+def test_a_ref_that_names_another_home_is_asked_for_there_when_it_was_lost() -> None:
+    sent: list[Any] = []
+    table = table_of(sent)
     dead, alive = b"dead" * 4, b"live" * 4
     ref = table.borrow(X, dead)
     entry = ref._entry

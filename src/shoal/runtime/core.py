@@ -776,6 +776,8 @@ class Runtime:
             self.lose(RuntimeError("shoal.shutdown() was called"))
         self.reactor.stop()
         self.reactor.run_later()  # futures and coroutines that waited: no thread reads any more
+        with self.reactor.lock:
+            self.objects.close()
         if self._tells_errors:
             unread_errors.tell_rest()
         if self.store is not None:

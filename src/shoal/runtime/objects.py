@@ -297,6 +297,13 @@ class ObjectTable:
             if entry.count <= 0:
                 self.free(entry)
 
+    def close(self) -> None:
+        """The session ends, and with it all that is counted in it: a ref that is dropped in the next one says nothing there. Caller holds the lock."""
+        for entry in self.table.values():
+            assert entry.shared is not None, "entries in the table are shared"
+            entry.shared.holds = 0
+        self.table.clear()
+
     def unuse(self, entries: Iterable[ObjectEntry]) -> None:
         """The runtime's use of these entries ends. Caller holds the lock."""
         for entry in entries:
