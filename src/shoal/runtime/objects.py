@@ -298,7 +298,7 @@ class ObjectTable:
                 self.free(entry)
 
     def close(self) -> None:
-        """The session ends, and with it all that is counted in it: a ref that is dropped in the next one says nothing there. Caller holds the lock."""
+        """The session ends, and with it all that is counted in it: a ref dropped in the next one says nothing. Caller holds the lock."""
         for entry in self.table.values():
             assert entry.shared is not None, "entries in the table are shared"
             entry.shared.holds = 0
