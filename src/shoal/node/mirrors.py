@@ -18,8 +18,10 @@ An inline value that a holder has read is as good as one that it was told: who g
 
 Of an object that is on several nodes (`copies`) holders know where.
 
-What it does not do: keep values that lie in a store, or inline ones with refs inside: these are made anew. But a node that has read such a one
-keeps it as long as it holds the object, and what is inside with it (`Handings.hand_inside`), so it can be the heir.
+A small value with refs inside is told as if the holder had asked for it: its node keeps it as long as it holds the object, and what is inside with it
+(`Handings.hand_inside`), so it can be the heir.
+
+What it does not do: keep values that lie in a store: these are made anew.
 """
 
 from __future__ import annotations
@@ -60,6 +62,10 @@ class Mirrors:
         self.kept: dict[bytes, dict[bytes, MirrorItem]] = {}
         #: what the event being handled has ended
         self.gone: list[bytes] = []
+        #: node -> objects that it holds, and whose value with refs inside it was given
+        self._given: dict[bytes, dict[bytes, None]] = {}
+        #: (node, oid) of values with refs inside that are told when the event being handled is done: after the holds on these objects
+        self._due: list[tuple[bytes, bytes]] = []
         #: whether objects of dead homes can have heirs: only in a cluster that has a GCS to ask
         self.inherits = False
         #: oids whose heir was asked for
@@ -80,6 +86,7 @@ class Mirrors:
         succession = self._directory._succession
         objects = self._directory._objects
         told = self.told.setdefault(node, {})
+        given = self._given.setdefault(node, {})
         items: list[MirrorItem] = []
         todo = list(oids)
         while todo:
@@ -94,7 +101,13 @@ class Mirrors:
                 if before < VALUE_TOLD:
                     told[oid] = VALUE_TOLD
                     items.append(MirrorItem(oid, b"", [], b"", b"", value))
-            elif spec is not None and (places or not before):
+                continue
+            holds = self._directory._held[node].get(oid, 0)  # 0: it needs what it does not hold
+            if type(value) is Containing and holds:
+                if holds == 1:
+                    given.pop(oid, None)  # it may have let go of it, and of what is inside, before
+                self._due.append((node, oid))
+            if spec is not None and (places or not before):
                 told[oid] = SPEC_TOLD
                 code = succession.codes.get(spec.function_id)
                 text = code.text if code is not None else b""
@@ -116,6 +129,23 @@ class Mirrors:
             if oid in held[node] or oid in self.told.get(node, ()):
                 self.hold(node, [oid], effects)
 
+    def tell_values(self, effects: list[Effect]) -> None:
+        """Values with refs inside are told as if that node had asked for them: it keeps them with what is inside."""
+        while self._due:
+            node, oid = self._due.pop()
+            row = self._directory._objects.get(oid)
+            if row is not None and type(row.value) is Containing and oid not in self._given[node]:
+                self._directory._tell(node, oid, row.value, effects)
+
+    def give(self, node: bytes, oid: bytes) -> bool:
+        """A node is told an object's value: whether it must be told how what is inside is made; not if it was, and still holds the object."""
+        if not self._directory._held[node].get(oid):
+            return True
+        given = self._given.setdefault(node, {})
+        known = oid in given
+        given[oid] = None
+        return not known
+
     def tell_gone(self, effects: list[Effect]) -> None:
         """Objects are gone, with how they were made."""
         gone, self.gone = self.gone, []
@@ -123,6 +153,9 @@ class Mirrors:
             known = [oid for oid in gone if told.pop(oid, 0)]
             if known:
                 effects.append(DropMirrors(node, known))
+        for given in self._given.values():
+            for oid in gone:
+                given.pop(oid, None)
         if self._inherited:
             effects.extend(ForgetHeir(oid) for oid in gone if self._inherited.pop(oid, self) is None)
 
@@ -141,6 +174,7 @@ class Mirrors:
     def node_died(self, node: bytes) -> None:
         """Nothing need be told to a dead node."""
         self.told.pop(node, None)
+        self._given.pop(node, None)
 
     def statistics(self) -> dict[str, int]:
         """Sizes of the tables."""

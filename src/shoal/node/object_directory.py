@@ -231,6 +231,7 @@ class ObjectDirectory:
         effects: list[Effect] = []
         _HANDLERS[type(event)](self, event, effects)
         self._needs.flush(effects)
+        self._mirrors.tell_values(effects)
         if self._mirrors.gone:
             self._mirrors.tell_gone(effects)
         if (self._candidates or self._asked or self._succession.doubtful) and not self._sweeping:
@@ -505,7 +506,7 @@ class ObjectDirectory:
 
     def _tell(self, process: bytes, oid: bytes, value: Value, effects: list[Effect]) -> None:
         effects.append(SendResolved(process, oid, value))
-        if process in self._nodes:
+        if process in self._nodes and self._mirrors.give(process, oid):
             self._handings.hand_inside(process, value, effects)
 
     def _lost(self, oid: bytes, reason: str) -> Failed:

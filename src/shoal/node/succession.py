@@ -213,11 +213,10 @@ class Succession:
             del self.codes[function_id]
 
     def published(self, oid: bytes, former: Value | None, value: Value, effects: list[Effect]) -> None:
-        """A value is known, perhaps in the place of a `former` one: an inline one cannot be lost, but (mirrors tell no
-        values with refs inside) with this node."""
+        """A value is known, perhaps in the place of a `former` one: an inline one cannot be lost; one with refs inside can be with this node."""
         if type(former) is Stored:
             self.left[oid] = former.node
-        if type(value) is bytes and self._directory._mirrors.told:
+        if type(value) in (bytes, Containing) and self._directory._mirrors.told:
             self._directory._mirrors.known(oid, effects)
         if type(value) is not Stored and type(value) is not Containing and oid in self.specs:
             self.drop(oid)
