@@ -396,6 +396,10 @@ def test_a_node_that_holds_a_value_again_is_told_it_again() -> None:
     assert SendResolved(THERE, X, value) in first and again == [SendNodeHeld(THERE, 2)]
     node.tell(NodeReleaseArrived(THERE, [(X, 2)]))
     assert SendResolved(THERE, X, value) in node.tell(NodeHoldArrived(THERE, 3, [X]))
+    assert SendResolved(THERE, X, value) not in node.tell(HandedAbroad(A, [X], B, THERE))
+    assert SendResolved(THERE, X, value) in node.tell(NodeReleaseArrived(THERE, [(X, 1)])), (
+        "that was before X was handed to it"
+    )
 
 
 def test_a_small_value_with_refs_inside_is_told_to_those_who_hold_it_when_it_is_known() -> None:

@@ -137,6 +137,11 @@ class Mirrors:
             if row is not None and type(row.value) is Containing and oid not in self._given[node]:
                 self._directory._tell(node, oid, row.value, effects)
 
+    def let_go(self, node: bytes, oid: bytes) -> None:
+        """A node had let go of an object before it was handed to it once more: of what is inside, too."""
+        if self._given.get(node, {}).pop(oid, self) is None:
+            self._due.append((node, oid))
+
     def give(self, node: bytes, oid: bytes) -> bool:
         """A node is told an object's value: whether it must be told how what is inside is made; not if it was, and still holds the object."""
         if not self._directory._held[node].get(oid):

@@ -708,6 +708,8 @@ class ObjectDirectory:
             held = self._held[event.node]
             for oid, count in event.items:
                 self._count(held, (oid,), -count)
+                if oid in held:
+                    self._mirrors.let_go(event.node, oid)
 
     # ------------------------------------------------------------ other nodes: their end
 
