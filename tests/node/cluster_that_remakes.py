@@ -162,7 +162,7 @@ class Maker(Process):
             if task is not None:
                 self.take_result(run.oid, value)
         elif run.claimed:
-            self.queue.send(Publish(run.oid, value))
+            self.queue.send(Publish(run.oid, value, owner.worker_id))
         elif owner.alive or owner.node is self.node:
             self.world.results[self, owner].append((run.oid, sent(value)))
 
@@ -186,7 +186,8 @@ class Maker(Process):
             dead = next(each for each in self.world.processes if each.worker_id == message.process)
             unread = self.world.results[self, dead]
             while unread:
-                self.queue.send(Publish(*unread.popleft()))
+                oid, value = unread.popleft()
+                self.queue.send(Publish(oid, value, message.process))
             refs = self.refs_called_with(message.process)
             self.queue.send(Claims(message.process, [run.oid[:16] for run in mine], False, refs))
         else:
@@ -371,7 +372,7 @@ class MakerNode(Node):
 
     def _fetched(self, stored: Stored, then: Callable[[Stored | None, str], None]) -> None:
         source = self.world.node(stored.node)
-        if not source.alive or stored.oid not in source.stored or self.world.dice.random() < 0.05:
+        if not source.alive or stored.oid not in source.stored or (self.world.dice.random() < 0.05 and source is not self):
             then(None, "it cannot be had")
             return
         self.stored.setdefault(stored.oid, b"")
