@@ -372,7 +372,11 @@ class MakerNode(Node):
 
     def _fetched(self, stored: Stored, then: Callable[[Stored | None, str], None]) -> None:
         source = self.world.node(stored.node)
-        if not source.alive or stored.oid not in source.stored or (self.world.dice.random() < 0.05 and source is not self):
+        if (
+            not source.alive
+            or stored.oid not in source.stored
+            or (self.world.dice.random() < 0.05 and source is not self)
+        ):
             then(None, "it cannot be had")
             return
         self.stored.setdefault(stored.oid, b"")

@@ -11,6 +11,7 @@ from tests.node.test_object_directory import stored
 
 from shoal.node.foreign_holds import ConfirmHolds, SendHoldForDone, SendNodeHold, SendNodeRelease
 from shoal.node.io.objects import Objects
+from shoal.node.mirrors import HEIR_OF
 from shoal.node.object_directory import ObjectDirectory
 from shoal.node.object_events import (
     Adopted,
@@ -69,6 +70,8 @@ class Node:
         self.directory = ObjectDirectory(lambda error: f"{type(error).__name__}: {error}".encode(), HERE)
         self.directory.inherit()
         self.token = 0
+        #: of dead homes from which it has inherited: their other holders have time until it settles
+        self.inherited: list[bytes] = []
         for process in processes:
             self.tell(ProcessJoined(process))
         self.tell(NodeJoined(THERE), NodeJoined(THIRD))
@@ -79,16 +82,22 @@ class Node:
             for effect in self.directory.handle(event, 0.0):
                 if type(effect) is RequestSweep:
                     self.token = effect.token
+                elif type(effect) is ExpireLater and effect.of.startswith(HEIR_OF):
+                    self.inherited.append(effect.of)
                 else:
                     out.append(effect)
         return out
 
-    def settle(self) -> list[Any]:
+    def sweep(self) -> list[Any]:
         out = []
         while self.token:
             token, self.token = self.token, 0
             out += self.tell(Swept(token))
         return out
+
+    def settle(self) -> list[Any]:
+        inherited, self.inherited = self.inherited, []
+        return self.tell(*map(EstateExpired, inherited)) + self.sweep()
 
 
 def counts_of(node: Node) -> dict[str, int]:
@@ -354,6 +363,19 @@ def test_what_was_read_and_let_go_needs_no_heir() -> None:
     assert node.directory.statistics()["objects"] == node.directory.statistics()["mirrors"] == 0
     _, asked = reader_of_x(Failed(b"its task raised"))
     assert asked == [], "an error is known to who has read it"
+
+
+def test_an_heir_keeps_what_it_has_inherited_until_others_have_said_that_they_hold_it() -> None:
+    """Another node was told of this heir, and its hold is on its way when nothing here refers to the object any more."""
+    node, _ = reader_of_x()
+    node.tell(HeirTold(X, HERE), Released(A, [X]))
+    assert node.sweep() == [], "not yet"
+    node.tell(NodeHoldArrived(THIRD, 1, [X]))
+    assert ForgetHeir(X) not in node.settle()
+    assert node.tell(ResolveAsked(THIRD, [X])) == [SendResolved(THIRD, X, b"small")]
+    node.tell(NodeReleaseArrived(THIRD, [(X, 1)]))
+    assert ForgetHeir(X) in node.settle()
+    assert node.directory.statistics()["objects"] == node.directory.statistics()["fresh"] == 0
 
 
 # ---------------------------------------------------------------- refs inside of values

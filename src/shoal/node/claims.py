@@ -193,6 +193,7 @@ class Claims:
 def _on_expired(directory: ObjectDirectory, event: EstateExpired, effects: list[Effect]) -> None:
     directory._estates.on_expired(event, effects)
     directory._claims.on_expired(event, effects)
+    directory._mirrors.on_expired(event, effects)
 
 
 HANDLERS: dict[type, Any] = {

@@ -32,6 +32,8 @@ from shoal.node.object_events import (
     AskHeir,
     DropMirrors,
     Effect,
+    EstateExpired,
+    ExpireLater,
     ForgetHeir,
     HeirTold,
     MirrorItem,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from shoal.node.object_directory import ObjectDirectory
 
 SPEC_TOLD, VALUE_TOLD = 1, 2
+HEIR_OF = b"heir of "  #: before the NodeID of a dead home in `ExpireLater`
 MIRRORS_PER_MESSAGE = 256
 
 
@@ -74,6 +77,8 @@ class Mirrors:
         self._tasks: dict[bytes, int] = {}
         #: those whose heir turned out to be dead too -> that heir: they are asked for once more, as the GCS knows of its death by then
         self._dead_heirs: dict[bytes, bytes] = {}
+        #: dead home -> what this node has inherited of it, and keeps until others that hold it have had time to say so
+        self._fresh: dict[bytes, list[bytes]] = {}
         #: whose home this node is by inheritance, so that the GCS has a key for it
         self._inherited: dict[bytes, None] = {}
 
@@ -187,6 +192,7 @@ class Mirrors:
             "told": sum(map(len, self.told.values())),
             "mirrors": sum(map(len, self.kept.values())),
             "inherited": len(self._inherited),
+            "fresh": sum(map(len, self._fresh.values())),
         }
 
     def ask_heir(self, oid: bytes, row: ObjectRow, effects: list[Effect]) -> bool:
@@ -262,9 +268,7 @@ class Mirrors:
             self._inherited[oid] = None
             row.abroad = None
             row.known = True
-            if not row.rows:  # who waits for it may be gone by now
-                row.stamp = directory._issued
-                directory._candidates[oid] = None
+            self._keep_for_others(former, oid, row, effects)
             self._take_over(former, oid, row, effects)
         elif heir == directory._node_id:
             row.abroad = None
@@ -285,6 +289,24 @@ class Mirrors:
             directory._fail_homeless(oid, row, directory._holds_abroad.cause_of_death(former) or "it is gone", effects)
             directory._drop_if_idle(oid, row)
         self._dead_heirs.pop(oid, None)
+
+    def _keep_for_others(self, former: bytes, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
+        """Other nodes that hold it ask who the heir is, and their holds are on their way when nothing here may refer to it any more."""
+        row.rows += 1
+        if former not in self._fresh:
+            self._fresh[former] = []
+            effects.append(ExpireLater(HEIR_OF + former))
+        self._fresh[former].append(oid)
+
+    def on_expired(self, event: EstateExpired, effects: list[Effect]) -> None:
+        """Who holds what was inherited has said so."""
+        directory = self._directory
+        for oid in self._fresh.pop(event.of.removeprefix(HEIR_OF), ()) if event.of.startswith(HEIR_OF) else ():
+            row = directory._objects[oid]
+            row.rows -= 1
+            row.stamp = directory._issued
+            if not row.rows:
+                directory._candidates[oid] = None
 
     def _take_over(self, former: bytes, oid: bytes, row: ObjectRow, effects: list[Effect]) -> None:
         """This node is an object's home: what its former home has told is this node's own knowledge now."""
