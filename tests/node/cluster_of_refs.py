@@ -341,11 +341,11 @@ class PlayedLoop:
 
     def __init__(self) -> None:
         self.due: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        #: those of 10 s and more: when all has come to rest
+        #: those of 3 s and more: when all has come to rest
         self.late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
-        (self.due if delay_s < 10 else self.late).append((call, args))
+        (self.due if delay_s < 3 else self.late).append((call, args))
 
     def call_soon(self, call: Callable[..., None], *args: Any) -> None:
         self.due.append((call, args))

@@ -295,7 +295,7 @@ class Mirrors:
         row.rows += 1
         if former not in self._fresh:
             self._fresh[former] = []
-            effects.append(ExpireLater(HEIR_OF + former))
+            effects.append(ExpireLater(HEIR_OF + former, soon=True))
         self._fresh[former].append(oid)
 
     def on_expired(self, event: EstateExpired, effects: list[Effect]) -> None:

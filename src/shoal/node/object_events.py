@@ -567,9 +567,10 @@ class EstateSettled:
 
 @dataclass(slots=True)
 class ExpireLater:
-    """Answer with EstateExpired when who could want what this process or node has left has had time to say so."""
+    """Answer with EstateExpired when who could want what this process or node has left has had time to say so. `soon`: who ask at once."""
 
     of: bytes
+    soon: bool = False
 
 
 @dataclass(slots=True)

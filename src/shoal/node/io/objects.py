@@ -37,6 +37,9 @@ from shoal.serialization.failures import dumps_error
 log = logging.getLogger("shoal.node")
 
 ORPHANED_S = 15.0  #: what is kept for a home that is dead waits so long for its heir, from when the GCS can tell of it
+INHERITED_S = (
+    3.0  #: an heir keeps what it has inherited so long for the other holders, who ask at once or after HEIR_WAIT_S
+)
 CLAIMS_WAIT_S = 60.0  #: a living node that does not say what it has of a dead owner is waited for so long
 CANCEL_AGAIN_S = (RELEASE_SWEEP_S, 0.1, 0.3, 1.0)  #: after a cancellation for which nobody was found
 HEIR_WAIT_S = 1.0  #: a node that cannot make an object waits so long for one that can
@@ -328,12 +331,12 @@ class Objects:
         self.handle(events.NodeDied(node, cause))
         self._loop.call_soon(self.handle, events.EstatesComplete(node))  # when all parts of the daemon have heard of it
         if node in self._copy_for.values() or node in self._kept_for.values():
-            self._orphaned_later(self._free_orphaned, node)
+            self._orphaned_later(ORPHANED_S, self._free_orphaned, node)
 
-    def _orphaned_later(self, then: Callable[..., None], *args: Any) -> None:
+    def _orphaned_later(self, delay_s: float, then: Callable[..., None], *args: Any) -> None:
         """Call `then` when the heirs of what has no home have had time to ask for it: the GCS must name them first."""
         key = {"namespace": HEIRS, "key": b""}
-        self._call_gcs("gcs.kv_get", key, lambda body, error: self._loop.call_later(ORPHANED_S, then, *args))
+        self._call_gcs("gcs.kv_get", key, lambda body, error: self._loop.call_later(delay_s, then, *args))
 
     def _free_orphaned(self, home: bytes) -> None:
         """What lies here for a home that died, and that nobody wants: nobody refers to it."""
@@ -347,7 +350,8 @@ class Objects:
             self._store.free(orphans)
 
     def _expire_later(self, effect: events.ExpireLater) -> None:
-        self._orphaned_later(self.handle, events.EstateExpired(effect.of))
+        delay_s = INHERITED_S if effect.soon else ORPHANED_S
+        self._orphaned_later(delay_s, self.handle, events.EstateExpired(effect.of))
 
     def _on_node_hold(self, node: bytes, message: node_messages.NodeHold) -> None:
         self._meet(node)
